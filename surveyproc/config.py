@@ -1,0 +1,341 @@
+"""survey.toml as typed, validated models. Every error names the file and the key.
+
+Precedence: `--set section.key=value`, then the file, then `SURVEYPROC_SECTION_KEY` variables, then
+defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import glob
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from surveyproc.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SurveySection(Section):
+    """Who we are and where everything written lies."""
+
+    name: Name = Field(description="Name of the survey; also the name of its release.")
+    root: str = Field(description="Path or URL under which everything is written.")
+
+
+class ImagesSection(Section):
+    """The calibrated image tiles."""
+
+    tiles: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        description="Paths, globs or URLs of FITS files, relative to survey.toml."
+    )
+    bands: list[Band] = Field(min_length=1, description="Band names, in order of wavelength.")
+    band_keyword: str = Field("FILTER", description="Header keyword that names the band.")
+    tile_keyword: str = Field("OBJECT", description="Header keyword that names the tile.")
+    zeropoint_keyword: str = Field(
+        "MAGZERO", description="Header keyword: AB magnitude of 1 count."
+    )
+    zeropoints: dict[str, float] = Field(
+        default_factory=dict, description="AB magnitude of one count by band; beats the keyword."
+    )
+    file_pattern: str | None = Field(
+        None,
+        description="Regular expression searched in each file name; its named groups tile, band and "
+        "kind (image, weight or mask, or their first letters) beat the header.",
+    )
+    mask_bits: int | None = Field(
+        None, description="Bits of mask images that make a pixel bad; all bits if absent."
+    )
+
+
+class CatalogSection(Section):
+    """The source catalog."""
+
+    source: str = Field(
+        description="FITS, VOTable, Parquet, CSV, ECSV or HATS; relative path or URL."
+    )
+    id: str = Field("object_id", description="Column with the object id (integer).")
+    ra: str = Field("ra", description="Column with the right ascension, degrees, ICRS.")
+    dec: str = Field("dec", description="Column with the declination, degrees, ICRS.")
+    partition_rows: int = Field(100_000, ge=1, description="Most rows a partition may hold.")
+
+
+class LabelsSection(Section):
+    """A table of known redshifts, matched to the catalog on the sky."""
+
+    source: str = Field(description="Any catalog format; relative path or URL.")
+    redshift: str = Field(description="Column with the redshift.")
+    ra: str = Field("ra", description="Column with the right ascension, degrees.")
+    dec: str = Field("dec", description="Column with the declination, degrees.")
+    select: str | None = Field(None, description="Boolean column: only rows where it is true.")
+    radius: float = Field(1.0, gt=0, description="Largest distance of a match, arcsec.")
+
+
+class TrainingSection(LabelsSection):
+    """Labels of a product's network, with its own photometry or with the survey's."""
+
+    magnitudes: dict[str, str] = Field(
+        default_factory=dict,
+        description="Model band to AB magnitude column of the label table. If given, the network "
+        "learns from these; else from the survey's photometry of the matched objects.",
+    )
+    magnitude_errors: dict[str, str] = Field(
+        default_factory=dict, description="Model band to column with the magnitude's error."
+    )
+    epochs: int = Field(30, ge=1, description="Epochs of each of the two learning-rate stages.")
+    batch_size: int = Field(256, ge=1, description="Objects a step, over all workers.")
+    workers: int = Field(2, ge=1, description="Ray Train workers.")
+    seed: int = Field(0, ge=0, description="Seed of weights, split and shuffling.")
+
+
+class ProductSection(Section):
+    """One product of the run."""
+
+    name: Name = Field(description="photometry or photoz.")
+    model: Name | None = Field(
+        None, description="A package under <root>/models or a registered network to train."
+    )
+    bands: dict[str, str] = Field(
+        default_factory=dict, description="Model band to survey band where the names differ."
+    )
+    aperture: float = Field(1.0, gt=0, description="Photometry: aperture radius, arcsec.")
+    training: TrainingSection | None = Field(None, description="How to train the model.")
+
+
+class GatesSection(Section):
+    """What a release must satisfy to be published."""
+
+    max_null_share: float = Field(
+        0.5, ge=0, le=1, description="Largest share of nulls in any product column."
+    )
+    max_out_of_range_share: float = Field(
+        0.0, ge=0, le=1, description="Largest share of values outside a column's declared range."
+    )
+
+
+class RunSection(Section):
+    """How the work is spread."""
+
+    workers: int | None = Field(None, ge=1, description="Worker processes; all CPUs if absent.")
+    address: str = Field("local", description='Ray address; "local" starts and stops its own.')
+
+
+class SurveyConfig(Section):
+    """The whole of survey.toml."""
+
+    survey: SurveySection
+    images: ImagesSection
+    catalog: CatalogSection
+    products: list[ProductSection] = Field(default_factory=list)
+    truth: LabelsSection | None = Field(None, description="Known redshifts for `evaluate`.")
+    gates: GatesSection = Field(default_factory=GatesSection)  # type: ignore[arg-type]
+    run: RunSection = Field(default_factory=RunSection)  # type: ignore[arg-type]
+    base: str = Field(".", exclude=True, description="Folder of survey.toml; set by the loader.")
+
+    @model_validator(mode="after")
+    def _bands_and_products(self) -> SurveyConfig:
+        if len(set(self.images.bands)) != len(self.images.bands):
+            raise ValueError("images.bands: a band is named twice")
+        names = [product.name for product in self.products]
+        if len(set(names)) != len(names):
+            raise ValueError("products: two products share a name")
+        for product in self.products:
+            for band in product.bands.values():
+                if band not in self.images.bands:
+                    raise ValueError(
+                        f"products.{product.name}.bands: {band!r} is not in images.bands "
+                        f"({', '.join(self.images.bands)})"
+                    )
+        return self
+
+    @property
+    def root(self) -> str:
+        """The root as an absolute path or a URL."""
+        return self.resolve(self.survey.root)
+
+    def resolve(self, path: str) -> str:
+        """A path of survey.toml, relative to the file's folder, as an absolute path or URL."""
+        return path if "://" in path else str((Path(self.base) / path).absolute())
+
+    def tile_files(self) -> list[str]:
+        """The tile files, globs expanded, sorted, each once.
+
+        Raises
+        ------
+        ConfigError
+            If a pattern matches nothing.
+        """
+        found: set[str] = set()
+        for pattern in self.images.tiles:
+            resolved = self.resolve(pattern)
+            matches = [resolved] if "://" in resolved else glob.glob(resolved, recursive=True)
+            if not matches:
+                raise ConfigError(f"images.tiles: {pattern!r} matches no file in {self.base}")
+            found.update(matches)
+        return sorted(found)
+
+    def product(self, name: str) -> ProductSection:
+        """The product section called `name`.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        for product in self.products:
+            if product.name == name:
+                return product
+        known = ", ".join(product.name for product in self.products) or "none"
+        raise ConfigError(f"products: no product is called {name!r} (there are: {known})")
+
+
+def load(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> SurveyConfig:
+    """Read and validate survey.toml.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    overrides : iterable of str
+        `section.key=value` items, as given to `--set`.
+    environment : mapping, optional
+        Where `SURVEYPROC_*` variables are looked up; the process's environment by default.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is not TOML, or a key is unknown or has a wrong value.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    env = os.environ if environment is None else environment
+    merged = _from_environment(env)
+    _merge(merged, document)
+    for item in overrides:
+        _override(merged, item)
+    merged["base"] = str(path.parent.absolute())
+    try:
+        return SurveyConfig.model_validate(merged)
+    except ValidationError as error:
+        lines = [f"{path}: {_explain(dict(problem), merged)}" for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for section, field in SurveyConfig.model_fields.items():
+        model = _section_of(field.annotation)
+        if model is None:
+            continue
+        for key in model.model_fields:
+            variable = f"SURVEYPROC_{section}_{key}".upper()
+            if variable in environment:
+                found.setdefault(section, {})[key] = _value(environment[variable])
+    return found
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section model in `Section` or `Section | None`; None for anything else."""
+    options = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
+
+
+def _override(document: dict[str, Any], item: str) -> None:
+    dotted, equals, text = item.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys) or len(keys) < 2:
+        raise ConfigError(f"--set {item!r}: write section.key=value, for example run.workers=2")
+    place: Any = document
+    for key in keys[:-1]:
+        if isinstance(place, list):
+            named = [entry for entry in place if entry.get("name") == key]
+            if not named:
+                raise ConfigError(f"--set {item!r}: no {keys[0]} entry is called {key!r}")
+            place = named[0]
+        else:
+            place = place.setdefault(key, {})
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"--set {item!r}: {key!r} is a value, not a section")
+    if isinstance(place, list):
+        raise ConfigError(
+            f"--set {item!r}: name the entry too, for example products.photoz.model=x"
+        )
+    place[keys[-1]] = _value(text.strip())
+
+
+def _explain(problem: dict[str, Any], document: Mapping[str, Any]) -> str:
+    location = [part for part in problem["loc"] if not isinstance(part, int)]
+    indexes = [part for part in problem["loc"] if isinstance(part, int)]
+    if location[:1] == ["products"] and indexes:
+        location.insert(1, document["products"][indexes[0]].get("name", str(indexes[0])))
+    dotted = ".".join(str(part) for part in location) or "survey.toml"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {dotted!r}; the nearest known key is {close[0]!r}"
+    if problem["type"] == "missing":
+        return f"key {dotted!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message if dotted == "survey.toml" else f"key {dotted!r}: {message}"
+    return f"key {dotted!r}: {message}, not {problem['input']!r}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: type[Section] = SurveyConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = typing.get_args(annotation)
+        found = _section_of(annotation) or _section_of(arguments[0] if arguments else None)
+        model = found or model
+    return [key for key in model.model_fields if key != "base"]

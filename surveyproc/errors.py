@@ -1,0 +1,35 @@
+"""The named exceptions. Each message says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class SurveyError(Exception):
+    """Base of every error that surveyproc raises on purpose; `exit_code` is the command's status."""
+
+    exit_code = 1
+
+
+class ConfigError(SurveyError):
+    """survey.toml, an override or an environment variable is wrong; the message names the key."""
+
+    exit_code = 2
+
+
+class InputError(SurveyError):
+    """An input file (image, catalog, labels, model) cannot be used; the message names file and key."""
+
+    exit_code = 2
+
+
+class StoreError(SurveyError):
+    """Something under the survey's root could not be read or written (disk full, corrupt chunk)."""
+
+
+class UnitsFailedError(SurveyError):
+    """Some units of a run did not finish; the finished ones are kept and the next run resumes."""
+
+
+class GateError(SurveyError):
+    """A release gate refused to publish; the message holds the table of reasons."""
+
+    exit_code = 3

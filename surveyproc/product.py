@@ -1,0 +1,110 @@
+"""What a product is: the inputs it declares, the batch it is given, the columns it writes.
+
+Anything with these attributes can be run over a footprint: aperture photometry on the images, a
+network of ours, or one of a third party.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surveyproc.schemas import Column
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a product reads.
+
+    Attributes
+    ----------
+    bands : tuple of str
+        Bands in the order in which the product wants them, under the survey's names.
+    cutout : int
+        Side of the square cutout in pixels; 0 if the product reads no images.
+    columns : tuple of str
+        Columns of the source catalog or of an earlier product of the same run.
+    """
+
+    bands: tuple[str, ...] = ()
+    cutout: int = 0
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Objects handed to a product, all arrays with the same first axis n.
+
+    Attributes
+    ----------
+    columns : mapping of str to ndarray, shape (n,)
+        The columns the product asked for; floats hold NaN where the catalog holds null.
+    flags : int32 ndarray, shape (n,)
+        Bits already known for each object (no_image, edge, missing_band, ...).
+    images : float32 ndarray, shape (n, band, y, x), or None
+        Cutouts in nanojansky a pixel; NaN where no pixel exists, is masked, or a band is absent.
+    variance : float32 ndarray, shape (n, band, y, x), or None
+        Variance in nanojansky squared; NaN where unknown. None if the survey has no weights.
+    offsets : float32 ndarray, shape (n, 2), or None
+        (x, y) of the object minus the cutout's central pixel (index cutout // 2), in pixels,
+        within [-0.5, 0.5].
+    positions : float64 ndarray, shape (n, 2), or None
+        (x, y) of the object on its tile in pixels, zero-based, pixel centres at integers.
+    tiles : object ndarray of str, shape (n,), or None
+        Tile each object was taken from; None entries where no tile covers the object.
+    pixel_scale : float64 ndarray, shape (n,), or None
+        Arcsec a pixel of that tile.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    flags: NDArray[np.int32]
+    images: NDArray[np.float32] | None = None
+    variance: NDArray[np.float32] | None = None
+    offsets: NDArray[np.float32] | None = None
+    positions: NDArray[np.float64] | None = None
+    tiles: NDArray[np.object_] | None = None
+    pixel_scale: NDArray[np.float64] | None = None
+
+
+@runtime_checkable
+class Product(Protocol):
+    """One product of a run.
+
+    Attributes
+    ----------
+    name : str
+        `photometry`, `photoz`, ...; its flag column is `<name>_flag`.
+    inputs : Inputs
+        What it reads.
+    columns : tuple of Column
+        What it writes, from schemas/, the flag column last.
+    version : str
+        Hash of everything of the product that can change its output (weights, settings).
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the product."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """Bands, cutout and columns that `compute` wants."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Columns that `compute` returns, the flag column last."""
+
+    @property
+    def version(self) -> str:
+        """Hash of everything that can change the output."""
+
+    def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
+        """One array for every column in `columns`, each with the batch's first axis.
+
+        List columns are (n, length). NaN in a float column is written as null. The result is a
+        pure function of the batch.
+        """

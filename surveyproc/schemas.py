@@ -1,0 +1,136 @@
+"""Columns, units, UCDs and flag bits of every table we write, read from the files in schemas/."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow as pa
+
+from surveyproc.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a catalog.
+
+    Attributes
+    ----------
+    name : str
+        Name on disk.
+    dtype : str
+        A numpy-like scalar type: bool, int32, int64, float32, float64, string.
+    unit : str
+        VOUnit string; empty if the column has none.
+    ucd : str
+        Unified content descriptor (IVOA UCD1+).
+    description : str
+        One sentence.
+    length : int
+        Values a row: 0 for a scalar column, n for a list of n.
+    range : tuple of float or None
+        Values outside (low, high) stop a release at the range gate.
+    default : bool
+        Whether LSDB loads the column when a reader names none.
+    """
+
+    name: str
+    dtype: str
+    unit: str = ""
+    ucd: str = ""
+    description: str = ""
+    length: int = 0
+    range: tuple[float, float] | None = None
+    default: bool = True
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The Arrow type on disk."""
+        scalar = pa.type_for_alias(self.dtype)
+        return pa.list_(scalar) if self.length else scalar
+
+
+def _schema_file(name: str) -> str:
+    packaged = files("surveyproc") / "_schemas" / f"{name}.toml"
+    if packaged.is_file():
+        return packaged.read_text()
+    return (Path(__file__).parent.parent / "schemas" / f"{name}.toml").read_text()
+
+
+@cache
+def _document(name: str) -> Mapping[str, list[dict[str, object]]]:
+    return tomllib.loads(_schema_file(name))
+
+
+def load(name: str, *, bands: Iterable[str] = (), model: str = "") -> tuple[Column, ...]:
+    """Columns of the schema file `schemas/<name>.toml`, in file order.
+
+    A column whose name holds `{band}` is repeated for every band (all columns of one band together
+    are not required: the file's order is kept and bands vary fastest); `{model}` is replaced once.
+
+    Parameters
+    ----------
+    name : str
+        A product (`photometry`, `photoz`) or `object` (the columns every catalog begins with).
+    bands : iterable of str
+        Bands that fill `{band}`.
+    model : str
+        Column prefix that fills `{model}`.
+    """
+    columns: list[Column] = []
+    for entry in _document(name)["column"]:
+        template = str(entry["name"])
+        for band in bands if "{band}" in template else ("",):
+            text = {
+                key: str(entry.get(key, "")).replace("{band}", band).replace("{model}", model)
+                for key in ("name", "dtype", "unit", "ucd", "description")
+            }
+            limits = entry.get("range")
+            columns.append(
+                Column(
+                    **text,
+                    length=int(str(entry.get("length", 0))),
+                    range=(float(limits[0]), float(limits[1]))
+                    if isinstance(limits, list)
+                    else None,
+                    default=bool(entry.get("default", True)),
+                )
+            )
+    return tuple(columns)
+
+
+@cache
+def flags() -> Mapping[str, int]:
+    """Flag names to their bit masks (1, 2, 4, ...); the same bits serve every `<product>_flag`."""
+    return {str(flag["name"]): 1 << int(str(flag["bit"])) for flag in _document("flags")["flag"]}
+
+
+@cache
+def flag_descriptions() -> Mapping[str, str]:
+    """Flag names to one sentence each."""
+    return {str(flag["name"]): str(flag["description"]) for flag in _document("flags")["flag"]}
+
+
+def flag(*names: str) -> int:
+    """The bits of the named flags, or-ed.
+
+    Raises
+    ------
+    ConfigError
+        If schemas/flags.toml declares no such flag.
+    """
+    bits = 0
+    for name in names:
+        if name not in flags():
+            raise ConfigError(f"flag {name!r} is not declared in schemas/flags.toml")
+        bits |= flags()[name]
+    return bits
+
+
+def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
+    """Arrow schema of `columns`, every field nullable, without metadata."""
+    return pa.schema([pa.field(column.name, column.arrow_type) for column in columns])
