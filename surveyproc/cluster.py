@@ -60,7 +60,6 @@ def stream(
     *,
     workers: int,
     arguments: tuple[Any, ...] = (),
-    max_restarts: int = -1,
 ) -> Iterator[dict[str, Any]]:
     """Apply `worker` to every item with Ray Data; results come as they finish, in no fixed order.
 
@@ -77,20 +76,21 @@ def stream(
     if not items:
         return
     rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
+    size = min(workers, len(items))
     options: dict[str, Any] = {"num_cpus": 1}
     if isinstance(worker, type):
+        # A killed process comes back and its item is given out again, without end: every worker
+        # here is idempotent, and an item that fails by itself raises instead.
         options |= {
             "fn_constructor_args": arguments,
-            "compute": ray.data.ActorPoolStrategy(
-                min_size=min(workers, len(items)),
-                max_size=min(workers, len(items)),
-                max_tasks_in_flight_per_actor=2,
-            ),
+            "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            "max_restarts": -1,
+            "max_task_retries": -1,
         }
     else:
         options |= {
             "fn_args": arguments,
-            "compute": ray.data.TaskPoolStrategy(size=min(workers, len(items))),
+            "compute": ray.data.TaskPoolStrategy(size=size),
+            "max_retries": -1,
         }
-    for row in rows.map(worker, **options).iter_rows():
-        yield row
+    yield from rows.map(worker, **options).iter_rows()

@@ -59,8 +59,8 @@ class ImagesSection(Section):
     )
     file_pattern: str | None = Field(
         None,
-        description="Regular expression searched in each file name; its named groups tile, band and "
-        "kind (image, weight or mask, or their first letters) beat the header.",
+        description="Regular expression searched in each file name; its named groups tile, band "
+        "and kind (image, weight or mask, or their first letters) beat the header.",
     )
     mask_bits: int | None = Field(
         None, description="Bits of mask images that make a pixel bad; all bits if absent."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SurveyError(Exception):
-    """Base of every error that surveyproc raises on purpose; `exit_code` is the command's status."""
+    """Base of the errors raised on purpose; `exit_code` is the command's exit status."""
 
     exit_code = 1
 
@@ -16,7 +16,7 @@ class ConfigError(SurveyError):
 
 
 class InputError(SurveyError):
-    """An input file (image, catalog, labels, model) cannot be used; the message names file and key."""
+    """An image, catalog, label table or model cannot be used; the message names file and key."""
 
     exit_code = 2
 

@@ -6,10 +6,10 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -191,10 +191,15 @@ class Store:
         if self.exists(key):
             self.fs.rm(self.path(key), recursive=True)
 
-    def clear_staging(self) -> None:
-        """Drop what killed processes left half written. Only safe while nothing writes here."""
-        if self.is_local:
-            shutil.rmtree(Path(self.root) / STAGING, ignore_errors=True)
+    def clear_staging(self, older_than_s: float = 3600.0) -> None:
+        """Drop what killed processes left half written and nothing has touched for a while."""
+        if not self.is_local:
+            return
+        for left in (Path(self.root) / STAGING).glob("*"):
+            # Another driver may finish or drop its file between the listing and this line.
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > older_than_s:
+                    left.unlink()
 
 
 def store_error(error: OSError, where: str) -> StoreError:

@@ -1,0 +1,242 @@
+"""The front door: one thin function a verb. Exit status: 0 done, 2 bad input, 3 a gate refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from surveyproc.config import SurveyConfig, load
+from surveyproc.errors import SurveyError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Survey images and source catalogs in, science-ready value-added catalogs out.",
+)
+
+Survey = Annotated[Path, typer.Argument(metavar="survey.toml", help="The survey's description.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def _load(survey: Path, overrides: list[str] | None) -> SurveyConfig:
+    return load(survey, overrides or ())
+
+
+def _show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        print(json.dumps(result, default=_plain, indent=1, sort_keys=True))
+    else:
+        print("\n".join(lines))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+@app.command()
+def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read tiles and the source catalog into the survey's store."""
+    from surveyproc import verbs
+
+    done = verbs.ingest(_load(survey, overrides))
+    tiles, catalog = done["tiles"], done["catalog"]
+    lines = [
+        f"tiles: {tiles.tiles} in all, {tiles.written} written, {tiles.unchanged} unchanged",
+        *(f"  problem: {problem}" for problem in tiles.problems),
+        f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
+        f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
+        + (" (unchanged)" if catalog.skipped else ""),
+    ]
+    _show(done, as_json, lines)
+
+
+@app.command()
+def train(
+    survey: Survey,
+    product: Annotated[str | None, typer.Option(help="Only this product.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the networks that have a [products.training] section and save model packages."""
+    from surveyproc import verbs
+
+    done = verbs.train(_load(survey, overrides), product)
+    lines = [
+        f"{name}: model {one['model']} version {one['version']}, held-out {_metrics(one['metrics'])}"
+        for name, one in done.items()
+    ]
+    _show(done, as_json, lines)
+
+
+@app.command()
+def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what `run` would compute. Reads no data."""
+    from surveyproc import verbs
+
+    done = verbs.plan(_load(survey, overrides))
+    lines = [
+        f"run {done['run']}: {done['units']} units, {done['rows']} objects; "
+        f"{done['pending_units']} units, {done['pending_rows']} objects to compute"
+        + ("; published" if done["published"] else "")
+    ]
+    _show(done, as_json, lines)
+
+
+@app.command()
+def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Plan, infer, check and publish; repeated, it resumes, or does nothing."""
+    from surveyproc import verbs
+
+    done = verbs.run(_load(survey, overrides))
+    if done["did"] == "nothing":
+        lines = [f"nothing to do: release {done['release']} is published and up to date"]
+    else:
+        lines = [
+            f"release {done['release']} published: {done['rows']} objects in {done['units']} "
+            f"partitions ({done['units_resumed']} resumed), {done['rows_rejected']} rejected rows "
+            f"beside the catalog, {done['rows_per_second']:.0f} objects/s",
+            *_flag_lines(done["flags"]),
+        ]
+    _show(done, as_json, [*lines, done["url"]])
+
+
+@app.command()
+def report(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Write the published release's report, one self-contained HTML page."""
+    from surveyproc.report.page import write_report
+
+    done = write_report(_load(survey, overrides))
+    _show(done, as_json, [done["report"]])
+
+
+@app.command()
+def evaluate(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Hold the published redshifts against the table of the [truth] section."""
+    from surveyproc import verbs
+
+    done = verbs.evaluate(_load(survey, overrides))
+    lines = [
+        f"{done['column']} of release {done['release']} against {done['matched']} of "
+        f"{done['labels']} known redshifts",
+        f"  all:       {_metrics(done['all'])}",
+        f"  unflagged: {_metrics(done['unflagged'])}",
+    ]
+    _show(done, as_json, lines)
+
+
+@app.command()
+def validate(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check the published release: HATS validity, every leaf against its commit record."""
+    from surveyproc import verbs
+
+    done = verbs.validate(_load(survey, overrides))
+    lines = [f"release {done['release']}: {done['rows']} rows, {len(done['problems'])} problems"]
+    _show(done, as_json, lines + [f"  {problem}" for problem in done["problems"]])
+    if done["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def releases(
+    survey: Survey,
+    current: Annotated[
+        bool, typer.Option("--current", help="Print only the published catalog's URL.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the releases, or print where the published one is."""
+    from surveyproc import verbs
+
+    found = verbs.releases(_load(survey, overrides))
+    if current:
+        _show({"url": found["current"]["url"]}, as_json, [found["current"]["url"]])
+        return
+    lines = [
+        f"{'*' if one['current'] else ' '} {one['release']}  {one['published']}  "
+        f"{one['rows']} rows  {one['url']}"
+        for one in found["releases"]
+    ]
+    _show(found, as_json, lines)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder to write the survey to.")],
+    objects: Annotated[int, typer.Option(min=10, help="Objects to draw.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a small survey with known truth: FITS tiles, a catalog, a survey.toml."""
+    from surveyproc.simulate import simulate as draw
+
+    done = draw(out, objects=objects, seed=seed)
+    _show(dataclasses.asdict(done), as_json, [f"simulated survey: {done.config}"])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the survey and all its products.")],
+    objects: Annotated[int, typer.Option(min=100, help="Objects to draw.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a survey, then ingest, train, run, publish, evaluate and report it."""
+    from surveyproc.demo import demo as show
+
+    done = show(out, objects=objects, seed=seed)
+    lines = [
+        f"catalog: {done['catalog']}",
+        f"report:  {done['report']}",
+        f"z_phot against truth, {done['metrics']['matched']} galaxies not trained on: "
+        f"{_metrics(done['metrics']['all'])}",
+        "open it: python -c \"import lsdb; "
+        f"print(lsdb.open_catalog('{done['catalog']}').compute())\"",
+    ]
+    _show(done, as_json, lines)
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    return (
+        f"NMAD {metrics['nmad']:.4f}, outliers {100 * metrics['outlier_fraction']:.2f} %, "
+        f"bias {metrics['bias']:+.4f} (n = {metrics['n']})"
+    )
+
+
+def _flag_lines(flags: dict[str, dict[str, int]]) -> list[str]:
+    return [
+        f"  {product}: {counts['any']} flagged"
+        + "".join(f", {name} {count}" for name, count in counts.items() if name != "any")
+        for product, counts in flags.items()
+    ]
+
+
+def main() -> None:
+    """Entry point: a SurveyError becomes one clear message and its exit status."""
+    try:
+        app()
+    except SurveyError as error:
+        if os.environ.get("SURVEYPROC_TRACEBACK"):
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[bold red]error:[/] {_escaped(str(error))}"
+        )
+        sys.exit(error.exit_code)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

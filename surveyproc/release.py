@@ -1,0 +1,188 @@
+"""Releases: gates, publishing by pointer, listing, validation."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hats.io.validation import is_valid_catalog
+
+from surveyproc.catalogs import hats
+from surveyproc.config import GatesSection
+from surveyproc.errors import GateError, InputError
+from surveyproc.run import commit
+from surveyproc.run.plan import Plan
+from surveyproc.storage import Store, digest
+
+OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One gate that did not open: which, on what, the value found and the value allowed."""
+
+    gate: str
+    where: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.gate:<14} {self.where:<32} found {self.found}, allowed {self.allowed}"
+
+
+def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) -> list[Reason]:
+    """Reasons not to publish; empty if the release is good.
+
+    The gates are: every unit has the rows of its source partition; together they have the rows of
+    the source catalog; nulls and out-of-range values of each column stay under the configured
+    shares; object columns hold no null at all.
+    """
+    reasons = []
+    for unit, record in zip(plan.units, commits, strict=True):
+        if record.leaf.rows != unit.rows:
+            reasons.append(Reason("row count", unit.name, str(record.leaf.rows), str(unit.rows)))
+    rows = sum(record.leaf.rows for record in commits)
+    if rows != plan.catalog.rows:
+        reasons.append(Reason("row count", "whole catalog", str(rows), str(plan.catalog.rows)))
+    for column in plan.columns:
+        stats = [record.stats[column.name] for record in commits]
+        nulls = sum(one.nulls for one in stats) / max(rows, 1)
+        most = 0.0 if column.name in OBJECT_COLUMNS else gates.max_null_share
+        if nulls > most:
+            reasons.append(Reason("null share", column.name, f"{nulls:.4f}", f"{most:g}"))
+        outside = sum(one.out_of_range for one in stats) / max(rows, 1)
+        if outside > gates.max_out_of_range_share:
+            lowest = min((one.minimum for one in stats if one.minimum is not None), default=None)
+            highest = max((one.maximum for one in stats if one.maximum is not None), default=None)
+            reasons.append(
+                Reason(
+                    "range",
+                    column.name,
+                    f"{outside:.4f} outside (values {lowest:g} to {highest:g})",
+                    f"{gates.max_out_of_range_share:g} outside {column.range}",
+                )
+            )
+    return reasons
+
+
+def pointer_key(survey: str) -> str:
+    """The one object readers follow."""
+    return f"releases/{survey}/current.json"
+
+
+def is_published(store: Store, plan: Plan) -> bool:
+    """Whether readers are already being sent to the release of this plan."""
+    current = store.read_json(pointer_key(plan.survey))
+    return current is not None and current["release"] == plan.run
+
+
+def publish(
+    store: Store, plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection
+) -> dict[str, Any]:
+    """Write the release's metadata beside its leaves, check it, and swap the pointer.
+
+    Returns
+    -------
+    dict
+        The content of `current.json`.
+
+    Raises
+    ------
+    GateError
+        If a gate refuses; the pointer stays where it is.
+    """
+    reasons = refusals(plan, commits, gates)
+    if reasons:
+        raise GateError(
+            f"release {plan.run} is not published; gates refused:\n"
+            + "\n".join(str(reason) for reason in reasons)
+        )
+    drop_strangers(store, plan)
+    hats.finish_catalog(
+        store,
+        plan.release_key,
+        [record.leaf for record in commits],
+        name=plan.survey,
+        columns=plan.columns,
+        properties=plan.provenance,
+    )
+    url = store.url_of(plan.release_key)
+    if not is_valid_catalog(url, strict=True):
+        raise GateError(f"release {plan.run} is not published: {url} is not a valid HATS catalog")
+    current = {
+        "release": plan.run,
+        "url": url,
+        "rows": plan.rows,
+        "flags": commit.total_flags(commits),
+        "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    store.put_json(f"{plan.run_key}/done.json", current)
+    store.put_json(pointer_key(plan.survey), current)
+    return current
+
+
+def drop_strangers(store: Store, plan: Plan) -> None:
+    """Remove leaves that are not in the plan, which an interrupted copy could have left."""
+    expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
+    for key in hats.leaf_keys(store, plan.release_key):
+        if key not in expected:
+            store.remove(f"{plan.release_key}/{key}")
+
+
+def current_release(store: Store, survey: str) -> dict[str, Any]:
+    """What `current.json` says.
+
+    Raises
+    ------
+    InputError
+        If nothing was published yet.
+    """
+    current: dict[str, Any] | None = store.read_json(pointer_key(survey))
+    if current is None:
+        raise InputError(
+            f"no release of {survey} under {store.url}: `surveyproc run` makes the first one"
+        )
+    return current
+
+
+def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
+    """Every finished release, oldest first, the published one with `current` true."""
+    pointer = store.read_json(pointer_key(survey)) or {}
+    found = []
+    for name in store.names(f"releases/{survey}"):
+        done = store.read_json(f"runs/{name}/done.json")
+        if done is not None:
+            found.append({**done, "current": name == pointer.get("release")})
+    return sorted(found, key=lambda release: (str(release["published"]), str(release["release"])))
+
+
+def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
+    """Problems of a published release: HATS validity, and every leaf against its commit record.
+
+    Returns
+    -------
+    list of str
+        Empty if the release is intact.
+    """
+    release = str(release_record["release"])
+    problems = []
+    url = str(release_record["url"])
+    if not is_valid_catalog(url, strict=True):
+        problems.append(f"{url} is not a valid HATS catalog (strict)")
+    key = url.removeprefix(store.url_of("")).lstrip("/")
+    rows = 0
+    for name in store.names(f"runs/{release}/commits"):
+        document = store.read_json(f"runs/{release}/commits/{name}")
+        leaf = document["leaf"]
+        leaf_key = f"{key}/{hats.leaf_key(leaf['order'], leaf['pixel'])}"
+        if not store.exists(leaf_key):
+            problems.append(f"{leaf_key} is missing")
+        elif digest(store.read(leaf_key)) != leaf["sha256"]:
+            problems.append(f"{leaf_key} differs from its commit record")
+        rows += int(leaf["rows"])
+    if rows != release_record["rows"]:
+        problems.append(f"commit records hold {rows} rows, the release says {release_record['rows']}")
+    return problems
+

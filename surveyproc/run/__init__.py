@@ -1,0 +1,1 @@
+"""A run: plan the units, compute them, record each one."""

@@ -1,0 +1,150 @@
+"""Commit records: written after a unit's leaf, compared with the plan before anything is read."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from surveyproc import schemas
+from surveyproc.catalogs.hats import Leaf
+from surveyproc.errors import StoreError
+from surveyproc.product import Product
+from surveyproc.run.plan import Plan, Unit
+from surveyproc.schemas import Column
+from surveyproc.storage import Store
+
+READERS = 16
+
+
+@dataclass(frozen=True)
+class ColumnStats:
+    """What a gate needs to know of one column of one leaf."""
+
+    nulls: int
+    out_of_range: int
+    minimum: float | None
+    maximum: float | None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Proof that a unit's leaf is complete.
+
+    Attributes
+    ----------
+    unit : str
+        The unit's name, which holds the hash of its inputs.
+    leaf : Leaf
+        Rows, bytes, SHA-256 and Parquet footer of the leaf.
+    stats : dict
+        Column name to its statistics.
+    flags : dict
+        Product name to {flag name: objects}, with the key `any` for all flagged objects.
+    seconds : float
+        Time the unit took.
+    provenance : dict
+        Code, configuration, model and input versions.
+    """
+
+    unit: str
+    leaf: Leaf
+    stats: dict[str, ColumnStats]
+    flags: dict[str, dict[str, int]]
+    seconds: float
+    provenance: dict[str, str]
+
+
+def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, ColumnStats]:
+    """Null counts, values outside the declared range, and extremes of each column."""
+    stats = {}
+    for column in columns:
+        values = table[column.name]
+        low = high = None
+        outside = 0
+        if pa.types.is_list(values.type) or not _is_number(values.type):
+            stats[column.name] = ColumnStats(values.null_count, 0, None, None)
+            continue
+        if len(values) > values.null_count:
+            extremes = pc.min_max(values).as_py()
+            low, high = float(extremes["min"]), float(extremes["max"])
+        if column.range is not None:
+            # Infinities are outside every range.
+            inside = pc.and_(
+                pc.greater_equal(values, column.range[0]), pc.less_equal(values, column.range[1])
+            )
+            outside = pc.sum(pc.invert(inside)).as_py() or 0
+        stats[column.name] = ColumnStats(values.null_count, outside, low, high)
+    return stats
+
+
+def flag_counts(table: pa.Table, products: Sequence[Product]) -> dict[str, dict[str, int]]:
+    """For every product, how many objects carry each flag, and how many carry any."""
+    counts = {}
+    for product in products:
+        values = table[f"{product.name}_flag"].to_numpy()
+        named = {name: int((values & bit != 0).sum()) for name, bit in schemas.flags().items()}
+        counts[product.name] = {"any": int((values != 0).sum())} | {
+            name: count for name, count in named.items() if count
+        }
+    return counts
+
+
+def write(store: Store, run_key: str, commit: Commit) -> None:
+    """Put the record where the next run looks for it."""
+    document = asdict(commit)
+    document["leaf"]["footer"] = base64.b64encode(commit.leaf.footer).decode()
+    store.put_json(f"{run_key}/commits/{commit.unit}.json", document)
+
+
+def read(store: Store, run_key: str, unit: Unit) -> Commit:
+    """The record of a finished unit.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or it is damaged.
+    """
+    key = f"{run_key}/commits/{unit.name}.json"
+    document = store.read_json(key)
+    if document is None:
+        raise StoreError(f"{store.url_of(key)} is missing: run again to compute this unit")
+    try:
+        leaf = document["leaf"]
+        leaf["footer"] = base64.b64decode(leaf["footer"])
+        stats = {name: ColumnStats(**value) for name, value in document["stats"].items()}
+        return Commit(**{**document, "leaf": Leaf(**leaf), "stats": stats})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{store.url_of(key)} is damaged ({error}); remove it, run again") from error
+
+
+def read_all(store: Store, plan: Plan) -> Iterator[Commit]:
+    """The records of all units, in plan order, a few read at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(lambda unit: read(store, plan.run_key, unit), plan.units)
+
+
+def pending(store: Store, plan: Plan) -> list[Unit]:
+    """Units without a commit record. One listing; no record and no data is read."""
+    done = set(store.names(f"{plan.run_key}/commits"))
+    return [unit for unit in plan.units if f"{unit.name}.json" not in done]
+
+
+def total_flags(commits: Sequence[Commit]) -> Mapping[str, dict[str, int]]:
+    """Flag counts of all units together."""
+    total: dict[str, dict[str, int]] = {}
+    for commit in commits:
+        for product, counts in commit.flags.items():
+            into = total.setdefault(product, {})
+            for name, count in counts.items():
+                into[name] = into.get(name, 0) + count
+    return total
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))

@@ -1,0 +1,162 @@
+"""Units of work, and which of them are stale: computed from metadata, before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import surveyproc
+from surveyproc import schemas, sky
+from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
+from surveyproc.config import SurveyConfig
+from surveyproc.images.cube import Tile, read_tiles
+from surveyproc.product import Product
+from surveyproc.run.products import build_products, check_columns
+from surveyproc.schemas import Column
+from surveyproc.storage import Store, fingerprint
+
+# Raised whenever the same inputs would give other leaves than before.
+OUTPUT_REVISION = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One partition of the catalog with everything its leaf depends on.
+
+    Attributes
+    ----------
+    order, pixel : int
+        The HEALPix pixel of the partition.
+    rows : int
+        Objects in it.
+    fingerprint : str
+        Hash of the source leaf, the tiles it touches, the products and the code's revision.
+    """
+
+    order: int
+    pixel: int
+    rows: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Name of the unit's commit record: the partition and what it was made from."""
+        return f"Norder={self.order}-Npix={self.pixel}-{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units of one run, and where the run and its release lie.
+
+    Attributes
+    ----------
+    run : str
+        Identifier of the run and of its release: a hash of all inputs, so that the same inputs
+        always mean the same run.
+    units : tuple of Unit
+        Sorted by position on the sky.
+    columns : tuple of Column
+        The leaf's columns.
+    """
+
+    survey: str
+    run: str
+    units: tuple[Unit, ...]
+    columns: tuple[Column, ...]
+    catalog: CatalogInfo
+    tiles: tuple[Tile, ...]
+    products: tuple[Product, ...]
+
+    @property
+    def rows(self) -> int:
+        """Objects of the whole run."""
+        return sum(unit.rows for unit in self.units)
+
+    @property
+    def run_key(self) -> str:
+        """Folder of the run's plan, commit records, log and report."""
+        return f"runs/{self.run}"
+
+    @property
+    def release_key(self) -> str:
+        """Folder of the release, a HATS catalog."""
+        return f"releases/{self.survey}/{self.run}"
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What the release was made from, for HATS properties and commit records."""
+        made_by = {f"surveyproc_{p.name}_version": p.version for p in self.products}
+        return {
+            "surveyproc_version": surveyproc.__version__,
+            "surveyproc_revision": str(OUTPUT_REVISION),
+            "surveyproc_run": self.run,
+            "surveyproc_catalog": self.catalog.fingerprint,
+            "surveyproc_tiles": fingerprint([[tile.id, tile.version] for tile in self.tiles]),
+            **made_by,
+        }
+
+
+def make_plan(config: SurveyConfig, store: Store) -> Plan:
+    """Plan a run over the ingested catalog and tiles with the configured products.
+
+    Raises
+    ------
+    InputError
+        If catalog, tiles or a model are missing.
+    ConfigError
+        If a product reads columns that nothing provides.
+    """
+    catalog = read_catalog(store, config.survey.name)
+    products = build_products(config, store)
+    check_columns(products, [column.name for column in catalog.columns])
+    tiles = tuple(read_tiles(store)) if any(p.inputs.cutout for p in products) else ()
+    made_by = {
+        "products": [[product.name, product.version] for product in products],
+        "bands": list(config.images.bands),
+        "revision": OUTPUT_REVISION,
+    }
+    touched = _tiles_touched(catalog, tiles)
+    units = tuple(
+        Unit(
+            part.order,
+            part.pixel,
+            part.rows,
+            fingerprint({**made_by, "leaf": part.sha256, "tiles": versions}),
+        )
+        for part, versions in zip(catalog.partitions, touched, strict=True)
+    )
+    run = "r" + fingerprint(
+        {
+            **made_by,
+            "survey": config.survey.name,
+            "catalog": catalog.fingerprint,
+            "units": [[unit.order, unit.pixel, unit.fingerprint] for unit in units],
+        }
+    )
+    columns = schemas.load("object") + tuple(c for product in products for c in product.columns)
+    return Plan(config.survey.name, run, units, columns, catalog, tiles, products)
+
+
+def _tiles_touched(catalog: CatalogInfo, tiles: Sequence[Tile]) -> list[list[list[str]]]:
+    """For every partition, [id, version] of the tiles whose circle meets the circle of its objects.
+
+    Circles, not exact footprints: a tile named needlessly costs a recomputation, one forgotten
+    would keep a stale leaf.
+    """
+    if not tiles:
+        return [[] for _ in catalog.partitions]
+    order = sorted(range(len(tiles)), key=lambda i: tiles[i].id)
+    centres = sky.unit_vectors(
+        np.array([tiles[i].ra for i in order]), np.array([tiles[i].dec for i in order])
+    )
+    radii = np.array([tiles[i].radius for i in order])
+    touched = []
+    for part in catalog.partitions:
+        centre = sky.unit_vectors(np.array([part.ra]), np.array([part.dec]))[0]
+        chord = np.linalg.norm(centres - centre, axis=1)
+        separation = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
+        near = np.flatnonzero(separation <= radii + part.radius + 1e-6)
+        touched.append([[tiles[order[i]].id, tiles[order[i]].version] for i in near])
+    return touched

@@ -1,0 +1,66 @@
+"""The products of a survey, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from surveyproc.config import ProductSection, SurveyConfig
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.measure.aperture import AperturePhotometry
+from surveyproc.models.package import load_package
+from surveyproc.models.photoz import PhotozProduct
+from surveyproc.product import Product
+from surveyproc.storage import Store
+
+
+def build_products(config: SurveyConfig, store: Store) -> tuple[Product, ...]:
+    """Every product of `config`, in the order in which the file lists them.
+
+    Raises
+    ------
+    ConfigError
+        If a product is unknown or none is configured.
+    InputError
+        If a model package is missing; the message says how to train it.
+    """
+    if not config.products:
+        raise ConfigError("products: none is configured; add a [[products]] section")
+    return tuple(build_product(section, config, store) for section in config.products)
+
+
+def build_product(section: ProductSection, config: SurveyConfig, store: Store) -> Product:
+    """One product, its model loaded if it has one."""
+    if section.name == "photometry":
+        return AperturePhotometry(tuple(config.images.bands), section.aperture)
+    if section.name == "photoz":
+        if section.model is None:
+            raise ConfigError("key 'products.photoz.model' is missing: name a model package")
+        try:
+            package = load_package(store, section.model)
+        except InputError as error:
+            raise InputError(
+                f"products.photoz.model: {error}; `surveyproc train` makes a package of this name"
+            ) from error
+        return PhotozProduct(package, section.bands)
+    raise ConfigError(
+        f"products: {section.name!r} is not a product; known: photometry, photoz"
+    )
+
+
+def check_columns(products: Sequence[Product], catalog_columns: Iterable[str]) -> None:
+    """Refuse a product that reads a column which neither catalog nor earlier product holds.
+
+    Raises
+    ------
+    ConfigError
+        Naming the product, the columns, and what is there.
+    """
+    known = set(catalog_columns)
+    for product in products:
+        absent = [column for column in product.inputs.columns if column not in known]
+        if absent:
+            raise ConfigError(
+                f"products.{product.name} reads {', '.join(absent)}, which neither the catalog nor "
+                "an earlier product has; list the product that writes them first"
+            )
+        known.update(column.name for column in product.columns)

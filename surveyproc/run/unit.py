@@ -1,0 +1,202 @@
+"""One unit of work: rows of a catalog partition in, the columns of every product out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from surveyproc import schemas
+from surveyproc.errors import SurveyError
+from surveyproc.images.cutouts import Cutouts, CutoutReader
+from surveyproc.product import Batch, Product
+from surveyproc.schemas import Column
+
+# Objects a batch. With images, 256 nine-band 64-pixel cutouts are 38 MB; without, only columns.
+IMAGE_ROWS = 256
+COLUMN_ROWS = 65_536
+
+
+def compute(
+    table: pa.Table, products: Sequence[Product], reader: CutoutReader | None
+) -> dict[str, NDArray[Any]]:
+    """Columns of all `products` for the rows of `table`, in the table's row order.
+
+    Every batch goes through the products in their order, so that one reading of the pixels serves
+    them all and a product can use columns of an earlier one. The batches depend on the rows and
+    the tiles only, never on timing.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows of one partition: `ra`, `dec` and the catalog columns the products read.
+    products : sequence of Product
+        In order.
+    reader : CutoutReader or None
+        Where cutouts come from; None if no product reads images.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Column name to array, shape (n,) or (n, length).
+    """
+    rows = table.num_rows
+    catalog = {name: _as_numpy(table[name]) for name in _catalog_inputs(products, table)}
+    output = {
+        column.name: _empty(column, rows) for product in products for column in product.columns
+    }
+    for index, batch, bands in _batches(table, products, reader):
+        available: dict[str, NDArray[Any]] = {name: array[index] for name, array in catalog.items()}
+        for product in products:
+            written = product.compute(_narrow(batch, bands, product, available))
+            for column in product.columns:
+                values = np.asarray(written[column.name])
+                if len(values) != len(index):
+                    raise SurveyError(
+                        f"product {product.name} gave {len(values)} values of {column.name} for "
+                        f"{len(index)} objects"
+                    )
+                output[column.name][index] = values
+                available[column.name] = values
+    return output
+
+
+def image_needs(products: Sequence[Product], survey_bands: Sequence[str]) -> tuple[list[str], int]:
+    """Bands (in the survey's order) and cutout side in pixels that serve all `products`."""
+    wanted = {band for product in products if product.inputs.cutout for band in product.inputs.bands}
+    size = max((product.inputs.cutout for product in products), default=0)
+    return [band for band in survey_bands if band in wanted], size
+
+
+def to_table(
+    source: pa.Table, output: Mapping[str, NDArray[Any]], columns: Sequence[Column]
+) -> pa.Table:
+    """The leaf's table: object columns of `source`, then `output`; NaN becomes null."""
+    arrays = []
+    for column in columns:
+        if column.name in output:
+            arrays.append(_as_arrow(output[column.name], column))
+        else:
+            arrays.append(source[column.name].cast(column.arrow_type))
+    return pa.table(arrays, schema=schemas.arrow_schema(columns))
+
+
+def _catalog_inputs(products: Sequence[Product], table: pa.Table) -> set[str]:
+    wanted = {name for product in products for name in product.inputs.columns}
+    return wanted & set(table.column_names)
+
+
+def _as_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    if column.null_count and not pa.types.is_floating(column.type):
+        column = column.cast(pa.float64()) if pa.types.is_integer(column.type) else column
+    values: NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _empty(column: Column, rows: int) -> NDArray[Any]:
+    shape = (rows, column.length) if column.length else (rows,)
+    if column.dtype == "string":
+        return np.full(shape, None, dtype=object)
+    dtype = np.dtype(column.dtype)
+    return np.full(shape, np.nan if dtype.kind == "f" else 0, dtype=dtype)
+
+
+def _batches(
+    table: pa.Table, products: Sequence[Product], reader: CutoutReader | None
+) -> Iterator[tuple[NDArray[np.int64], Batch, tuple[str, ...]]]:
+    rows = table.num_rows
+    if reader is None:
+        for start in range(0, rows, COLUMN_ROWS):
+            index = np.arange(start, min(start + COLUMN_ROWS, rows))
+            yield index, Batch(columns={}, flags=np.zeros(len(index), np.int32)), ()
+        return
+    bands = tuple(reader.bands)
+    size = max(product.inputs.cutout for product in products)
+    ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
+    uncovered = np.ones(rows, dtype=bool)
+    for cutouts in reader.batches(ra, dec, size, IMAGE_ROWS):
+        uncovered[cutouts.index] = False
+        yield cutouts.index, _from_cutouts(cutouts), bands
+    alone = np.flatnonzero(uncovered)
+    for start in range(0, len(alone), IMAGE_ROWS):
+        index = alone[start : start + IMAGE_ROWS]
+        yield index, _without_image(len(index), len(bands), size), bands
+
+
+def _from_cutouts(cutouts: Cutouts) -> Batch:
+    return Batch(
+        columns={},
+        flags=cutouts.flags,
+        images=cutouts.images,
+        variance=cutouts.variance,
+        offsets=cutouts.offsets,
+        positions=cutouts.positions,
+        tiles=cutouts.tiles,
+        pixel_scale=cutouts.pixel_scale,
+    )
+
+
+def _without_image(rows: int, bands: int, size: int) -> Batch:
+    return Batch(
+        columns={},
+        flags=np.full(rows, schemas.flag("no_image"), np.int32),
+        images=np.full((rows, bands, size, size), np.nan, np.float32),
+        offsets=np.zeros((rows, 2), np.float32),
+        positions=np.full((rows, 2), np.nan),
+        tiles=np.full(rows, None, dtype=object),
+        pixel_scale=np.full(rows, np.nan),
+    )
+
+
+def _narrow(
+    batch: Batch,
+    bands: tuple[str, ...],
+    product: Product,
+    available: Mapping[str, NDArray[Any]],
+) -> Batch:
+    """The part of a batch that `product` declared: its columns, its bands, its cutout size."""
+    columns = {name: available[name] for name in product.inputs.columns}
+    if not product.inputs.cutout or batch.images is None:
+        return Batch(columns=columns, flags=np.zeros(len(batch.flags), np.int32))
+    pick = [bands.index(band) for band in product.inputs.bands]
+    # The object's pixel is at size // 2 in the large cutout and must be so in the small one.
+    start = batch.images.shape[-1] // 2 - product.inputs.cutout // 2
+    window = slice(start, start + product.inputs.cutout)
+
+    def crop(planes: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        if planes is None:
+            return None
+        chosen = planes if pick == list(range(len(bands))) else planes[:, pick]
+        return chosen[..., window, window]
+
+    return replace(
+        batch, columns=columns, images=crop(batch.images), variance=crop(batch.variance)
+    )
+
+
+def _as_arrow(values: NDArray[Any], column: Column) -> pa.Array:
+    if column.length:
+        return _list_array(values, column)
+    if column.dtype == "string":
+        return pa.array(values.tolist(), type=pa.string())
+    typed = values.astype(np.dtype(column.dtype), copy=False)
+    return pa.array(typed, mask=np.isnan(typed) if typed.dtype.kind == "f" else None)
+
+
+def _list_array(values: NDArray[Any], column: Column) -> pa.Array:
+    """(n, length) to a list column; a row that is all NaN becomes null."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.dtype(column.dtype)).ravel())
+    offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * column.length)
+    lists = pa.ListArray.from_arrays(offsets, flat)
+    missing = pa.array(np.isnan(values).all(axis=1))
+    return pa.compute.if_else(missing, pa.scalar(None, lists.type), lists)
+
+
+def use_one_thread() -> None:
+    """One thread for linear algebra: workers are processes, one a core (docs/design.md, speed)."""
+    torch.set_num_threads(1)
