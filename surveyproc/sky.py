@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
 import numpy as np
+from astropy.io.fits import Header
+from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
 from hats.pixel_math.spatial_index import compute_spatial_index
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 Float = NDArray[np.float64]
 
@@ -38,3 +46,157 @@ def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
         float(np.degrees(np.arcsin(np.clip(centre[2], -1, 1)))),
         radius,
     )
+
+
+class Footprint(Protocol):
+    """What ownership needs to know of a tile."""
+
+    @property
+    def id(self) -> str:
+        """Name of the tile; decides between tiles in which an object lies equally deep."""
+
+    @property
+    def wcs(self) -> str:
+        """The WCS as header text, one card a line."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(y, x) pixels."""
+
+    @property
+    def pixel_scale(self) -> float:
+        """Arcsec a pixel."""
+
+    @property
+    def ra(self) -> float:
+        """Right ascension of the bounding circle's centre, degrees."""
+
+    @property
+    def dec(self) -> float:
+        """Declination of the bounding circle's centre, degrees."""
+
+    @property
+    def radius(self) -> float:
+        """Radius of the bounding circle, degrees."""
+
+
+@lru_cache(maxsize=256)
+def wcs_from_header(text: str) -> Any:
+    """The celestial WCS written in `text`, FITS header cards separated by newlines.
+
+    Cached: treat the result as read-only.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)
+        return WCS(Header.fromstring(text, sep="\n"), naxis=2)
+
+
+def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
+    """Zero-based pixel (x, y) of positions in degrees, pixel centres at integers.
+
+    Distortions (SIP, TPV) are inverted. A position that does not project, is not finite, or does
+    not come back to itself (the far side of the sky, or far outside a distortion polynomial's
+    range) gets NaN.
+    """
+    ra, dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
+    x, y = np.full(ra.shape, np.nan), np.full(ra.shape, np.nan)
+    # Declinations beyond a pole are no positions; wcslib would fold some of them over it.
+    good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90.0)
+    if not good.any():
+        return x, y
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            px, py = wcs.all_world2pix(ra[good], dec[good], 0)
+        except NoConvergence as problem:
+            px, py = problem.best_solution.T.copy()
+            failed = np.zeros(px.shape, bool)
+            for indices in (problem.divergent, problem.slow_conv):
+                if indices is not None:
+                    failed[indices] = True
+            px[failed] = py[failed] = np.nan
+        back_ra, back_dec = wcs.all_pix2world(px, py, 0)
+    vectors, back = unit_vectors(ra[good], dec[good]), unit_vectors(back_ra, back_dec)
+    # A chord in degrees; a tenth of a pixel is far above rounding and far below a wrong branch.
+    chord = np.degrees(np.linalg.norm(vectors - back, axis=-1))
+    tolerance = 0.1 * np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
+    lost = ~(chord <= tolerance)
+    px, py = np.where(lost, np.nan, px), np.where(lost, np.nan, py)
+    x[good], y[good] = px, py
+    return x, y
+
+
+def local_pixel_scale(wcs: Any, x: float, y: float) -> float:
+    """Side in arcsec of a square with the area of the pixel at zero-based (x, y)."""
+    step = 0.5
+    ra, dec = wcs.all_pix2world([x - step, x + step, x, x], [y, y, y - step, y + step], 0)
+    left, right, low, high = unit_vectors(ra, dec)
+    area = float(np.linalg.norm(np.cross(right - left, high - low)))
+    return float(np.degrees(np.sqrt(area)) * 3600.0)
+
+
+def depth(x: Float, y: Float, shape: tuple[int, int]) -> Float:
+    """Distance in pixels from (x, y) to the nearest edge of a tile; negative outside, NaN for NaN.
+
+    Parameters
+    ----------
+    x, y : float64 ndarray, shape (n,)
+        Zero-based, pixel centres at integers: the tile covers -0.5 to nx - 0.5.
+    shape : (int, int)
+        (ny, nx) of the tile.
+    """
+    ny, nx = shape
+    across = np.minimum(x + 0.5, nx - 0.5 - x)
+    return np.minimum(across, np.minimum(y + 0.5, ny - 0.5 - y))
+
+
+def owners(
+    tiles: Sequence[Footprint], ra: Float, dec: Float
+) -> tuple[NDArray[np.int64], Float, Float]:
+    """The tile each object is taken from: the one in which it lies deepest, in arcsec.
+
+    The answer depends on the set of tiles and the position alone: between tiles in which an object
+    lies equally deep, the smallest id wins, whatever the order of `tiles`.
+
+    Parameters
+    ----------
+    tiles : sequence of Footprint
+        All tiles of the survey.
+    ra, dec : float64 ndarray, shape (n,)
+        Degrees, ICRS.
+
+    Returns
+    -------
+    tile : int64 ndarray, shape (n,)
+        Index into `tiles`; -1 where no tile covers the object.
+    x, y : float64 ndarray, shape (n,)
+        Zero-based position on that tile; NaN where there is none.
+
+    Notes
+    -----
+    A k-d tree over the objects' unit vectors finds those inside each tile's bounding circle, so
+    that only they are projected.
+    """
+    ra, dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
+    owner = np.full(ra.shape, -1, np.int64)
+    best_x, best_y = np.full(ra.shape, np.nan), np.full(ra.shape, np.nan)
+    best = np.full(ra.shape, -np.inf)
+    finite = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    if not len(tiles) or not finite.size:
+        return owner, best_x, best_y
+    tree = cKDTree(unit_vectors(ra[finite], dec[finite]))
+    for index in sorted(range(len(tiles)), key=lambda i: tiles[i].id):
+        tile = tiles[index]
+        centre = unit_vectors(np.array(tile.ra), np.array(tile.dec))
+        chord = 2 * np.sin(np.radians(min(tile.radius, 180.0)) / 2) * (1 + 1e-9) + 1e-12
+        near = finite[np.array(tree.query_ball_point(centre, chord), np.int64)]
+        if not near.size:
+            continue
+        x, y = pixel_positions(wcs_from_header(tile.wcs), ra[near], dec[near])
+        inside = depth(x, y, tile.shape)
+        with np.errstate(invalid="ignore"):
+            wins = (inside >= 0) & (inside * tile.pixel_scale > best[near])
+        taken = near[wins]
+        owner[taken], best[taken] = index, inside[wins] * tile.pixel_scale
+        best_x[taken], best_y[taken] = x[wins], y[wins]
+    return owner, best_x, best_y

@@ -1,0 +1,1 @@
+"""Images: FITS tiles in, sharded Zarr cubes, windows and cutouts out."""

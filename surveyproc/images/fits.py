@@ -1,0 +1,361 @@
+"""The image planes of FITS files: which tile, band and kind each is, and its pixels on demand."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fitsio
+import numpy as np
+from astropy.io.fits import Header
+from numpy.typing import NDArray
+
+from surveyproc.config import ImagesSection
+from surveyproc.errors import InputError
+from surveyproc.images.grid import wcs_text
+from surveyproc.images.hdus import Hdu, big_endian, scan
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
+KINDS = {
+    "weight": {"WEIGHT", "WHT", "WT", "IVAR", "INVVAR", "WGT"},
+    "mask": {"MASK", "DQ", "FLAGS", "DQM"},
+}
+KIND_LETTERS = {"i": "image", "w": "weight", "d": "mask", "m": "mask"}
+# A tile-compressed plane that claims to unpack to more than this many times its file is refused
+# before anything of that size is allocated; gzip of constant data reaches about 1,000.
+MAX_RATIO = 4000
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One 2-D image, weight or mask plane of one file; its pixels are read later.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    hdu : int
+        Zero-based HDU.
+    tile, band, kind : str
+        Where it belongs; kind is image, weight or mask.
+    shape : (int, int)
+        (y, x) pixels.
+    wcs : str
+        WCS header cards separated by newlines; empty for a weight or mask without its own.
+    zeropoint : float
+        AB magnitude of one count; NaN for weights and masks.
+    offset : int
+        Byte where the data begin in the uncompressed file.
+    bitpix, bscale, bzero, blank
+        How stored values become numbers; `blank` is None if the header names no blank value.
+    compressed : bool
+        Whether the plane is tile compressed (.fz).
+    """
+
+    path: str
+    hdu: int
+    tile: str
+    band: str
+    kind: str
+    shape: tuple[int, int]
+    wcs: str
+    zeropoint: float
+    offset: int
+    bitpix: int
+    bscale: float
+    bzero: float
+    blank: int | None
+    compressed: bool
+
+    @property
+    def where(self) -> str:
+        """File and HDU, for messages."""
+        return f"{self.path}[{self.hdu}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plane as JSON-able values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plane:
+        """The plane that `to_dict` wrote."""
+        return cls(**{**values, "shape": tuple(values["shape"])})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one plane; tile and band are empty where they could not be told."""
+
+    tile: str
+    band: str
+    message: str
+
+
+def planes_of(path: str, images: ImagesSection) -> tuple[list[Plane], list[Problem]]:
+    """The planes of one file, and what is wrong with those that cannot be used.
+
+    Reads headers only. Never raises for a bad file: the problem names file and key.
+    """
+    try:
+        hdus = scan(path)
+    except InputError as error:
+        tile, band, _ = _from_name(path, images)
+        return [], [Problem(tile, band, str(error))]
+    planes: list[Plane] = []
+    problems: list[Problem] = []
+    last_image = ("", "")
+    for hdu in hdus:
+        if not _is_image(hdu.header):
+            continue
+        naming = _Naming(path, hdu, hdus[0].header, images)
+        try:
+            tile, band, kind = naming.identify(last_image)
+            if kind == "image":
+                last_image = (tile, band)
+            planes.append(_plane(path, hdu, hdus[0].header, images, (tile, band, kind)))
+        except InputError as error:
+            problems.append(Problem(naming.tile, naming.band, str(error)))
+    if not planes and not problems:
+        problems.append(Problem(*_from_name(path, images)[:2], f"{path}: holds no image"))
+    return planes, problems
+
+
+def _is_image(header: Header) -> bool:
+    if header.get("ZIMAGE"):
+        return True
+    kind = str(header.get("XTENSION", "IMAGE")).strip()
+    return kind == "IMAGE" and int(header["NAXIS"]) > 0
+
+
+def _stem(path: str) -> str:
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    while True:
+        base, dot, suffix = name.rpartition(".")
+        if not dot or suffix.lower() not in {"fits", "fit", "fts", "fz", "gz", "bz2"}:
+            return name
+        name = base
+
+
+def _from_name(path: str, images: ImagesSection) -> tuple[str, str, str]:
+    """Tile, band and kind as far as `images.file_pattern` finds them in the file name."""
+    if images.file_pattern is None:
+        return "", "", ""
+    try:
+        match = re.search(images.file_pattern, path.rsplit("/", 1)[-1])
+    except re.error as error:
+        raise InputError(f"images.file_pattern: {error}") from error
+    groups = match.groupdict() if match else {}
+    return groups.get("tile") or "", groups.get("band") or "", groups.get("kind") or ""
+
+
+class _Naming:
+    """Finds tile, band and kind of one HDU; remembers them for the message if one is bad."""
+
+    def __init__(self, path: str, hdu: Hdu, primary: Header, images: ImagesSection) -> None:
+        self.path, self.hdu, self.primary, self.images = path, hdu, primary, images
+        self.tile = self.band = ""
+        self.words = set(re.split(r"[^A-Za-z0-9]+", str(hdu.header.get("EXTNAME", ""))))
+
+    def identify(self, last_image: tuple[str, str]) -> tuple[str, str, str]:
+        tile, band, kind = _from_name(self.path, self.images)
+        kind = self._kind(kind)
+        inherited = last_image if kind != "image" else ("", "")
+        self.tile = self._tile(tile, inherited[0])
+        self.band = self._band(band, inherited[1])
+        return self.tile, self.band, kind
+
+    def _own_or_primary(self, key: str) -> str:
+        for header in (self.hdu.header, self.primary):
+            value = header.get(key)
+            if value is not None and str(value).strip():
+                return str(value).strip()
+        return ""
+
+    def _kind(self, named: str) -> str:
+        if not named:
+            upper = {word.upper() for word in self.words}
+            return next((kind for kind, words in KINDS.items() if upper & words), "image")
+        for kind, words in KINDS.items():
+            if named.upper() in words:
+                return kind
+        if named[0].lower() not in KIND_LETTERS:
+            raise InputError(
+                f"{self.path}: images.file_pattern: kind {named!r} is not image, weight or mask"
+            )
+        return KIND_LETTERS[named[0].lower()]
+
+    def _tile(self, named: str, inherited: str) -> str:
+        key = self.images.tile_keyword
+        found = named or str(self.hdu.header.get(key, "")).strip() or inherited
+        source = "images.file_pattern: tile" if named else f"keyword {key}: tile"
+        found = found or self._own_or_primary(key)
+        if not found:
+            found, source = _stem(self.path), "file name: tile"
+        if not SAFE_NAME.match(found):
+            raise InputError(
+                f"{self.path}[{self.hdu.index}]: {source} id {found!r} may hold only letters, "
+                "digits, '_', '.' and '-', and may not begin with '.'; set images.tile_keyword "
+                "or a group 'tile' in images.file_pattern"
+            )
+        return found
+
+    def _band(self, named: str, inherited: str) -> str:
+        key, bands = self.images.band_keyword, self.images.bands
+        own = str(self.hdu.header.get(key, "")).strip()
+        found = named or own or inherited or self._own_or_primary(key)
+        if not found:
+            by_name = [band for band in bands if band in self.words]
+            if by_name:
+                return by_name[0]
+            raise InputError(
+                f"{self.path}[{self.hdu.index}]: keyword {key} (the band) is missing; set "
+                "images.band_keyword, or a group 'band' in images.file_pattern"
+            )
+        for candidate in (found, found.split()[0]):
+            if candidate in bands:
+                return candidate
+        close = difflib.get_close_matches(found, bands, n=1, cutoff=0.0)[0]
+        source = "images.file_pattern" if named else f"keyword {key}"
+        raise InputError(
+            f"{self.path}[{self.hdu.index}]: {source}: band {found!r} is not in images.bands "
+            f"({', '.join(bands)}); the nearest is {close!r}"
+        )
+
+
+def _plane(
+    path: str, hdu: Hdu, primary: Header, images: ImagesSection, names: tuple[str, str, str]
+) -> Plane:
+    tile, band, kind = names
+    header, where = hdu.header, f"{path}[{hdu.index}]"
+    compressed = bool(header.get("ZIMAGE"))
+    prefix = "Z" if compressed else ""
+    axes = int(header.get(f"{prefix}NAXIS", 0))
+    sizes = [int(header.get(f"{prefix}NAXIS{i + 1}", 0)) for i in range(axes)]
+    if axes != 2 or min(sizes) < 1:
+        raise InputError(f"{where}: NAXIS: a two-dimensional image is expected, not {sizes}")
+    if not hdu.complete:
+        raise InputError(
+            f"{where}: truncated: the header claims {sizes[0]} x {sizes[1]} pixels "
+            f"({hdu.nbytes} bytes), the file ends before them"
+        )
+    bitpix = int(header[f"{prefix}BITPIX"])
+    if bitpix not in (8, 16, 32, 64, -32, -64):
+        raise InputError(f"{where}: BITPIX = {bitpix} is not a FITS type")
+    if compressed:
+        _check_compressed(header, sizes, bitpix, hdu, where)
+    blank = header.get("ZBLANK", header.get("BLANK")) if compressed else header.get("BLANK")
+    return Plane(
+        path=path,
+        hdu=hdu.index,
+        tile=tile,
+        band=band,
+        kind=kind,
+        shape=(sizes[1], sizes[0]),
+        wcs=wcs_text(header, primary, (sizes[1], sizes[0]), where, required=kind == "image"),
+        zeropoint=_zeropoint(header, primary, images, band, where) if kind == "image" else math.nan,
+        offset=hdu.offset,
+        bitpix=bitpix,
+        bscale=float(header.get("BSCALE", 1.0)),
+        bzero=float(header.get("BZERO", 0.0)),
+        blank=int(blank) if isinstance(blank, int) and bitpix > 0 else None,
+        compressed=compressed,
+    )
+
+
+def _check_compressed(header: Header, sizes: list[int], bitpix: int, hdu: Hdu, where: str) -> None:
+    tiles = 1
+    for axis, size in enumerate(sizes):
+        tiles *= -(-size // int(header.get(f"ZTILE{axis + 1}", size if axis == 0 else 1)))
+    claimed = sizes[0] * sizes[1] * abs(bitpix) // 8
+    if tiles != int(header["NAXIS2"]) or claimed > MAX_RATIO * max(1, hdu.nbytes):
+        raise InputError(
+            f"{where}: ZNAXIS: claims {sizes[0]} x {sizes[1]} pixels, which {hdu.nbytes} bytes "
+            f"in {header['NAXIS2']} compressed tiles cannot hold"
+        )
+
+
+def _zeropoint(
+    header: Header, primary: Header, images: ImagesSection, band: str, where: str
+) -> float:
+    if band in images.zeropoints:
+        return images.zeropoints[band]
+    key = images.zeropoint_keyword
+    value = header.get(key, primary.get(key))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        state = "is missing" if value is None else f"is {value!r}, not a number"
+        raise InputError(
+            f"{where}: keyword {key} (AB magnitude of one count) {state}; set "
+            f"images.zeropoint_keyword, or images.zeropoints = {{ {band} = ... }}"
+        )
+    return number
+
+
+class PlaneReader:
+    """Pixels of one plane, row range by row range.
+
+    Parameters
+    ----------
+    plane : Plane
+        The plane.
+    path : str
+        The uncompressed file on the local disk (see `hdus.local_copy`).
+    """
+
+    def __init__(self, plane: Plane, path: str) -> None:
+        self.plane = plane
+        try:
+            if plane.compressed:
+                self._source: Any = fitsio.FITS(path)[plane.hdu]
+            else:
+                self._source = np.memmap(
+                    path, big_endian(plane.bitpix), "r", offset=plane.offset, shape=plane.shape
+                )
+        except (OSError, ValueError) as error:
+            raise InputError(f"{plane.where}: cannot be read: {error}") from error
+
+    def _stored(self, y0: int, y1: int) -> NDArray[Any]:
+        if not self.plane.compressed:
+            rows: NDArray[Any] = self._source[y0:y1]
+            return rows
+        try:
+            rows = self._source[y0:y1, :]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.plane.where}: damaged compressed data: {error}") from error
+        return rows
+
+    def rows(self, y0: int, y1: int) -> NDArray[np.float32]:
+        """Rows y0 to y1 (excluded) as float32, shape (y1 - y0, nx), in counts; blanks are NaN.
+
+        Raises
+        ------
+        InputError
+            If compressed data are damaged.
+        """
+        plane, stored = self.plane, self._stored(y0, y1)
+        out: NDArray[np.float32] = stored.astype(np.float32)
+        blank = plane.blank
+        if plane.compressed:
+            # CFITSIO has applied BSCALE and BZERO already.
+            blank = None if blank is None else round(blank * plane.bscale + plane.bzero)
+        elif (plane.bscale, plane.bzero) != (1.0, 0.0):
+            out = (stored * plane.bscale + plane.bzero).astype(np.float32)
+        if blank is not None:
+            out[stored == blank] = np.nan
+        return out
+
+    def bits(self, y0: int, y1: int) -> NDArray[np.int64]:
+        """Rows y0 to y1 of a mask as integers; a value that is not finite becomes -1 (all bits)."""
+        plane, stored = self.plane, self._stored(y0, y1)
+        if plane.bitpix < 0:
+            return np.where(np.isfinite(stored), stored, -1).astype(np.int64)
+        whole = stored.astype(np.int64)
+        if not plane.compressed and (plane.bscale, plane.bzero) != (1.0, 0.0):
+            whole = (whole * plane.bscale + plane.bzero).astype(np.int64)
+        return whole

@@ -1,0 +1,1 @@
+"""Measurements on cutouts: kernels and the products around them."""
