@@ -76,7 +76,8 @@ def train(
 
     done = verbs.train(_load(survey, overrides), product)
     lines = [
-        f"{name}: model {one['model']} version {one['version']}, held-out {_metrics(one['metrics'])}"
+        f"{name}: model {one['model']} version {one['version']}, held out: "
+        f"{_metrics(one['metrics'])}"
         for name, one in done.items()
     ]
     _show(done, as_json, lines)
@@ -108,7 +109,7 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
         lines = [
             f"release {done['release']} published: {done['rows']} objects in {done['units']} "
             f"partitions ({done['units_resumed']} resumed), {done['rows_rejected']} rejected rows "
-            f"beside the catalog, {done['rows_per_second']:.0f} objects/s",
+            f"beside the catalog, {done['rows_per_second']:.0f} objects/s a worker",
             *_flag_lines(done["flags"]),
         ]
     _show(done, as_json, [*lines, done["url"]])
@@ -204,7 +205,7 @@ def demo(
         f"report:  {done['report']}",
         f"z_phot against truth, {done['metrics']['matched']} galaxies not trained on: "
         f"{_metrics(done['metrics']['all'])}",
-        "open it: python -c \"import lsdb; "
+        'open it: python -c "import lsdb; '
         f"print(lsdb.open_catalog('{done['catalog']}').compute())\"",
     ]
     _show(done, as_json, lines)

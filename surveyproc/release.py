@@ -79,14 +79,17 @@ def is_published(store: Store, plan: Plan) -> bool:
 
 
 def publish(
-    store: Store, plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection
+    store: Store,
+    plan: Plan,
+    commits: Sequence[commit.Commit],
+    gates: GatesSection,
 ) -> dict[str, Any]:
     """Write the release's metadata beside its leaves, check it, and swap the pointer.
 
     Returns
     -------
     dict
-        The content of `current.json`.
+        The content of `current.json`, and the catalog's `url`.
 
     Raises
     ------
@@ -113,14 +116,15 @@ def publish(
         raise GateError(f"release {plan.run} is not published: {url} is not a valid HATS catalog")
     current = {
         "release": plan.run,
-        "url": url,
+        "path": plan.release_key,
         "rows": plan.rows,
+        "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
         "flags": commit.total_flags(commits),
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     store.put_json(f"{plan.run_key}/done.json", current)
     store.put_json(pointer_key(plan.survey), current)
-    return current
+    return {**current, "url": url}
 
 
 def drop_strangers(store: Store, plan: Plan) -> None:
@@ -144,7 +148,7 @@ def current_release(store: Store, survey: str) -> dict[str, Any]:
         raise InputError(
             f"no release of {survey} under {store.url}: `surveyproc run` makes the first one"
         )
-    return current
+    return {**current, "url": store.url_of(current["path"])}
 
 
 def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
@@ -154,7 +158,8 @@ def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
     for name in store.names(f"releases/{survey}"):
         done = store.read_json(f"runs/{name}/done.json")
         if done is not None:
-            found.append({**done, "current": name == pointer.get("release")})
+            here = {"url": store.url_of(done["path"]), "current": name == pointer.get("release")}
+            found.append({**done, **here})
     return sorted(found, key=lambda release: (str(release["published"]), str(release["release"])))
 
 
@@ -168,10 +173,10 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
     """
     release = str(release_record["release"])
     problems = []
-    url = str(release_record["url"])
+    key = str(release_record["path"])
+    url = store.url_of(key)
     if not is_valid_catalog(url, strict=True):
         problems.append(f"{url} is not a valid HATS catalog (strict)")
-    key = url.removeprefix(store.url_of("")).lstrip("/")
     rows = 0
     for name in store.names(f"runs/{release}/commits"):
         document = store.read_json(f"runs/{release}/commits/{name}")
@@ -183,6 +188,7 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
             problems.append(f"{leaf_key} differs from its commit record")
         rows += int(leaf["rows"])
     if rows != release_record["rows"]:
-        problems.append(f"commit records hold {rows} rows, the release says {release_record['rows']}")
+        problems.append(
+            f"commit records hold {rows} rows, the release says {release_record['rows']}"
+        )
     return problems
-

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from surveyproc.catalogs.crossmatch import nearest
+from surveyproc.catalogs.readers import open_table
 
 from surveyproc import sky
 from surveyproc.catalogs import hats
-from surveyproc.catalogs.crossmatch import nearest
-from surveyproc.catalogs.readers import open_table
 from surveyproc.config import LabelsSection, SurveyConfig
 from surveyproc.errors import InputError
 from surveyproc.storage import Store
@@ -47,10 +47,14 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     """
     url = config.resolve(section.source)
     table = open_table(url)
-    wanted = [section.ra, section.dec, section.redshift] + ([section.select] if section.select else [])
+    wanted = [section.ra, section.dec, section.redshift] + (
+        [section.select] if section.select else []
+    )
     for name in wanted:
         if name not in table.schema.names:
-            raise InputError(f"{url}: no column {name!r}; there are {', '.join(table.schema.names)}")
+            raise InputError(
+                f"{url}: no column {name!r}; there are {', '.join(table.schema.names)}"
+            )
     parts = [pa.table(batch.select(wanted)) for batch in table.batches(BATCH_ROWS)]
     whole = pa.concat_tables(parts)
     ra, dec, redshift = (

@@ -120,7 +120,9 @@ def read(store: Store, run_key: str, unit: Unit) -> Commit:
         stats = {name: ColumnStats(**value) for name, value in document["stats"].items()}
         return Commit(**{**document, "leaf": Leaf(**leaf), "stats": stats})
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{store.url_of(key)} is damaged ({error}); remove it, run again") from error
+        raise StoreError(
+            f"{store.url_of(key)} is damaged ({error}); remove it, run again"
+        ) from error
 
 
 def read_all(store: Store, plan: Plan) -> Iterator[Commit]:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from surveyproc import cluster
-from surveyproc.catalogs.labels import Labels, read_labels
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.crossmatch import nearest
 from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.catalogs.labels import Labels, read_labels
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.cube import read_tiles

@@ -80,9 +80,7 @@ class UnitWorker:
         )
         output = unit.compute(table, plan.products, self.reader)
         result = unit.to_table(table, output, plan.columns)
-        leaf = hats.write_leaf(
-            self.store, f"{plan.release_key}/{source}", result, plan.columns
-        )
+        leaf = hats.write_leaf(self.store, f"{plan.release_key}/{source}", result, plan.columns)
         record = commit.Commit(
             unit=planned.name,
             leaf=leaf,
@@ -125,9 +123,7 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
             f"{len(failed)} of {len(plan.units)} units failed; the others are kept and the same "
             "command resumes:\n" + "\n".join(failed)
         )
-    return Computed(
-        resumed, len(todo), sum(one.rows for one in todo), time.monotonic() - started
-    )
+    return Computed(resumed, len(todo), sum(one.rows for one in todo), time.monotonic() - started)
 
 
 def write_plan(store: Store, plan: Plan) -> None:
@@ -142,4 +138,3 @@ def write_plan(store: Store, plan: Plan) -> None:
             "provenance": plan.provenance,
         },
     )
-

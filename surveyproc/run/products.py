@@ -42,9 +42,7 @@ def build_product(section: ProductSection, config: SurveyConfig, store: Store) -
                 f"products.photoz.model: {error}; `surveyproc train` makes a package of this name"
             ) from error
         return PhotozProduct(package, section.bands)
-    raise ConfigError(
-        f"products: {section.name!r} is not a product; known: photometry, photoz"
-    )
+    raise ConfigError(f"products: {section.name!r} is not a product; known: photometry, photoz")
 
 
 def check_columns(products: Sequence[Product], catalog_columns: Iterable[str]) -> None:

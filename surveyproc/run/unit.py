@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from surveyproc import schemas
 from surveyproc.errors import SurveyError
-from surveyproc.images.cutouts import Cutouts, CutoutReader
+from surveyproc.images.cutouts import CutoutReader, Cutouts
 from surveyproc.product import Batch, Product
 from surveyproc.schemas import Column
 
@@ -68,7 +68,9 @@ def compute(
 
 def image_needs(products: Sequence[Product], survey_bands: Sequence[str]) -> tuple[list[str], int]:
     """Bands (in the survey's order) and cutout side in pixels that serve all `products`."""
-    wanted = {band for product in products if product.inputs.cutout for band in product.inputs.bands}
+    wanted = {
+        band for product in products if product.inputs.cutout for band in product.inputs.bands
+    }
     size = max((product.inputs.cutout for product in products), default=0)
     return [band for band in survey_bands if band in wanted], size
 
@@ -174,9 +176,7 @@ def _narrow(
         chosen = planes if pick == list(range(len(bands))) else planes[:, pick]
         return chosen[..., window, window]
 
-    return replace(
-        batch, columns=columns, images=crop(batch.images), variance=crop(batch.variance)
-    )
+    return replace(batch, columns=columns, images=crop(batch.images), variance=crop(batch.variance))
 
 
 def _as_arrow(values: NDArray[Any], column: Column) -> pa.Array:

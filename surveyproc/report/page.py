@@ -1,0 +1,157 @@
+"""The report of a published release: one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+from typing import Any
+
+import numpy as np
+
+from surveyproc import schemas
+from surveyproc.catalogs import hats
+from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.catalogs.labels import match_catalog, read_labels
+from surveyproc.config import SurveyConfig
+from surveyproc.evaluate.redshift import redshift_metrics
+from surveyproc.release import current_release
+from surveyproc.report import figures
+from surveyproc.report.summary import summarise
+from surveyproc.storage import Store
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b2a41; background: #f6f8fa; margin: 0; }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
+h1 { font-size: 1.9rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+.sub { color: #5b6b7f; margin: .2rem 0 1.4rem; overflow-wrap: anywhere; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; }
+.tile { background: #fff; border: 1px solid #dde4ea; border-radius: .6rem; padding: .8rem 1rem; }
+.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.tile span { color: #5b6b7f; font-size: .85rem; }
+figure { background: #fff; border: 1px solid #dde4ea; border-radius: .6rem; margin: 0; }
+figure { padding: .8rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: .8rem; }
+img { max-width: 100%; display: block; margin: auto; }
+table { border-collapse: collapse; background: #fff; width: 100%; font-size: .92rem; }
+td, th { border-bottom: 1px solid #dde4ea; padding: .35rem .7rem; text-align: left; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+code { background: #e8edf2; border-radius: .3rem; padding: .1rem .35rem; overflow-wrap: anywhere; }
+"""
+
+
+def write_report(config: SurveyConfig) -> dict[str, Any]:
+    """Write `runs/<run>/report.html` for the published release.
+
+    Returns
+    -------
+    dict
+        `report`: where the page is; `release`: what it shows.
+
+    Raises
+    ------
+    InputError
+        If nothing is published.
+    """
+    store = Store(config.root)
+    current = current_release(store, config.survey.name)
+    key = f"releases/{config.survey.name}/{current['release']}"
+    names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
+    redshift = next((name for name in names if name.endswith("_z_median")), None)
+    bands = [band for band in config.images.bands if f"flux_{band}" in names]
+    summary = summarise(store, key, redshift, bands)
+    catalog = read_catalog(store, config.survey.name)
+    sections = [
+        _tiles(current, catalog.rejected, catalog.duplicates, len(catalog.partitions)),
+        "<h2>On the sky</h2>" + _figure(figures.sky_map(summary), "sky map"),
+        "<h2>Distributions</h2><div class='row'>"
+        + (_figure(figures.redshift_histogram(summary), "N(z)") if redshift else "")
+        + (_figure(figures.magnitude_histogram(summary), "number counts") if bands else "")
+        + "</div>",
+    ]
+    if config.truth is not None and redshift:
+        values, known = match_catalog(store, key, read_labels(config.truth, config), [redshift])
+        metrics = redshift_metrics(values[redshift], known)
+        good = np.isfinite(values[redshift])
+        sections.append(
+            f"<h2>Against {len(known):,} known redshifts</h2><div class='row'>"
+            + _figure(figures.redshift_against_truth(values[redshift][good], known[good]), "z, z")
+            + _metrics_table(metrics)
+            + "</div>"
+        )
+    sections += [_flag_table(current), _open_it(str(current["url"]))]
+    page = _page(config.survey.name, current, "".join(sections))
+    target = f"runs/{current['release']}/report.html"
+    store.put(target, page.encode())
+    return {"report": store.url_of(target), "release": current["release"]}
+
+
+def _page(survey: str, current: dict[str, Any], body: str) -> str:
+    title = html.escape(f"{survey}: release {current['release']}")
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{STYLE}</style><main><h1>{html.escape(survey)}</h1>"
+        f"<p class='sub'>release {html.escape(str(current['release']))}, published "
+        f"{html.escape(str(current['published']))}</p>{body}</main></html>\n"
+    )
+
+
+def _tiles(current: dict[str, Any], rejected: int, duplicates: int, partitions: int) -> str:
+    cells = [
+        (f"{current['rows']:,}", "objects"),
+        (f"{partitions:,}", "partitions"),
+        (f"{current['rows_per_second']:,.0f}", "objects a second and worker"),
+        (f"{rejected:,}", "source rows rejected"),
+        (f"{duplicates:,}", "rows with a duplicate id"),
+    ]
+    for product, counts in current["flags"].items():
+        cells.append(
+            (f"{100 * counts['any'] / max(current['rows'], 1):.1f} %", f"{product} flagged")
+        )
+    return (
+        "<div class='tiles'>"
+        + "".join(f"<div class='tile'><b>{value}</b><span>{html.escape(label)}</span></div>"
+                  for value, label in cells)
+        + "</div>"
+    )  # fmt: skip
+
+
+def _figure(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f"<figure><img alt='{html.escape(alt)}' src='data:image/png;base64,{data}'></figure>"
+
+
+def _metrics_table(metrics: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{label}</td><td class='n'>{value}</td></tr>"
+        for label, value in (
+            ("matched objects", f"{metrics['n'] + metrics['n_missing']:,}"),
+            ("without a redshift", f"{metrics['n_missing']:,}"),
+            ("NMAD of dz = (z_phot - z) / (1 + z)", f"{metrics['nmad']:.4f}"),
+            ("outliers, |dz| > 0.15", f"{100 * metrics['outlier_fraction']:.2f} %"),
+            ("bias, mean dz", f"{metrics['bias']:+.4f}"),
+        )
+    )
+    return f"<figure><table>{rows}</table></figure>"
+
+
+def _flag_table(current: dict[str, Any]) -> str:
+    descriptions = schemas.flag_descriptions()
+    rows = "".join(
+        f"<tr><td>{html.escape(product)}</td><td><code>{html.escape(name)}</code></td>"
+        f"<td>{html.escape(descriptions[name])}</td><td class='n'>{count:,}</td>"
+        f"<td class='n'>{100 * count / max(current['rows'], 1):.2f} %</td></tr>"
+        for product, counts in current["flags"].items()
+        for name, count in counts.items()
+        if name != "any"
+    )
+    return (
+        "<h2>Flags</h2><table><tr><th>product</th><th>flag</th><th>meaning</th>"
+        f"<th class='n'>objects</th><th class='n'>share</th></tr>{rows}</table>"
+    )
+
+
+def _open_it(url: str) -> str:
+    line = f"import lsdb; lsdb.open_catalog({url!r}).compute()"
+    return f"<h2>Open it</h2><p><code>{html.escape(line)}</code></p>"

@@ -1,0 +1,107 @@
+"""What the report shows, gathered leaf by leaf in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surveyproc import sky
+from surveyproc.catalogs import hats
+from surveyproc.storage import Store
+
+SKY_BINS = 160
+Z_BINS = 80
+MAG_EDGES = np.arange(14.0, 28.01, 0.2)
+NJY_ZEROPOINT = 31.4  # AB magnitude of 1 nJy (Oke & Gunn 1983 definition, 3631 Jy).
+
+
+@dataclass
+class Summary:
+    """Histograms of a published catalog.
+
+    Attributes
+    ----------
+    rows : int
+        Objects.
+    sky : float64 ndarray, shape (SKY_BINS, SKY_BINS)
+        Objects a cell, (north, east) axes, on a tangent-like plane about `centre`.
+    sky_flagged : float64 ndarray
+        The same for objects with any flag of any product.
+    centre, half_width : (ra, dec) and extent of the map, degrees.
+    redshift : float64 ndarray, shape (Z_BINS,)
+        Objects a redshift bin; edges in `z_edges`. Empty if the release has no redshifts.
+    magnitudes : dict of str to ndarray
+        Band to objects a magnitude bin (edges MAG_EDGES).
+    """
+
+    rows: int
+    centre: tuple[float, float]
+    half_width: float
+    sky: NDArray[np.float64]
+    sky_flagged: NDArray[np.float64]
+    z_edges: NDArray[np.float64]
+    redshift: NDArray[np.float64]
+    magnitudes: dict[str, NDArray[np.float64]]
+
+
+def summarise(store: Store, key: str, redshift_column: str | None, bands: list[str]) -> Summary:
+    """Histograms of the catalog under `key`."""
+    parts = hats.leaf_keys(store, key)
+    caps = []
+    z_max = 0.0
+    positions = ["ra", "dec"]
+    for leaf in parts:
+        table = hats.read_leaf(
+            store, f"{key}/{leaf}", positions + ([redshift_column] if redshift_column else [])
+        )
+        caps.append(sky.cap(table["ra"].to_numpy(), table["dec"].to_numpy()))
+        if redshift_column:
+            z_max = max(z_max, float(np.nanmax(_floats(table, redshift_column), initial=0.0)))
+    ra, dec, radius = (np.array(values) for values in zip(*caps, strict=True))
+    centre_ra, centre_dec, reach = sky.cap(ra, dec)
+    half = min(reach + float(radius.max()), 180.0)
+    edges = np.linspace(-half, half, SKY_BINS + 1)
+    z_edges = np.linspace(0.0, max(z_max, 0.1), Z_BINS + 1)
+    out = Summary(
+        rows=0,
+        centre=(centre_ra, centre_dec),
+        half_width=half,
+        sky=np.zeros((SKY_BINS, SKY_BINS)),
+        sky_flagged=np.zeros((SKY_BINS, SKY_BINS)),
+        z_edges=z_edges,
+        redshift=np.zeros(Z_BINS if redshift_column else 0),
+        magnitudes={band: np.zeros(len(MAG_EDGES) - 1) for band in bands},
+    )
+    for leaf in parts:
+        schema = hats.leaf_schema(store, f"{key}/{leaf}")
+        flags = [name for name in schema.names if name.endswith("_flag")]
+        fluxes = [f"flux_{band}" for band in bands]
+        wanted = positions + flags + fluxes + ([redshift_column] if redshift_column else [])
+        table = hats.read_leaf(store, f"{key}/{leaf}", wanted)
+        out.rows += table.num_rows
+        east, north = _plane(table["ra"].to_numpy(), table["dec"].to_numpy(), centre_ra, centre_dec)
+        flagged = np.any([table[name].to_numpy() != 0 for name in flags], axis=0)
+        out.sky += np.histogram2d(north, east, [edges, edges])[0]
+        out.sky_flagged += np.histogram2d(north[flagged], east[flagged], [edges, edges])[0]
+        if redshift_column:
+            out.redshift += np.histogram(_floats(table, redshift_column), z_edges)[0]
+        for band in bands:
+            flux = _floats(table, f"flux_{band}")
+            magnitude = NJY_ZEROPOINT - 2.5 * np.log10(flux[flux > 0])
+            out.magnitudes[band] += np.histogram(magnitude, MAG_EDGES)[0]
+    return out
+
+
+def _floats(table: object, name: str) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = table[name].to_numpy().astype(float)  # type: ignore[index]
+    return values
+
+
+def _plane(
+    ra: NDArray[np.float64], dec: NDArray[np.float64], ra0: float, dec0: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Offsets (east, north) in degrees: RA difference wrapped to +-180 and scaled by cos(dec)."""
+    difference = (ra - ra0 + 180.0) % 360.0 - 180.0
+    return difference * np.cos(np.radians(dec)), dec - dec0

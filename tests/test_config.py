@@ -1,0 +1,104 @@
+"""survey.toml: every error names the key; overrides beat the file beats the environment."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from surveyproc.config import SurveyConfig, load
+from surveyproc.errors import ConfigError
+
+MINIMAL = """
+[survey]
+name = "tiny"
+root = "./store"
+[images]
+tiles = ["tiles/*.fits"]
+bands = ["g", "r"]
+[catalog]
+source = "sources.fits"
+[[products]]
+name = "photometry"
+aperture = 1.5
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def _write(text: str) -> Path:
+        path = tmp_path / "survey.toml"
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def test_defaults_and_paths_relative_to_the_file(write, tmp_path):
+    config = load(write(MINIMAL), environment={})
+    assert config.images.band_keyword == "FILTER"
+    assert config.root == str(tmp_path / "store")
+    assert config.resolve("s3://bucket/x") == "s3://bucket/x"
+
+
+def test_overrides_beat_file_beats_environment_beats_defaults(write):
+    path = write(MINIMAL)
+    environment = {"SURVEYPROC_SURVEY_NAME": "other", "SURVEYPROC_RUN_WORKERS": "3"}
+    config = load(path, ["images.band_keyword=BAND", "run.workers=1"], environment)
+    assert config.survey.name == "tiny"
+    assert config.run.workers == 1
+    assert config.images.band_keyword == "BAND"
+    assert load(path, environment=environment).run.workers == 3
+
+
+def test_override_values_are_toml_and_bare_words_strings(write):
+    config = load(
+        write(MINIMAL), ["images.zeropoints={g = 25.0}", "products.photometry.aperture=2.0"]
+    )
+    assert config.images.zeropoints == {"g": 25.0}
+    assert config.product("photometry").aperture == 2.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('source = "sources.fits"', 'sorce = "x"', "'catalog.sorce'; the nearest known key is 's"),
+        ("aperture", "apperture", "y 'products.photometry.apperture'; the nearest known key is 'ap"),
+        ("[catalog]", "[catalogue]", "'catalogue'; the nearest known key is 'catalog'"),
+        ("aperture = 1.5", 'aperture = "wide"', "'products.photometry.aperture': Input should"),
+        ('root = "./store"', "", "key 'survey.root' is missing"),
+        ('bands = ["g", "r"]', 'bands = ["g", "g"]', "a band is named twice"),
+        ('name = "tiny"', 'name = "../evil"', "'survey.name'"),
+        ("[survey]", "[survey", "not valid TOML"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_key(write, old, new, message):
+    with pytest.raises(ConfigError, match=None) as caught:
+        load(write(MINIMAL.replace(old, new, 1)), environment={})
+    assert message in str(caught.value)
+    assert "survey.toml" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("item", ["nonsense", "run=3", "products.nope.aperture=1", "a.b.=1"])
+def test_unusable_overrides_are_refused(write, item):
+    with pytest.raises(ConfigError):
+        load(write(MINIMAL), [item])
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.toml"):
+        load(tmp_path / "absent.toml")
+
+
+def test_pattern_that_matches_nothing_is_named(write):
+    with pytest.raises(ConfigError, match=r"tiles/\*\.fits"):
+        load(write(MINIMAL)).tile_files()
+
+
+def test_json_schema_on_disk_is_the_one_of_the_code():
+    path = Path(__file__).parent.parent / "schemas" / "survey.schema.json"
+    written = json.loads(path.read_text())
+    assert written == SurveyConfig.model_json_schema(), (
+        "schemas/survey.schema.json is stale: write json.dumps(SurveyConfig.model_json_schema(), "
+        "indent=1) into it"
+    )
