@@ -1,0 +1,1 @@
+"""Metrics of what we predict: numpy only."""

@@ -1,0 +1,1 @@
+"""Networks: registry, input features, PDFs, packages, and the products built on them."""

@@ -1,0 +1,208 @@
+"""Network inputs from fluxes: asinh magnitudes, adjacent colours, presence masks. Numpy only.
+
+Li et al. 2022 (section 2.2.2) feed GaZNet-C9 with nine magnitudes and eight adjacent colours, 17
+inputs. Theirs are logarithmic magnitudes of objects measured in every band. Ours are asinh
+magnitudes (Lupton, Gunn & Szalay 1999, AJ 118, 1406), which stay finite at zero and negative flux,
+and a mask input for each band (ours, not the paper's) says whether the band was there at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from surveyproc.errors import InputError
+
+Float = NDArray[np.float64]
+
+AB_ZERO = 31.4
+"""AB magnitude of 1 nJy: 2.5 log10(3631 Jy / 1 nJy)."""
+
+POGSON = 2.5 / np.log(10.0)
+
+
+@dataclass(frozen=True)
+class FeatureScaling:
+    """Everything that turns fluxes into inputs; fixed on the training set, kept with the weights.
+
+    Attributes
+    ----------
+    bands : tuple of str
+        The n bands, in order of wavelength (colours are of neighbours).
+    softening : float64 ndarray, shape (n,)
+        Softening b of the asinh magnitudes, nJy.
+    mean, std : float64 ndarray, shape (2n - 1,)
+        Statistics of magnitudes, then colours, over the training set.
+    low, high : float64 ndarray, shape (2n - 1,)
+        Smallest and largest magnitudes and colours of the training set.
+    """
+
+    bands: tuple[str, ...]
+    softening: Float
+    mean: Float
+    std: Float
+    low: Float
+    high: Float
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON-able dict."""
+        arrays = {key: getattr(self, key).tolist() for key in _ARRAYS}
+        return {"bands": list(self.bands), **arrays}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> FeatureScaling:
+        """From what `to_json` gave.
+
+        Raises
+        ------
+        InputError
+            If a key is missing, has the wrong length or holds a non-finite value.
+        """
+        try:
+            bands = tuple(str(band) for band in document["bands"])
+            arrays = {key: np.asarray(document[key], dtype=np.float64) for key in _ARRAYS}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"normalisation: {error!r}") from error
+        for key, array in arrays.items():
+            length = len(bands) if key == "softening" else 2 * len(bands) - 1
+            if array.shape != (length,) or not np.isfinite(array).all():
+                raise InputError(f"normalisation.{key}: {length} finite numbers are needed")
+        return cls(bands, **arrays)
+
+
+_ARRAYS = ("softening", "mean", "std", "low", "high")
+
+
+def input_count(n_bands: int) -> int:
+    """Inputs of n bands: n magnitudes, n - 1 colours, n masks (26 for nine bands)."""
+    return 3 * n_bands - 1
+
+
+def flux_from_magnitude(magnitude: ArrayLike) -> Float:
+    """Flux density in nJy of an AB magnitude: 10^((31.4 - m) / 2.5); NaN stays NaN."""
+    flux: Float = 10.0 ** ((AB_ZERO - np.asarray(magnitude, dtype=np.float64)) / 2.5)
+    return flux
+
+
+def asinh_magnitudes(flux: Float, softening: Float) -> Float:
+    """Asinh magnitudes, AB zero point (Lupton, Gunn & Szalay 1999, equation 3).
+
+    m = 31.4 - 2.5 / ln 10 * (asinh(f / 2b) + ln b), with flux f and softening b in nJy. It equals
+    31.4 - 2.5 log10 f where f >> b and is linear in f near zero.
+
+    Parameters
+    ----------
+    flux : float ndarray, shape (m, n)
+        Flux densities in nJy; NaN where missing.
+    softening : float ndarray, shape (n,)
+        Softening of each band in nJy, > 0.
+
+    Returns
+    -------
+    float ndarray, shape (m, n)
+        Magnitudes; NaN where the flux is.
+    """
+    magnitudes: Float = AB_ZERO - POGSON * (
+        np.arcsinh(flux / (2.0 * softening)) + np.log(softening)
+    )
+    return magnitudes
+
+
+def magnitudes_and_colours(flux: Float, softening: Float) -> Float:
+    """n asinh magnitudes, then n - 1 colours m_i - m_(i+1); shape (m, 2n - 1), NaN = missing."""
+    magnitudes = asinh_magnitudes(flux, softening)
+    return np.concatenate([magnitudes, magnitudes[:, :-1] - magnitudes[:, 1:]], axis=1)
+
+
+def fit_scaling(flux: Float, flux_err: Float | None, bands: Sequence[str]) -> FeatureScaling:
+    """Softening and statistics of a training set.
+
+    The softening is the median flux error of the band (Lupton et al. find 1.04 sigma best); where
+    no error is known, a hundredth of the median flux.
+
+    Parameters
+    ----------
+    flux : float ndarray, shape (m, n)
+        Training fluxes in nJy, NaN = missing.
+    flux_err : float ndarray, shape (m, n), or None
+        Their errors in nJy, NaN = unknown.
+    bands : sequence of str
+        Names of the n bands.
+
+    Raises
+    ------
+    InputError
+        If a band has no finite flux at all, or the shapes do not fit.
+    """
+    flux = np.asarray(flux, dtype=np.float64)
+    n = len(bands)
+    if flux.ndim != 2 or flux.shape[1] != n or n < 2:
+        raise InputError(f"fluxes have shape {flux.shape} for {n} bands; at least two are needed")
+    errors = np.full_like(flux, np.nan) if flux_err is None else np.asarray(flux_err, np.float64)
+    softening = np.empty(n)
+    for k, band in enumerate(bands):
+        known = flux[np.isfinite(flux[:, k]), k]
+        if not known.size:
+            raise InputError(f"training set: band {band!r} has no finite flux")
+        usable = errors[np.isfinite(errors[:, k]) & (errors[:, k] > 0), k]
+        guess = np.median(usable) if usable.size else 0.01 * np.median(np.abs(known))
+        softening[k] = guess if guess > 0 else 1.0
+    raw = magnitudes_and_colours(np.where(np.isfinite(flux), flux, np.nan), softening)
+    # A colour of two bands that never come together has no statistics: it is always missing.
+    never = ~np.isfinite(raw).any(axis=0)
+    raw[:, never] = 0.0
+    std = np.nanstd(raw, axis=0)
+    return FeatureScaling(
+        bands=tuple(bands),
+        softening=softening,
+        mean=np.nanmean(raw, axis=0),
+        std=np.where(std > 0, std, 1.0),
+        low=np.nanmin(raw, axis=0),
+        high=np.nanmax(raw, axis=0),
+    )
+
+
+def network_inputs(
+    flux: Float, scaling: FeatureScaling
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Standardised inputs of a network, and which objects lie outside the training range.
+
+    Values outside the training set's range are moved to its edge: a network says nothing reliable
+    beyond what it saw, and an unbounded input could give an unbounded redshift. Such objects are
+    reported, not hidden.
+
+    Parameters
+    ----------
+    flux : float ndarray, shape (m, n)
+        Fluxes in nJy in the order of `scaling.bands`; not finite = missing.
+    scaling : FeatureScaling
+        From the training set.
+
+    Returns
+    -------
+    inputs : float32 ndarray, shape (m, 3n - 1)
+        Magnitudes and colours, standardised, 0 where missing; then 1.0 for each band present.
+    outside : bool ndarray, shape (m,)
+        True where a magnitude or colour lies outside the training set's range.
+
+    Examples
+    --------
+    >>> flux = np.array([[100.0, 200.0], [300.0, np.nan], [50.0, 70.0]])
+    >>> inputs, outside = network_inputs(flux, fit_scaling(flux, None, ["g", "r"]))
+    >>> inputs.shape, bool(outside.any()), inputs[1, 3:].tolist()
+    ((3, 5), False, [1.0, 0.0])
+    """
+    flux = np.asarray(flux, dtype=np.float64)
+    present = np.isfinite(flux)
+    raw = magnitudes_and_colours(np.where(present, flux, np.nan), scaling.softening)
+    # float32 catalogs of the training rows themselves must not count as outside.
+    slack = 1e-3
+    with np.errstate(invalid="ignore"):
+        beyond = (raw < scaling.low - slack) | (raw > scaling.high + slack)
+    standard = (np.clip(raw, scaling.low, scaling.high) - scaling.mean) / scaling.std
+    standard = np.where(np.isfinite(standard), standard, 0.0)
+    return np.concatenate([standard, present], axis=1).astype(np.float32), np.any(beyond, axis=1)

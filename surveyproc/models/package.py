@@ -1,0 +1,286 @@
+"""Model packages: `models/<name>/<version>/weights.safetensors` and `model.json` in a store.
+
+The version is a hash of the content, so the same model always gets the same version and nothing is
+written twice. `models/<name>/current.json` is written last; readers follow it. Only safetensors
+are ever read: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from surveyproc.errors import InputError, StoreError
+from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.models.features import FeatureScaling
+from surveyproc.storage import Store, digest, fingerprint
+
+WEIGHTS, DOCUMENT = "weights.safetensors", "model.json"
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
+_REQUIRED = ("format", "architecture", "settings", "bands", "normalisation", "weights_sha256")
+_ONLY = "only safetensors packages are loaded, because a pickle can run any code"
+
+
+@dataclass(frozen=True)
+class Package:
+    """One version of a trained model, in memory.
+
+    Attributes
+    ----------
+    name, version : str
+        Its place, `models/<name>/<version>/`; the version is a hash of the content.
+    document : dict
+        model.json: architecture, settings, bands, inputs, normalisation, outputs, training,
+        metrics.
+    tensors : dict of str to Tensor
+        The weights.
+    """
+
+    name: str
+    version: str
+    document: dict[str, Any]
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The model's bands, in order."""
+        return tuple(self.document["bands"])
+
+    @property
+    def scaling(self) -> FeatureScaling:
+        """How fluxes become inputs."""
+        return FeatureScaling.from_json(self.document["normalisation"])
+
+    @property
+    def training_fingerprint(self) -> str:
+        """Hash of the data and settings it was trained with; empty if unknown."""
+        return str(self.document.get("training", {}).get("fingerprint", ""))
+
+    def network(self) -> RedshiftNetwork:
+        """The network with its weights, in evaluation mode.
+
+        Raises
+        ------
+        InputError
+            If a tensor is missing, unexpected or has the wrong shape; the message names it.
+        ConfigError
+            If the architecture is not installed.
+        """
+        network = build(self.document["architecture"], self.bands, self.document["settings"])
+        expected = network.state_dict()
+        where = f"model {self.name}@{self.version}"
+        for key in sorted({*expected, *self.tensors}):
+            if key not in self.tensors:
+                raise InputError(f"{where}: tensor {key!r} is missing from {WEIGHTS}")
+            if key not in expected:
+                raise InputError(f"{where}: {WEIGHTS} holds a tensor {key!r} of no layer")
+            if expected[key].shape != self.tensors[key].shape:
+                raise InputError(
+                    f"{where}: tensor {key!r} has shape {tuple(self.tensors[key].shape)}, "
+                    f"the architecture wants {tuple(expected[key].shape)}"
+                )
+            if not self.tensors[key].isfinite().all():
+                raise InputError(f"{where}: tensor {key!r} holds non-finite values")
+        network.load_state_dict(self.tensors)
+        return network.eval()
+
+
+def save_package(
+    store: Store,
+    name: str,
+    *,
+    architecture: str,
+    settings: Mapping[str, Any],
+    scaling: FeatureScaling,
+    tensors: Mapping[str, Tensor],
+    outputs: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Package:
+    """Write a model and make it the current version of `name`.
+
+    Parameters
+    ----------
+    store : Store
+        The survey's root.
+    name : str
+        Name of the model: letters, digits, `_ . -`.
+    architecture, settings :
+        What `base.build` needs.
+    scaling : FeatureScaling
+        How fluxes become inputs; its bands are the model's.
+    tensors : mapping of str to Tensor
+        The network's state_dict.
+    outputs, training, metrics : mapping, optional
+        JSON-able records kept in model.json; no timestamps, or equal models would differ.
+
+    Raises
+    ------
+    InputError
+        If the name is not one, or a record holds something that is not JSON.
+    """
+    _check_name(name)
+    weights = safetensors.torch.save({key: t.detach().contiguous() for key, t in tensors.items()})
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "architecture": architecture,
+        "settings": dict(settings),
+        "bands": list(scaling.bands),
+        "inputs": {
+            "columns": [f"flux_{band}" for band in scaling.bands],
+            "unit": "nJy",
+            "features": "asinh magnitudes, adjacent colours, presence masks",
+            "cutout": 0,
+        },
+        "normalisation": scaling.to_json(),
+        "outputs": dict(outputs or {"schema": "photoz"}),
+        "training": dict(training or {}),
+        "metrics": dict(metrics or {}),
+        "weights_sha256": digest(weights),
+    }
+    try:
+        version = fingerprint(document)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model {name}: its record is not JSON: {error}") from error
+    place = f"models/{name}/{version}"
+    if not store.exists(f"{place}/{DOCUMENT}"):
+        store.put(f"{place}/{WEIGHTS}", weights)
+        store.put_json(f"{place}/{DOCUMENT}", document)
+    set_current(store, name, version)
+    return Package(name, version, json.loads(json.dumps(document)), dict(tensors))
+
+
+def set_current(store: Store, name: str, version: str) -> None:
+    """Make `version` the one that `load_package(store, name)` gives; rewrites nothing if it is."""
+    pointer = f"models/{name}/current.json"
+    if (store.read_json(pointer) or {}).get("version") != version:
+        store.put_json(pointer, {"version": version})
+
+
+def package_versions(store: Store, name: str) -> list[str]:
+    """Versions of `name` that are complete, sorted."""
+    _check_name(name)
+    names = store.names(f"models/{name}")
+    return [v for v in names if store.exists(f"models/{name}/{v}/{DOCUMENT}")]
+
+
+def find_trained(store: Store, name: str, training_fingerprint: str) -> Package | None:
+    """The version of `name` that was trained with that fingerprint, if there is one."""
+    for version in package_versions(store, name):
+        document = store.read_json(f"models/{name}/{version}/{DOCUMENT}") or {}
+        if document.get("training", {}).get("fingerprint") == training_fingerprint:
+            return load_package(store, f"{name}@{version}")
+    return None
+
+
+def load_package(store: Store, reference: str) -> Package:
+    """Read a model package.
+
+    Parameters
+    ----------
+    store : Store
+        The survey's root.
+    reference : str
+        `name` (its current version), `name@version`, or the path or URL of a package folder,
+        anything with a slash.
+
+    Raises
+    ------
+    InputError
+        If there is no such package, it is a pickle, is corrupt, or lacks a key.
+    """
+    if PurePosixPath(reference).suffix.lower() in _PICKLES:
+        raise InputError(f"model {reference}: {_ONLY}; export it with surveyproc train")
+    if "/" in reference:
+        folder = reference.rstrip("/").removesuffix(f"/{WEIGHTS}").removesuffix(f"/{DOCUMENT}")
+        return _read(Store(folder), "", _folder_name(folder), None)
+    name, _, version = reference.partition("@")
+    _check_name(name)
+    if version:
+        _check_name(version)
+    else:
+        pointer = store.read_json(f"models/{name}/current.json")
+        if pointer is None:
+            known = ", ".join(store.names("models")) or "none"
+            raise InputError(
+                f"no model is called {name!r} under {store.url_of('models')} (there are: {known}); "
+                "train it with surveyproc train"
+            )
+        version = str(pointer.get("version", ""))
+        _check_name(version)
+    return _read(store, f"models/{name}/{version}/", name, version)
+
+
+def _read(store: Store, prefix: str, name: str, version: str | None) -> Package:
+    where = store.url_of(prefix.rstrip("/"))
+    try:
+        document = store.read_json(prefix + DOCUMENT)
+    except StoreError as error:
+        raise InputError(str(error)) from error
+    if not isinstance(document, dict):
+        pickles = [n for n in store.names(prefix.rstrip("/")) if n.lower().endswith(_PICKLES)]
+        if pickles:
+            raise InputError(f"model {where}: {pickles[0]}: {_ONLY}")
+        raise InputError(f"model {where}: there is no {DOCUMENT}")
+    for key in _REQUIRED:
+        if key not in document:
+            raise InputError(f"model {where}: {DOCUMENT} lacks the key {key!r}")
+    if document["format"] != FORMAT:
+        raise InputError(f"model {where}: format {document['format']!r} is not {FORMAT}")
+    if version is None:
+        version = fingerprint(document)
+    elif version != fingerprint(document):
+        raise InputError(f"model {where}: {DOCUMENT} was changed after it was written")
+    try:
+        weights = store.read(prefix + WEIGHTS)
+    except StoreError as error:
+        raise InputError(f"model {where}: {error}") from error
+    tensors = read_tensors(weights, f"{where}/{WEIGHTS}")
+    if digest(weights) != document["weights_sha256"]:
+        raise InputError(f"model {where}: {WEIGHTS} is not the file that {DOCUMENT} describes")
+    package = Package(name, version, document, tensors)
+    package.network()
+    if package.scaling.bands != package.bands:
+        raise InputError(f"model {where}: bands and normalisation.bands differ")
+    return package
+
+
+def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises
+    ------
+    InputError
+        If `data` is a pickle (also inside a zip, as torch.save writes it) or is corrupt.
+    """
+    # A safetensors file begins with the length of its JSON header, then '{'.
+    if data[:2] == b"PK" or (data[:1] == b"\x80" and data[8:9] != b"{"):
+        raise InputError(f"{where}: this is a pickle; {_ONLY}")
+    try:
+        return dict(safetensors.torch.load(data))
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{where}: corrupt safetensors file: {error}") from error
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is not a model name: letters, digits, '_', '.', '-' only")
+
+
+def _folder_name(folder: str) -> str:
+    """Name of a package given by its folder: `.../<name>/<version>`, else the folder's name."""
+    parts = [part for part in folder.split("/") if part]
+    hashed = len(parts) > 1 and re.fullmatch(r"[0-9a-f]{16}", parts[-1])
+    name = parts[-2] if hashed else parts[-1]
+    _check_name(name)
+    return name
