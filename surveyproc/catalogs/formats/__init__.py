@@ -1,0 +1,1 @@
+"""One module a table format, each with one `TableReader`."""

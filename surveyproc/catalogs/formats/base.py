@@ -1,0 +1,273 @@
+"""What every table reader is, and the helpers that they share."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from surveyproc.errors import InputError
+
+GZIP_MAGIC = b"\x1f\x8b"
+# What readers of damaged gzip streams, local files and object stores raise.
+STREAM_ERRORS = (OSError, EOFError, zlib.error)
+
+
+class TableReader(ABC):
+    """One table, read in batches.
+
+    Attributes
+    ----------
+    url : str
+        Where it lies.
+    kind : str
+        fits, votable, parquet, hats, csv or ecsv.
+    schema : pyarrow.Schema
+        Types as every batch has them; field metadata holds `unit`, `ucd` and `description` where
+        the format knows them. Vector columns with a fixed number of values are fixed-size lists.
+    """
+
+    kind = ""
+    url: str
+    schema: pa.Schema
+
+    @property
+    def names(self) -> list[str]:
+        """Column names in file order."""
+        return list(self.schema.names)
+
+    def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The table in file order, in record batches of at most `rows` rows, in bounded memory.
+
+        Parameters
+        ----------
+        rows : int
+            Most rows a batch may hold.
+        columns : sequence of str, optional
+            Only these columns, in this order; formats that can do so read nothing else.
+
+        Raises
+        ------
+        InputError
+            If the file turns out to be truncated, or a column's type drifts.
+        """
+        if rows < 1:
+            raise ValueError("rows must be at least 1")
+        schema = self.schema
+        if columns is not None:
+            schema = pa.schema([self.schema.field(name) for name in columns])
+        for batch in self._read(rows, list(schema.names)):
+            for start in range(0, batch.num_rows, rows):
+                yield conform(batch.slice(start, rows), schema, self.url)
+
+    @abstractmethod
+    def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Batches that hold at least `columns`."""
+
+    def close(self) -> None:  # noqa: B027 (most readers hold nothing open)
+        """Let go of open files and temporary copies."""
+
+    def __enter__(self) -> TableReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def field(
+    name: str, dtype: pa.DataType, *, unit: Any = "", ucd: Any = "", description: Any = ""
+) -> pa.Field:
+    """An Arrow field whose metadata holds what is known of `unit`, `ucd` and `description`."""
+    known = {
+        key.encode(): str(value).strip().encode()
+        for key, value in (("unit", unit), ("ucd", ucd), ("description", description))
+        if value is not None and str(value).strip()
+    }
+    return pa.field(name, dtype, metadata=known or None)
+
+
+def plain(dtype: pa.DataType) -> pa.DataType:
+    """The type under which a column is carried: no dictionaries, views, halves or time zones."""
+    if pa.types.is_dictionary(dtype):
+        return plain(dtype.value_type)
+    if pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
+        return pa.string()
+    if pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype):
+        return pa.binary()
+    if pa.types.is_fixed_size_list(dtype):
+        return pa.list_(plain(dtype.value_type), dtype.list_size)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return pa.list_(plain(dtype.value_type))
+    if pa.types.is_float16(dtype):
+        return pa.float32()
+    if pa.types.is_decimal(dtype):
+        return pa.float64()
+    if pa.types.is_timestamp(dtype) and dtype.tz is not None:
+        return pa.timestamp(dtype.unit)
+    if pa.types.is_null(dtype):
+        return pa.float64()
+    return dtype
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema, url: str) -> pa.RecordBatch:
+    """`batch` with exactly the columns and types of `schema`.
+
+    Raises
+    ------
+    InputError
+        If a column is absent, or its values do not fit the type without loss.
+    """
+    arrays = []
+    for wanted in schema:
+        position = batch.schema.get_field_index(wanted.name)
+        if position < 0:
+            raise InputError(f"{url}: column {wanted.name!r} is absent from a part of the table")
+        array = batch.column(position)
+        if array.type != wanted.type:
+            try:
+                array = pc.cast(array, wanted.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise drift(url, wanted.name, wanted.type, array.type) from error
+        arrays.append(array)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def drift(url: str, column: str, expected: Any, found: Any) -> InputError:
+    """The error for a column that changes its type from one part of a table to another."""
+    return InputError(
+        f"{url}: column {column!r} begins as {expected} and later is {found}; "
+        "write it with one type throughout"
+    )
+
+
+def from_numpy(values: np.ndarray[Any, Any], mask: Any, dtype: pa.DataType) -> pa.Array:
+    """A numpy column (any byte order, 1-D, n-D or of objects) as an Arrow array of type `dtype`.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, ...)
+        Values; further axes are flattened into a list a row.
+    mask : bool ndarray of the same shape, shape (n,), or None
+        True where there is no value. NaN counts as no value too: FITS and VOTable say so.
+    """
+    if values.dtype == object:
+        return _from_objects(values, mask, dtype)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if values.dtype.kind in "SU" and not pa.types.is_fixed_size_list(dtype):
+        return _from_objects(values.astype(object), mask, dtype)
+    blank = np.zeros(values.shape, bool) if mask is None else np.broadcast_to(mask, values.shape)
+    if values.dtype.kind == "f":
+        blank = blank | np.isnan(values)
+    if pa.types.is_fixed_size_list(dtype):
+        flat = values.reshape(-1)
+        if values.dtype.kind in "SU":
+            inner = _from_objects(flat.astype(object), None, dtype.value_type)
+        else:
+            inner = pa.array(flat, dtype.value_type, mask=blank.reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(inner, dtype.list_size)
+    return pa.array(np.ascontiguousarray(values), dtype, mask=blank if blank.any() else None)
+
+
+def _from_objects(values: np.ndarray[Any, Any], mask: Any, dtype: pa.DataType) -> pa.Array:
+    hidden = np.zeros(len(values), bool) if mask is None else np.asarray(mask, bool)
+    items: list[Any] = []
+    for value, masked in zip(values, hidden.reshape(len(values), -1).all(axis=1), strict=True):
+        if masked or value is None or value is np.ma.masked:
+            items.append(None)
+        elif isinstance(value, bytes):
+            items.append(value.decode("utf-8", "replace").rstrip("\0 "))
+        elif isinstance(value, str):
+            items.append(value.rstrip("\0 "))
+        elif isinstance(value, np.ndarray):
+            items.append(np.ma.MaskedArray(value).ravel().tolist())
+        else:
+            items.append(value)
+    return pa.array(items, dtype)
+
+
+def arrow_scalar(dtype: np.dtype[Any]) -> pa.DataType:
+    """The Arrow type of one value of a numpy type; None-like objects are not scalars.
+
+    Raises
+    ------
+    TypeError
+        If Arrow has no such type (complex numbers).
+    """
+    if dtype.kind in "SU":
+        return pa.string()
+    try:
+        return plain(pa.from_numpy_dtype(dtype.newbyteorder("=")))
+    except pa.ArrowNotImplementedError as error:
+        raise TypeError(f"{dtype} has no Arrow type") from error
+
+
+def open_stream(url: str) -> IO[bytes]:
+    """A binary stream over `url`, decompressed if it is gzip.
+
+    Raises
+    ------
+    InputError
+        If it does not exist or cannot be opened.
+    """
+    try:
+        stream: Any = fsspec.open(url, "rb").open()
+        head = stream.read(2)
+        stream.seek(0)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{url}: cannot be opened: {error}; check catalog.source") from error
+    return gzip.open(stream, "rb") if head == GZIP_MAGIC else stream  # type: ignore[return-value]
+
+
+def damaged(url: str, error: object) -> InputError:
+    """The error for a file that ends early or is broken inside."""
+    return InputError(f"{url}: truncated or damaged ({error}); fetch or write the file again")
+
+
+class LocalCopy:
+    """A local, uncompressed file with the content of `url`: itself, or a copy until `close`.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read to its end.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._copy: str | None = None
+        with open_stream(url) as stream:
+            if "://" not in url and not isinstance(stream, gzip.GzipFile):
+                self.path = url
+                return
+            with tempfile.NamedTemporaryFile(prefix="surveyproc-", delete=False) as copy:
+                self._copy = self.path = copy.name
+                try:
+                    shutil.copyfileobj(stream, copy, 1 << 20)
+                except STREAM_ERRORS as error:
+                    self.close()
+                    raise damaged(url, error) from error
+
+    def close(self) -> None:
+        """Remove the copy, if one was made."""
+        if self._copy is not None:
+            Path(self._copy).unlink(missing_ok=True)
+            self._copy = None
+
+    def __del__(self) -> None:
+        self.close()
