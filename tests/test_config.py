@@ -62,7 +62,7 @@ def test_override_values_are_toml_and_bare_words_strings(write):
     ("old", "new", "message"),
     [
         ('source = "sources.fits"', 'sorce = "x"', "'catalog.sorce'; the nearest known key is 's"),
-        ("aperture", "apperture", "y 'products.photometry.apperture'; the nearest known key is 'ap"),
+        ("aperture", "apperture", "'products.photometry.apperture'; the nearest known key is"),
         ("[catalog]", "[catalogue]", "'catalogue'; the nearest known key is 'catalog'"),
         ("aperture = 1.5", 'aperture = "wide"', "'products.photometry.aperture': Input should"),
         ('root = "./store"', "", "key 'survey.root' is missing"),
