@@ -27,7 +27,16 @@ WEIGHTS, DOCUMENT = "weights.safetensors", "model.json"
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
-_REQUIRED = ("format", "architecture", "settings", "bands", "normalisation", "weights_sha256")
+_REQUIRED = (
+    "format",
+    "architecture",
+    "settings",
+    "bands",
+    "normalisation",
+    "training",
+    "metrics",
+    "weights_sha256",
+)
 _ONLY = "only safetensors packages are loaded, because a pickle can run any code"
 
 
@@ -62,9 +71,14 @@ class Package:
         return FeatureScaling.from_json(self.document["normalisation"])
 
     @property
+    def metrics(self) -> dict[str, Any]:
+        """What the model scored on the objects held out of its training."""
+        return dict(self.document["metrics"])
+
+    @property
     def training_fingerprint(self) -> str:
         """Hash of the data and settings it was trained with; empty if unknown."""
-        return str(self.document.get("training", {}).get("fingerprint", ""))
+        return str(self.document["training"].get("fingerprint", ""))
 
     def network(self) -> RedshiftNetwork:
         """The network with its weights, in evaluation mode.

@@ -152,7 +152,8 @@ def _mean(weights: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """Mean of z = e^x - 1: E[e^x; x > 0] of N(mu, s) is e^(mu + s^2/2) Phi((mu + s^2) / s)."""
     mass = (weights * torch.special.ndtr(mu / sigma)).sum(dim=1)
     growth = torch.exp(mu + 0.5 * sigma**2) * torch.special.ndtr(mu / sigma + sigma)
-    return (weights * growth).sum(dim=1) / mass - 1.0
+    mean: Tensor = (weights * growth).sum(dim=1) / mass - 1.0
+    return mean
 
 
 def _mode(weights: Tensor, mu: Tensor, sigma: Tensor, nodes: Tensor) -> Tensor:

@@ -1,0 +1,261 @@
+"""Training tables: fluxes with known redshifts, and their split by position on the sky."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from surveyproc.catalogs.readers import open_table
+from surveyproc.config import TrainingSection
+from surveyproc.errors import InputError
+from surveyproc.models.features import flux_from_magnitude
+from surveyproc.sky import healpix29
+
+Float = NDArray[np.float64]
+
+MAGNITUDE_LIMITS = (0.0, 40.0)
+"""Magnitudes at or below the first or above the second are codes for missing (-99, 99, 99.99)."""
+
+REDSHIFT_LIMITS = (0.0, 20.0)
+"""Redshifts at or below the first (stars, failures) or at or above the second are no labels."""
+
+HELD_OUT_SHARE = 0.15
+"""Share of the rows, by whole sky pixels, that training sets aside for validation."""
+
+SPLIT_PIXELS = 40
+"""Sky pixels that a split wants at least; decides the HEALPix order."""
+
+MAX_SPLIT_ORDER = 13
+
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Objects with fluxes and a known redshift.
+
+    Attributes
+    ----------
+    flux, flux_err : float64 ndarray, shape (n, band)
+        Flux densities and their errors in nJy; NaN = missing or unknown.
+    redshift : float64 ndarray, shape (n,)
+        Known redshifts.
+    ra, dec : float64 ndarray, shape (n,)
+        Positions in degrees, ICRS.
+    bands : tuple of str
+        The model's bands, in order of wavelength.
+    dropped : dict of str to int
+        Rows left out so far, by reason.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit each other.
+    """
+
+    flux: Float
+    flux_err: Float
+    redshift: Float
+    ra: Float
+    dec: Float
+    bands: tuple[str, ...]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("flux", "flux_err", "redshift", "ra", "dec"):
+            object.__setattr__(self, key, np.asarray(getattr(self, key), dtype=np.float64))
+        object.__setattr__(self, "bands", tuple(self.bands))
+        n = len(self.redshift)
+        shapes = {key: getattr(self, key).shape for key in ("flux", "flux_err", "ra", "dec")}
+        wide = (n, len(self.bands))
+        if shapes != {"flux": wide, "flux_err": wide, "ra": (n,), "dec": (n,)}:
+            raise InputError(f"training set of {n} redshifts and {wide[1]} bands: shapes {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.redshift)
+
+    def take(self, rows: NDArray[Any]) -> TrainingSet:
+        """The rows of a boolean mask or an index array."""
+        parts = {key: getattr(self, key)[rows] for key in ("flux", "flux_err", "redshift")}
+        return replace(self, **parts, ra=self.ra[rows], dec=self.dec[rows])
+
+    def usable(self) -> TrainingSet:
+        """Without rows that lack a redshift in range, a position, or every flux; all counted.
+
+        Raises
+        ------
+        InputError
+            If no row is left; the message has the counts.
+        """
+        low, high = REDSHIFT_LIMITS
+        with np.errstate(invalid="ignore"):
+            reasons = {
+                "no usable redshift": ~((self.redshift > low) & (self.redshift < high)),
+                "no position": ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90)),
+                "no flux in any band": ~np.isfinite(self.flux).any(axis=1),
+            }
+        keep = np.ones(len(self), bool)
+        dropped = dict(self.dropped)
+        for reason, bad in reasons.items():
+            dropped[reason] = dropped.get(reason, 0) + int((keep & bad).sum())
+            keep &= ~bad
+        dropped = {reason: count for reason, count in dropped.items() if count}
+        if not keep.any():
+            counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            raise InputError(f"no row of the training set is usable ({counts or 'it is empty'})")
+        return replace(self.take(keep), dropped=dropped)
+
+    @property
+    def checksum(self) -> str:
+        """First 16 hex digits of the SHA-256 of bands and all values."""
+        total = hashlib.sha256("\0".join(self.bands).encode())
+        for key in ("flux", "flux_err", "redshift", "ra", "dec"):
+            total.update(np.ascontiguousarray(getattr(self, key), dtype="<f8").tobytes())
+        return total.hexdigest()[:16]
+
+
+def from_labels(section: TrainingSection, path: str) -> TrainingSet:
+    """Training set of labels that carry their own AB magnitudes.
+
+    Magnitudes that are not finite, <= 0 or > 40 are missing. Fluxes are 10^((31.4 - m) / 2.5) nJy;
+    their errors f * ln(10) / 2.5 * dm, unknown where dm is not finite or <= 0.
+
+    Parameters
+    ----------
+    section : TrainingSection
+        `magnitudes`, `magnitude_errors`, `redshift`, `ra`, `dec`, `select` are read.
+    path : str
+        Path or URL of the table, resolved.
+
+    Returns
+    -------
+    TrainingSet
+        Bands in the order of `section.magnitudes`; `dropped` counts the rows left out.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, lacks a column, or has no usable row.
+    """
+    if not section.magnitudes:
+        raise InputError(f"{path}: training.magnitudes names no column")
+    bands = tuple(section.magnitudes)
+    stray = sorted(set(section.magnitude_errors) - set(bands))
+    if stray:
+        raise InputError(f"training.magnitude_errors: {stray[0]!r} is not in training.magnitudes")
+    wanted = [section.redshift, section.ra, section.dec, *section.magnitudes.values()]
+    wanted += section.magnitude_errors.values()
+    wanted += [section.select] if section.select else []
+    columns = _read_columns(path, list(dict.fromkeys(wanted)))
+    low, high = MAGNITUDE_LIMITS
+    magnitudes = np.stack([columns[section.magnitudes[band]] for band in bands], axis=1)
+    with np.errstate(invalid="ignore"):
+        magnitudes[~((magnitudes > low) & (magnitudes <= high))] = np.nan
+    unknown = np.full(len(magnitudes), np.nan)
+    errors = np.stack(
+        [columns.get(section.magnitude_errors.get(band, ""), unknown) for band in bands], axis=1
+    )
+    with np.errstate(invalid="ignore"):
+        errors[~(errors > 0)] = np.nan
+    flux = flux_from_magnitude(magnitudes)
+    whole = TrainingSet(
+        flux=flux,
+        flux_err=flux * np.log(10.0) / 2.5 * errors,
+        redshift=columns[section.redshift],
+        ra=columns[section.ra],
+        dec=columns[section.dec],
+        bands=bands,
+    )
+    if section.select:
+        chosen = columns[section.select] == 1
+        whole = replace(whole.take(chosen), dropped={"not selected": int((~chosen).sum())})
+    try:
+        return whole.usable()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _read_columns(path: str, names: list[str]) -> Mapping[str, Float]:
+    """Columns of any table as float64; null is NaN.
+
+    Raises
+    ------
+    InputError
+        If a column is absent or is not numeric.
+    """
+    parts: dict[str, list[Float]] = {name: [] for name in names}
+    with open_table(path) as table:
+        for name in names:
+            if name not in table.names:
+                raise InputError(f"{path}: no column {name!r}; there are {', '.join(table.names)}")
+        for batch in table.batches(BATCH_ROWS, names):
+            for name, values in zip(names, batch.columns, strict=True):
+                try:
+                    # Arrow turns booleans into numbers only by way of an integer.
+                    whole = values.cast("int8") if pa.types.is_boolean(values.type) else values
+                    parts[name].append(whole.cast("float64").to_numpy(zero_copy_only=False))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise InputError(f"{path}: column {name!r} is not numeric") from error
+    return {
+        name: np.concatenate(part) if part else np.empty(0, np.float64)
+        for name, part in parts.items()
+    }
+
+
+def sky_split(
+    ra: Float,
+    dec: Float,
+    seed: int,
+    share: float = HELD_OUT_SHARE,
+    order: int | None = None,
+) -> NDArray[np.bool_]:
+    """Rows to hold out: whole HEALPix pixels, so that no object has close neighbours on both sides.
+
+    Pixels are put in an order that depends on the seed and the pixel's number alone and held out
+    until at least `share` of the rows is. Rows that are added therefore move few others.
+
+    Parameters
+    ----------
+    ra, dec : float64 ndarray, shape (n,)
+        Degrees, ICRS, finite.
+    seed : int
+        Another seed holds out other pixels.
+    share : float
+        Share of rows to hold out, 0 < share < 1.
+    order : int, optional
+        HEALPix order of the pixels (order 8 is 13.7 arcmin). By default the lowest order at which
+        the rows occupy 40 pixels, at most 13 (26 arcsec).
+
+    Returns
+    -------
+    bool ndarray, shape (n,)
+        True = held out. Never all rows, unless they share one pixel at the highest order.
+    """
+    finest = healpix29(ra, dec)
+    orders = [order] if order is not None else list(range(MAX_SPLIT_ORDER + 1))
+    for level in orders:
+        # In the nested numbering a pixel's parent is its number without the last two bits.
+        pixels = finest >> (2 * (29 - level))
+        distinct, member, counts = np.unique(pixels, return_inverse=True, return_counts=True)
+        if len(distinct) >= SPLIT_PIXELS:
+            break
+    drawn = sorted(range(len(distinct)), key=lambda k: _draw(seed, int(distinct[k])))
+    held = np.zeros(len(distinct), bool)
+    rows = 0
+    for k in drawn[:-1] or drawn:
+        if rows >= share * len(pixels):
+            break
+        held[k] = True
+        rows += int(counts[k])
+    found: NDArray[np.bool_] = held[member]
+    return found
+
+
+def _draw(seed: int, pixel: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{pixel}".encode()).digest()
