@@ -42,7 +42,7 @@ def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
     chord = np.linalg.norm(vectors - centre, axis=-1).max()
     radius = float(np.degrees(2 * np.arcsin(min(1.0, chord / 2))))
     return (
-        float(np.degrees(np.arctan2(centre[1], centre[0])) % 360.0),
+        float(np.degrees(np.arctan2(centre[1], centre[0])) % 360.0 % 360.0),  # -1e-17 % 360 is 360
         float(np.degrees(np.arcsin(np.clip(centre[2], -1, 1)))),
         radius,
     )

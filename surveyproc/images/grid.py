@@ -57,7 +57,7 @@ class Grid:
         x = np.array([-0.5, nx - 0.5, nx - 0.5, -0.5])
         y = np.array([-0.5, -0.5, ny - 0.5, ny - 0.5])
         ra, dec = wcs_from_header(self.wcs).all_pix2world(x, y, 0)
-        return np.asarray(ra) % 360.0, np.asarray(dec)
+        return np.asarray(ra) % 360.0 % 360.0, np.asarray(dec)
 
     def circle(self) -> tuple[float, float, float]:
         """(ra, dec, radius) in degrees of a circle that holds the whole grid."""

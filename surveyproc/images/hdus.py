@@ -18,6 +18,7 @@ import numpy as np
 from astropy.io.fits import Header
 
 from surveyproc.errors import InputError
+from surveyproc.storage import store_error
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000
@@ -176,19 +177,29 @@ def local_copy(path: str) -> Iterator[str]:
     ------
     InputError
         If the file is truncated or cannot be read.
+    StoreError
+        If the temporary file cannot be written.
     """
     if "://" not in path and not is_packed(path):
         yield path
         return
     with tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits") as copy:
         try:
-            with _open(path) as raw, _unpacked(path, raw) as stream:
-                while data := stream.read(COPY_BYTES):
-                    copy.write(data)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}: truncated or damaged: {error}") from error
-        copy.flush()
+            for data in _pieces(path):
+                copy.write(data)
+            copy.flush()
+        except OSError as error:
+            raise store_error(error, f"an unpacked copy of {path} in {copy.name}") from error
         yield copy.name
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    try:
+        with _open(path) as raw, _unpacked(path, raw) as stream:
+            while data := stream.read(COPY_BYTES):
+                yield data
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: truncated or damaged: {error}") from error
 
 
 def checksum(path: str) -> tuple[str, int]:

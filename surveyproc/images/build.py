@@ -1,0 +1,279 @@
+"""One tile's cube from the planes of its files: calibrated, on one grid, strip by strip."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surveyproc.errors import InputError, StoreError
+from surveyproc.images.cube import chunk_grid, create_cube, zarr_store
+from surveyproc.images.fits import Plane, PlaneReader
+from surveyproc.images.grid import Grid, regrid_flux, regrid_mask, regrid_weight, same_grid
+from surveyproc.images.hdus import local_copy
+from surveyproc.storage import STAGING, Store, store_error
+
+AB_ZEROPOINT_NJY = 31.4
+RECORD = "tile.json"
+
+
+class BandError(Exception):
+    """A band of a tile cannot be used; the tile is built without it."""
+
+    def __init__(self, band: str, message: str) -> None:
+        super().__init__(message)
+        self.band = band
+
+
+@dataclass
+class _Band:
+    """One band of a tile while its cube is written."""
+
+    name: str
+    image: PlaneReader
+    weight: PlaneReader | None
+    mask: PlaneReader | None
+    factor: float
+    """Nanojansky of one count."""
+    grid: Grid
+    mask_bits: int
+    # Set once if the band lies on another grid than the tile; else rows are read as needed.
+    moved: tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None] | None = None
+    finite: bool = False
+
+    def _own_rows(
+        self, y0: int, y1: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.bool_] | None]:
+        image = self.image.rows(y0, y1)
+        image *= np.float32(self.factor)
+        weight = bad = None
+        if self.weight is not None:
+            weight = self.weight.rows(y0, y1)
+            weight *= np.float32(1.0 / self.factor**2)
+            np.nan_to_num(weight, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            np.maximum(weight, 0, out=weight)
+        if self.mask is not None:
+            bad = (self.mask.bits(y0, y1) & self.mask_bits) != 0
+            if weight is not None:
+                bad |= weight <= 0
+        return image, weight, bad
+
+    def move(self, grid: Grid) -> None:
+        """Interpolate the whole band to `grid`."""
+        image, weight, bad = self._own_rows(0, self.grid.shape[0])
+        self.moved = (
+            regrid_flux(image, self.grid, grid),
+            None if weight is None else regrid_weight(weight, self.grid, grid),
+            None if bad is None else regrid_mask(bad, self.grid, grid),
+        )
+
+    def rows(
+        self, y0: int, y1: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.bool_] | None]:
+        """Image, weight and mask on the tile's grid, rows y0 to y1."""
+        if self.moved is None:
+            image, weight, bad = self._own_rows(y0, y1)
+        else:
+            image, weight, bad = (None if a is None else a[y0:y1] for a in self.moved)  # type: ignore[assignment]
+        self.finite = self.finite or bool(np.isfinite(image).any())
+        return image, weight, bad
+
+
+def nanojansky_of_count(zeropoint: float) -> float:
+    """Nanojansky of one count whose AB magnitude is `zeropoint` (0 mag is 3631 Jy: 31.4)."""
+    return float(10.0 ** ((AB_ZEROPOINT_NJY - zeropoint) / 2.5))
+
+
+def build_cube(
+    store: Store,
+    key: str,
+    planes: dict[str, dict[str, Plane]],
+    mask_bits: int | None,
+    record: Callable[[Grid, list[str], dict[str, bool]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Write the cube `key` and, last of all, its commit record `tile.json`.
+
+    On a local disk the folder appears whole, by one rename. In an object store the record is what
+    makes the objects before it a cube.
+
+    Parameters
+    ----------
+    planes : dict
+        Band to kind (image, weight, mask) to plane, bands in the survey's order.
+    mask_bits : int or None
+        Bits of masks that make a pixel bad; all if None.
+
+    record : callable
+        Makes the commit record from the tile's grid (that of the band with the finest pixels, the
+        first of them on a tie), the bands, and `has_weight` and `has_mask`. Called when all pixels
+        are written; may raise.
+
+    Returns
+    -------
+    dict
+        The record.
+
+    Raises
+    ------
+    BandError
+        If a band turns out to be unusable while it is read; nothing is left behind then.
+    StoreError
+        If the store cannot take the cube.
+    """
+    try:
+        with ExitStack() as stack:
+            bands = [_open(stack, name, kinds, mask_bits) for name, kinds in planes.items()]
+            return _build(store, key, bands, record)
+    except OSError as error:
+        raise store_error(error, store.url_of(key)) from error
+    except ExceptionGroup as group:
+        raise _first_os_error(group, store.url_of(key)) from group
+
+
+def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str, Any]:
+    grid = min((band.grid for band in bands), key=_rounded_scale)
+    for band in bands:
+        if not same_grid(band.grid, grid):
+            _guard(band, lambda band=band: band.move(grid))
+    has = {
+        "has_weight": any(band.weight is not None for band in bands),
+        "has_mask": any(band.mask is not None for band in bands),
+    }
+    names = [band.name for band in bands]
+    attributes: dict[str, Any] = {
+        "bands": names,
+        "wcs": grid.wcs,
+        "pixel_scale_arcsec": grid.pixel_scale,
+        "unit": "nJy",
+        "weight_unit": "nJy-2",
+        "zeropoints": {band.name: band.image.plane.zeropoint for band in bands},
+        "reprojected": [band.name for band in bands if band.moved is not None],
+        "source": {band.name: band.image.plane.path.rsplit("/", 1)[-1] for band in bands},
+        **has,
+    }
+
+    def write(folder: str) -> dict[str, Any]:
+        _write(zarr_store(store, folder, read_only=False), bands, grid, attributes)
+        made: dict[str, Any] = record(grid, names, has)
+        store.put_json(f"{folder}/{RECORD}", made)
+        return made
+
+    if not store.is_local:
+        return write(key)
+    # The process is in the name so that the next ingest can tell what a killed one left behind.
+    staged = f"{STAGING}/cube-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    try:
+        made = write(staged)
+        target = Path(store.path(key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(store.path(staged), target)
+        except OSError as error:
+            # Another ingest of the same bytes was first: its cube equals ours.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / RECORD).exists():
+                raise
+    finally:
+        shutil.rmtree(store.path(staged), ignore_errors=True)
+    return made
+
+
+def _rounded_scale(grid: Grid) -> float:
+    # Co-registered bands differ in the last digits of their WCS; that decides nothing.
+    return round(grid.pixel_scale, 6)
+
+
+def _guard(band: _Band, action: Any) -> Any:
+    try:
+        return action()
+    except InputError as error:
+        raise BandError(band.name, str(error)) from error
+
+
+def _open(stack: ExitStack, name: str, kinds: dict[str, Plane], mask_bits: int | None) -> _Band:
+    image = kinds["image"]
+    try:
+        readers = {
+            kind: PlaneReader(plane, stack.enter_context(local_copy(plane.path)))
+            for kind, plane in kinds.items()
+        }
+        for plane in kinds.values():
+            other = Grid(plane.wcs or image.wcs, plane.shape)
+            if not same_grid(other, Grid(image.wcs, image.shape)):
+                raise InputError(
+                    f"{plane.where}: the {plane.kind}'s WCS or size {plane.shape} differs from "
+                    f"its image {image.where} {image.shape}"
+                )
+    except InputError as error:
+        raise BandError(name, str(error)) from error
+    return _Band(
+        name,
+        readers["image"],
+        readers.get("weight"),
+        readers.get("mask"),
+        nanojansky_of_count(image.zeropoint),
+        Grid(image.wcs, image.shape),
+        -1 if mask_bits is None else mask_bits,
+    )
+
+
+def clear_debris(store: Store) -> None:
+    """Remove staged cubes of processes of this machine that no longer live."""
+    if not store.is_local:
+        return
+    host = f"cube-{socket.gethostname()}-"
+    for name in store.names(STAGING):
+        if name.startswith(host):
+            try:
+                os.kill(int(name.removeprefix(host).split("-")[0]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(store.path(f"{STAGING}/{name}"), ignore_errors=True)
+            except (ValueError, PermissionError):
+                continue
+
+
+def _write(target: Any, bands: list[_Band], grid: Grid, attributes: dict[str, Any]) -> None:
+    height, width = grid.shape
+    arrays = create_cube(target, (len(bands), height, width), attributes)
+    strip = chunk_grid(grid.shape)[1][0]
+    for y0 in range(0, height, strip):
+        y1 = min(y0 + strip, height)
+        shape = (len(bands), y1 - y0, width)
+        image = np.empty(shape, np.float32)
+        # A band without weights among others with weights: its errors are unknown, not infinite.
+        weight = np.full(shape, np.nan, np.float32) if "weight" in arrays else None
+        mask = np.zeros(shape, np.bool_) if "mask" in arrays else None
+        for slot, band in enumerate(bands):
+            rows = _guard(band, lambda band=band: band.rows(y0, y1))  # noqa: B023
+            image[slot] = rows[0]
+            if weight is not None and rows[1] is not None:
+                weight[slot] = rows[1]
+            if mask is not None and rows[2] is not None:
+                mask[slot] = rows[2]
+        arrays["image"][:, y0:y1] = image
+        if weight is not None:
+            arrays["weight"][:, y0:y1] = weight
+        if mask is not None:
+            arrays["mask"][:, y0:y1] = mask
+    for band in bands:
+        if not band.finite:
+            plane = band.image.plane
+            raise BandError(band.name, f"{plane.where}: no pixel of the image is finite")
+
+
+def _first_os_error(group: BaseExceptionGroup[Any], where: str) -> StoreError:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first_os_error(error, where)
+        if isinstance(error, OSError):
+            return store_error(error, where)
+    return StoreError(f"cannot write {where}: {group.exceptions[0]}")

@@ -1,0 +1,327 @@
+"""FITS files to image cubes: files grouped into tiles, one task a tile, the table of tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from surveyproc import cluster
+from surveyproc.config import ImagesSection, SurveyConfig
+from surveyproc.errors import InputError, StoreError
+from surveyproc.images.build import RECORD, BandError, build_cube, clear_debris
+from surveyproc.images.cube import TILES_KEY, TILES_SCHEMA, cube_key
+from surveyproc.images.fits import Plane, Problem, planes_of
+from surveyproc.images.grid import Grid
+from surveyproc.images.hdus import checksum
+from surveyproc.storage import Store, fingerprint
+
+# Part of every cube's version: raise it when the same input makes other cubes.
+FORMAT = 1
+# Headers of more files than this are read by the cluster, in groups.
+SCAN_HERE = 256
+SCAN_GROUP = 32
+
+
+@dataclass
+class TilesSummary:
+    """What an ingest of images did.
+
+    Attributes
+    ----------
+    tiles : int
+        Tiles in the table of tiles.
+    written, unchanged : int
+        Cubes made now, and those that were there already.
+    bytes : int
+        Bytes of the input files of all tiles.
+    problems : list of str
+        What could not be used, each naming file and key.
+    """
+
+    tiles: int = 0
+    written: int = 0
+    unchanged: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+Progress = Callable[[int, int, int], None]
+
+
+def ingest_tiles(
+    config: SurveyConfig, store: Store, *, workers: int, progress: Progress | None = None
+) -> TilesSummary:
+    """Bring the survey's FITS files into cubes; what is there already is left alone.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+        The survey.
+    store : Store
+        Its root.
+    workers : int
+        Processes; a Ray session must be open (see `surveyproc.cluster.session`).
+    progress : callable, optional
+        Called after every tile with (tiles done, tiles in all, bytes of that tile's files).
+
+    Raises
+    ------
+    InputError
+        If no tile at all could be used; the message lists why.
+    StoreError
+        If the store cannot take a cube (disk full). Finished cubes are kept.
+    """
+    clear_debris(store)
+    planes, problems = _scan(config.tile_files(), config.images, workers)
+    groups = group_planes(planes, problems, config.images.bands)
+    summary = TilesSummary(problems=[problem.message for problem in problems])
+    items = [
+        {
+            "tile": tile,
+            "planes": json.dumps([plane.to_dict() for k in bands.values() for plane in k.values()]),
+        }
+        for tile, bands in sorted(groups.items())
+        if bands
+    ]
+    for tile, bands in sorted(groups.items()):
+        if not bands:
+            summary.problems.append(f"tile {tile}: no usable band; skipped")
+    rows: list[dict[str, Any]] = []
+    results = cluster.stream(
+        items, _TileWorker, workers=workers, arguments=(store.url, config.images.mask_bits)
+    )
+    for done, result in enumerate(results, start=1):
+        outcome = json.loads(result["outcome"])
+        if outcome["store_error"]:
+            raise StoreError(outcome["store_error"])
+        summary.bytes += outcome["bytes"]
+        summary.problems += outcome["problems"]
+        if outcome["row"] is not None:
+            rows.append(outcome["row"])
+            summary.written += outcome["written"]
+            summary.unchanged += not outcome["written"]
+        if progress is not None:
+            progress(done, len(items), outcome["bytes"])
+    summary.tiles = len(rows)
+    summary.problems.sort()
+    if not rows:
+        raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
+    _write_table(store, sorted(rows, key=lambda row: str(row["id"])))
+    return summary
+
+
+def _scan(
+    paths: Sequence[str], images: ImagesSection, workers: int
+) -> tuple[list[Plane], list[Problem]]:
+    planes: list[Plane] = []
+    problems: list[Problem] = []
+    if len(paths) <= SCAN_HERE:
+        for path in paths:
+            found, bad = planes_of(path, images)
+            planes += found
+            problems += bad
+    else:
+        groups = [paths[i : i + SCAN_GROUP] for i in range(0, len(paths), SCAN_GROUP)]
+        items = [{"paths": json.dumps(list(group))} for group in groups]
+        results = cluster.stream(
+            items, _ScanWorker, workers=workers, arguments=(images.model_dump_json(),)
+        )
+        for result in results:
+            found_json, bad_json = json.loads(result["outcome"])
+            planes += [Plane.from_dict(values) for values in found_json]
+            problems += [Problem(*values) for values in bad_json]
+    # Results of the cluster come in any order.
+    planes.sort(key=lambda plane: (plane.path, plane.hdu))
+    problems.sort(key=lambda problem: problem.message)
+    return planes, problems
+
+
+class _ScanWorker:
+    """Reads the headers of a group of files."""
+
+    def __init__(self, images_json: str) -> None:
+        self.images = ImagesSection.model_validate_json(images_json)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        planes: list[dict[str, Any]] = []
+        problems: list[tuple[str, str, str]] = []
+        for path in json.loads(row["item"]["paths"]):
+            found, bad = planes_of(path, self.images)
+            planes += [plane.to_dict() for plane in found]
+            problems += [(problem.tile, problem.band, problem.message) for problem in bad]
+        return {"outcome": json.dumps([planes, problems])}
+
+
+def group_planes(
+    planes: Sequence[Plane], problems: list[Problem], bands: Sequence[str]
+) -> dict[str, dict[str, dict[str, Plane]]]:
+    """Tile to band (in the survey's order) to kind to plane; only bands that can be used.
+
+    A band is left out if any of its planes has a problem, if two planes claim the same place, or
+    if it has a weight or mask but no image. What is found here is appended to `problems`.
+    """
+    places: dict[tuple[str, str], dict[str, list[Plane]]] = {}
+    for plane in planes:
+        kinds = places.setdefault((plane.tile, plane.band), {})
+        kinds.setdefault(plane.kind, []).append(plane)
+    bad = {(problem.tile, problem.band) for problem in problems}
+    tiles = {tile for tile, _ in places} | {tile for tile, _ in bad if tile}
+    groups: dict[str, dict[str, dict[str, Plane]]] = {tile: {} for tile in tiles}
+    order = {band: place for place, band in enumerate(bands)}
+    for (tile, band), kinds in sorted(places.items(), key=lambda item: order[item[0][1]]):
+        if (tile, band) in bad:
+            continue
+        twice = next((found for found in kinds.values() if len(found) > 1), None)
+        if twice is not None:
+            where = " and ".join(plane.where for plane in twice)
+            message = f"tile {tile}, band {band}: two {twice[0].kind}s: {where}; band left out"
+            problems.append(Problem(tile, band, message))
+        elif "image" not in kinds:
+            first = next(iter(kinds.values()))[0]
+            message = f"{first.where}: a {first.kind} without an image (tile {tile}, band {band})"
+            problems.append(Problem(tile, band, message))
+        else:
+            groups[tile][band] = {kind: found[0] for kind, found in kinds.items()}
+    return groups
+
+
+@lru_cache(maxsize=1024)
+def _checksum(path: str, size: int, mtime_ns: int) -> tuple[str, int]:
+    """Checksum of a file as it is now; one with many tiles is read once a process."""
+    return checksum(path)
+
+
+def _state(path: str) -> tuple[int, int]:
+    if "://" in path:
+        return 0, 0
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+class _TileWorker:
+    """Makes one tile's cube unless it is there; never raises for bad input."""
+
+    def __init__(self, url: str, mask_bits: int | None) -> None:
+        self.store, self.mask_bits = Store(url), mask_bits
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        item = row["item"]
+        planes = [Plane.from_dict(values) for values in json.loads(item["planes"])]
+        outcome: dict[str, Any] = {
+            "row": None,
+            "written": False,
+            "bytes": 0,
+            "problems": [],
+            "store_error": "",
+        }
+        try:
+            outcome |= _make_tile(self.store, item["tile"], planes, self.mask_bits)
+        except InputError as error:
+            outcome["problems"] = [f"tile {item['tile']}: {error}"]
+        except StoreError as error:
+            outcome["store_error"] = str(error)
+        return {"outcome": json.dumps(outcome)}
+
+
+def _make_tile(
+    store: Store, tile: str, planes: list[Plane], mask_bits: int | None
+) -> dict[str, Any]:
+    """The cube of one tile and its row in the table of tiles."""
+    paths = sorted({plane.path for plane in planes})
+    before = {path: _state(path) for path in paths}
+    sums = {path: _checksum(path, *before[path]) for path in paths}
+    nbytes = sum(size for _, size in sums.values())
+    version = fingerprint(
+        {
+            "format": FORMAT,
+            "mask_bits": mask_bits,
+            # Where the files lie does not matter; what they hold and what it is taken for does.
+            "planes": [
+                (sums[p.path][0], p.hdu, p.band, p.kind, None if p.kind != "image" else p.zeropoint)
+                for p in planes
+            ],
+        }
+    )
+    key = cube_key(tile, version)
+    record = store.read_json(f"{key}/{RECORD}")
+    if record is not None:
+        return {
+            "row": record["row"],
+            "written": False,
+            "bytes": nbytes,
+            "problems": record["problems"],
+        }
+    bands: dict[str, dict[str, Plane]] = {}
+    for plane in planes:
+        bands.setdefault(plane.band, {})[plane.kind] = plane
+    problems: list[str] = []
+
+    def finish(grid: Grid, names: list[str], has: dict[str, bool]) -> dict[str, Any]:
+        if before != {path: _state(path) for path in paths}:
+            raise InputError(f"a file changed while it was read: {', '.join(paths)}; ingest again")
+        files = sorted({path.rsplit("/", 1)[-1] for path in paths})
+        row = _row(tile, version, grid, names, has, files)
+        combined = "".join(sorted(found for found, _ in sums.values()))
+        row["checksum"] = hashlib.sha256(combined.encode()).hexdigest()
+        return {"format": FORMAT, "row": row, "problems": problems}
+
+    while bands:
+        try:
+            made = build_cube(store, key, bands, mask_bits, finish)
+        except BandError as error:
+            problems.append(f"tile {tile}, band {error.band} left out: {error}")
+            del bands[error.band]
+        else:
+            return {"row": made["row"], "written": True, "bytes": nbytes, "problems": problems}
+    problems.append(f"tile {tile}: no usable band; skipped")
+    return {"problems": problems, "bytes": nbytes}
+
+
+def _row(
+    tile: str,
+    version: str,
+    grid: Grid,
+    bands: list[str],
+    has: dict[str, bool],
+    files: list[str],
+) -> dict[str, Any]:
+    ra, dec, radius = grid.circle()
+    corner_ra, corner_dec = grid.corners()
+    return {
+        "id": tile,
+        "version": version,
+        "bands": bands,
+        "wcs": grid.wcs,
+        "height": grid.shape[0],
+        "width": grid.shape[1],
+        "pixel_scale": grid.pixel_scale,
+        "ra": ra,
+        "dec": dec,
+        "radius": radius,
+        "footprint_ra": corner_ra.tolist(),
+        "footprint_dec": corner_dec.tolist(),
+        **has,
+        "files": files,
+    }
+
+
+def _write_table(store: Store, rows: list[dict[str, Any]]) -> None:
+    """Write the table of tiles unless the one that is there says the same."""
+    table = pa.Table.from_pylist(rows, schema=TILES_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    data = sink.getvalue().to_pybytes()
+    if store.exists(TILES_KEY) and store.read(TILES_KEY) == data:
+        return
+    store.put(TILES_KEY, data)

@@ -1,0 +1,170 @@
+"""Boxes of a sharded Zarr v3 array on a local disk, read straight into one buffer.
+
+Zarr-python reads the same arrays (and does, for object stores); this reader knows the one layout
+that `cube` writes and is about twice as fast, which is what cutouts need.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+CRC_BYTES = 4
+Rectangle = tuple[int, int, int, int]
+
+
+class LayoutError(Exception):
+    """The array is not laid out as `cube` lays it out; read it with Zarr."""
+
+
+@dataclass(frozen=True)
+class ShardedArray:
+    """A (band, y, x) array whose shards and chunks hold all bands.
+
+    Attributes
+    ----------
+    path : Path
+        Folder of the array.
+    shape, chunk, shard : (int, int, int)
+        Elements of the array, of a chunk, of a shard.
+    dtype : dtype
+        Little-endian type on disk.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    chunk: tuple[int, int, int]
+    shard: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def open(cls, path: Path) -> ShardedArray:
+        """Read the array's metadata.
+
+        Raises
+        ------
+        LayoutError
+            If it is not sharded, uncompressed and checksummed as expected.
+        OSError, ValueError, KeyError
+            If the metadata are missing or damaged.
+        """
+        meta = json.loads((path / "zarr.json").read_text())
+        codecs = meta["codecs"]
+        if [codec["name"] for codec in codecs] != ["sharding_indexed"]:
+            raise LayoutError
+        inner = codecs[0]["configuration"]
+        names = [codec["name"] for codec in inner["codecs"]]
+        index = [codec["name"] for codec in inner["index_codecs"]]
+        at_end = inner.get("index_location", "end") == "end"
+        if names != ["bytes", "crc32c"] or index != ["bytes", "crc32c"] or not at_end:
+            raise LayoutError
+        shape, chunk = tuple(meta["shape"]), tuple(inner["chunk_shape"])
+        shard = tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])
+        if len(shape) != 3 or chunk[0] != shape[0] or shard[0] != shape[0]:
+            raise LayoutError
+        dtype = np.dtype(meta["data_type"]).newbyteorder("<")
+        return cls(path, shape, chunk, shard, dtype)
+
+    def read(
+        self,
+        box: Rectangle,
+        bands: list[int],
+        out: NDArray[Any],
+        damaged: Callable[[Rectangle, str], None],
+    ) -> None:
+        """Fill `out` with `bands` of the box (y0, y1, x0, x1), which lies within the array.
+
+        Parameters
+        ----------
+        out : ndarray, shape (len(bands), y1 - y0, x1 - x0)
+            Filled in place; left alone where the data are damaged.
+        damaged : callable
+            Called with the rectangle (y0, y1, x0, x1) of the array and a reason for every chunk
+            that is missing or fails its checksum. May raise.
+        """
+        y0, y1, x0, x1 = box
+        _, height, width = self.shard
+        every = bands == list(range(self.shape[0]))
+        chosen: Any = slice(None) if every else bands
+        buffer = np.empty(int(np.prod(self.chunk)) * self.dtype.itemsize + CRC_BYTES, np.uint8)
+        for row in range(y0 // height, (y1 - 1) // height + 1):
+            for column in range(x0 // width, (x1 - 1) // width + 1):
+                corner = (row * height, column * width)
+                path = self.path / "c" / "0" / str(row) / str(column)
+                whole = (
+                    corner[0],
+                    min(corner[0] + height, self.shape[1]),
+                    corner[1],
+                    min(corner[1] + width, self.shape[2]),
+                )
+                try:
+                    with open(path, "rb", buffering=0) as stream:
+                        index = self._index(stream)
+                        self._shard(stream, index, corner, box, chosen, out, buffer, damaged)
+                except (OSError, ValueError) as error:
+                    damaged(whole, f"{path}: {error}")
+
+    def _index(self, stream: IO[bytes]) -> NDArray[np.uint64]:
+        counts = (self.shard[1] // self.chunk[1], self.shard[2] // self.chunk[2])
+        nbytes = counts[0] * counts[1] * 16 + CRC_BYTES
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - nbytes))
+        data = stream.read(nbytes)
+        if len(data) < nbytes or not _intact(data):
+            raise ValueError("the shard's index is damaged")
+        return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(*counts, 2)
+
+    def _shard(
+        self,
+        stream: IO[bytes],
+        index: NDArray[np.uint64],
+        corner: tuple[int, int],
+        box: Rectangle,
+        chosen: Any,
+        out: NDArray[Any],
+        buffer: NDArray[np.uint8],
+        damaged: Callable[[Rectangle, str], None],
+    ) -> None:
+        y0, y1, x0, x1 = box
+        _, height, width = self.chunk
+        for row in range(index.shape[0]):
+            top = corner[0] + row * height
+            low, high = max(top, y0), min(top + height, y1)
+            if low >= high:
+                continue
+            for column in range(index.shape[1]):
+                left = corner[1] + column * width
+                first, last = max(left, x0), min(left + width, x1)
+                if first >= last:
+                    continue
+                if not self._chunk(stream, index[row, column], buffer):
+                    edge = (min(top + height, self.shape[1]), min(left + width, self.shape[2]))
+                    damaged((top, edge[0], left, edge[1]), "a chunk fails its checksum")
+                    continue
+                pixels = buffer[:-CRC_BYTES].view(self.dtype).reshape(self.chunk)
+                out[:, low - y0 : high - y0, first - x0 : last - x0] = pixels[
+                    chosen, low - top : high - top, first - left : last - left
+                ]
+
+    @staticmethod
+    def _chunk(stream: Any, entry: NDArray[np.uint64], buffer: NDArray[np.uint8]) -> bool:
+        """Read one chunk into `buffer`; False if it is missing, short or fails its checksum."""
+        offset, nbytes = (int(value) for value in entry)
+        if nbytes != buffer.size or offset >= 1 << 62:
+            return False
+        stream.seek(offset)
+        return stream.readinto(buffer.data) == nbytes and _intact(buffer)
+
+
+def _intact(data: Any) -> bool:
+    """Whether the last four bytes are the CRC-32C of the rest."""
+    view = memoryview(data)
+    found = google_crc32c.value(np.frombuffer(view[:-CRC_BYTES], np.uint8))
+    return bool(found == int.from_bytes(view[-CRC_BYTES:], "little"))
