@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 import numpy as np
@@ -188,7 +188,8 @@ def from_numpy(values: np.ndarray[Any, Any], mask: Any, dtype: pa.DataType) -> p
 def _from_objects(values: np.ndarray[Any, Any], mask: Any, dtype: pa.DataType) -> pa.Array:
     hidden = np.zeros(len(values), bool) if mask is None else np.asarray(mask, bool)
     items: list[Any] = []
-    for value, masked in zip(values, hidden.reshape(len(values), -1).all(axis=1), strict=True):
+    hidden_rows: Any = hidden.reshape(len(values), -1).all(axis=1).tolist() if len(values) else []
+    for value, masked in zip(values, hidden_rows, strict=True):
         if masked or value is None or value is np.ma.masked:
             items.append(None)
         elif isinstance(value, bytes):
@@ -232,7 +233,8 @@ def open_stream(url: str) -> IO[bytes]:
         stream.seek(0)
     except (OSError, ValueError) as error:
         raise InputError(f"{url}: cannot be opened: {error}; check catalog.source") from error
-    return gzip.open(stream, "rb") if head == GZIP_MAGIC else stream  # type: ignore[return-value]
+    opened: Any = gzip.GzipFile(fileobj=stream) if head == GZIP_MAGIC else stream
+    return cast(IO[bytes], opened)
 
 
 def damaged(url: str, error: object) -> InputError:
@@ -251,8 +253,9 @@ class LocalCopy:
 
     def __init__(self, url: str) -> None:
         self._copy: str | None = None
-        with open_stream(url) as stream:
-            if "://" not in url and not isinstance(stream, gzip.GzipFile):
+        opened: Any = open_stream(url)
+        with opened as stream:
+            if "://" not in url and not isinstance(opened, gzip.GzipFile):
                 self.path = url
                 return
             with tempfile.NamedTemporaryFile(prefix="surveyproc-", delete=False) as copy:

@@ -55,7 +55,10 @@ class FitsReader(TableReader):
         for hdu in self._fits:
             if hdu.get_exttype() in ("BINARY_TBL", "ASCII_TBL"):
                 return hdu
-        raise InputError(f"{self.url}: holds no table extension, only images; check catalog.source")
+        raise InputError(
+            f"{self.url}: holds no table extension; it is truncated, or holds only images: "
+            "check catalog.source"
+        )
 
     def _check_complete(self) -> None:
         # cfitsio opens a truncated table without a word and fails, or not, at the first read.
@@ -77,7 +80,7 @@ class FitsReader(TableReader):
         for number, name in enumerate(self._hdu.get_colnames(), start=1):
             base, shape = dtype[name].base, dtype[name].shape
             try:
-                scalar = self._variable(number) if base == object else arrow_scalar(base)
+                scalar = self._variable(number) if base.hasobject else arrow_scalar(base)
             except TypeError as error:
                 raise InputError(
                     f"{self.url}: column {name!r} is {base}, which cannot be stored; remove it"

@@ -197,14 +197,10 @@ class EcsvReader(CsvReader):
         types |= {name: pa.string() for name in self._json}
         return self._start(
             stream,
-            pcsv.ReadOptions(
-                block_size=BLOCK_BYTES, use_threads=False, column_names=self._columns
-            ),
+            pcsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, column_names=self._columns),
             pcsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             # An empty field is a missing value, whatever the type: ECSV says so.
-            pcsv.ConvertOptions(
-                column_types=types, null_values=[""], strings_can_be_null=True
-            ),
+            pcsv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True),
         )
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -213,7 +209,7 @@ class EcsvReader(CsvReader):
         for batch in super()._read(rows, columns):
             for name, dtype in self._json.items():
                 position = batch.schema.get_field_index(name)
-                batch = batch.set_column(  # noqa: PLW2901
+                batch = batch.set_column(
                     position, name, self._vectors(name, batch.column(position), dtype)
                 )
             yield batch
@@ -231,7 +227,11 @@ class EcsvReader(CsvReader):
             return [value]
 
         try:
-            values = [None if text is None else flat(json.loads(text)) for text in texts.to_pylist()]
+            values = [
+                None if text is None else flat(json.loads(text)) for text in texts.to_pylist()
+            ]
             return pa.array(values, dtype)
         except (ValueError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(f"{self.url}: column {name!r} holds no valid array: {error}") from error
+            raise InputError(
+                f"{self.url}: column {name!r} holds no valid array: {error}"
+            ) from error

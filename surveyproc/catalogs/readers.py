@@ -1,0 +1,142 @@
+"""Open a table of any format that surveys come in."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import zlib
+from collections.abc import Iterable
+
+import fsspec
+
+from surveyproc.catalogs.formats.base import STREAM_ERRORS, TableReader, damaged, open_stream
+from surveyproc.catalogs.formats.fits import FitsReader
+from surveyproc.catalogs.formats.parquet import ParquetReader, parquet_files
+from surveyproc.catalogs.formats.text import CsvReader, EcsvReader
+from surveyproc.catalogs.formats.votable import VOTableReader
+from surveyproc.errors import InputError
+
+__all__ = ["TableReader", "checksum", "nearest_name", "open_table", "table_kind"]
+
+HASH_CHUNK = 8 << 20
+_TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+_KNOWN = "FITS, VOTable, Parquet (a file or a folder), CSV, ECSV or a HATS catalog"
+
+
+def open_table(url: str) -> TableReader:
+    """A reader of the table at `url`, whose format is told from its content.
+
+    Parameters
+    ----------
+    url : str
+        Path or URL of a FITS, VOTable, CSV or ECSV file (also gzipped), a Parquet file or folder,
+        or the root of a HATS catalog (or collection: its main catalog).
+
+    Raises
+    ------
+    InputError
+        If it does not exist, is truncated, or is of no known format.
+    """
+    url, kind = table_kind(url)
+    if kind == "fits":
+        return FitsReader(url)
+    if kind == "votable":
+        return VOTableReader(url)
+    if kind == "ecsv":
+        return EcsvReader(url)
+    if kind == "csv":
+        return CsvReader(url)
+    return ParquetReader(url, kind)
+
+
+def table_kind(url: str) -> tuple[str, str]:
+    """The URL of the table itself and its kind: fits, votable, parquet, hats, csv or ecsv.
+
+    Raises
+    ------
+    InputError
+        If there is nothing, or nothing known.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        if not fs.exists(path):
+            raise InputError(f"{url}: does not exist; check catalog.source")
+        is_folder = bool(fs.isdir(path))
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{url}: cannot be reached: {error}") from error
+    if is_folder:
+        return _folder_kind(url)
+    try:
+        with open_stream(url) as stream:
+            head = stream.read(2048)
+    except (*STREAM_ERRORS, zlib.error) as error:
+        raise damaged(url, error) from error
+    if not head:
+        raise InputError(f"{url}: is empty; fetch or write the file again")
+    return url, _file_kind(url, head)
+
+
+def _file_kind(url: str, head: bytes) -> str:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith(b"SIMPLE  ="):
+        return "fits"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if text.startswith(b"# %ECSV"):
+        return "ecsv"
+    if text.startswith(b"<") and (b"VOTABLE" in head or text.startswith(b"<?xml")):
+        return "votable"
+    if url.lower().endswith(_TEXT_SUFFIXES) and b"\0" not in head:
+        return "csv"
+    raise InputError(f"{url}: is not a table that can be read; give {_KNOWN}")
+
+
+def _folder_kind(url: str) -> tuple[str, str]:
+    fs, path = fsspec.core.url_to_fs(url)
+    root = path.rstrip("/")
+    if fs.exists(f"{root}/collection.properties"):
+        text = fs.cat_file(f"{root}/collection.properties").decode("utf-8", "replace")
+        pairs = (line.partition("=") for line in text.splitlines())
+        values = {key.strip(): value.strip() for key, _, value in pairs}
+        main = values.get("hats_primary_table_url", "")
+        if not main or "://" in main or ".." in main.split("/"):
+            raise InputError(f"{url}: name the main catalog of the collection as catalog.source")
+        return f"{url.rstrip('/')}/{main}", "hats"
+    marks = ("hats.properties", "properties", "dataset/_metadata", "dataset/_common_metadata")
+    if any(fs.exists(f"{root}/{mark}") for mark in marks) or fs.isdir(f"{root}/dataset"):
+        return url, "hats"
+    return url, "parquet"
+
+
+def checksum(url: str) -> str:
+    """SHA-256 (hex) of a table's bytes; of all Parquet files in order for a folder. Streams.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    url, kind = table_kind(url)
+    fs, path = fsspec.core.url_to_fs(url)
+    paths = parquet_files(url, kind)[1] if kind in ("parquet", "hats") else [path]
+    total = hashlib.sha256()
+    for one in paths:
+        file = hashlib.sha256()
+        try:
+            with fs.open(one, "rb") as stream:
+                while chunk := stream.read(HASH_CHUNK):
+                    file.update(chunk)
+        except OSError as error:
+            raise InputError(f"{one}: cannot be read: {error}") from error
+        if paths == [path]:
+            return file.hexdigest()
+        # Names count: they fix the order in which the files are read.
+        total.update(f"{one[len(path) :]} {file.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """The element of `names` most like `name`, upper and lower case taken as equal."""
+    known = {entry.lower(): entry for entry in names}
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
+    return known[close[0]] if close else ""
