@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+
+from surveyproc.errors import ConfigError
+from surveyproc.models import base
+from surveyproc.models.base import RedshiftOutput, architectures, build, is_registered, register
+from surveyproc.models.gaznet import log_density
+
+
+def test_nine_bands_have_26_inputs_and_eight_hidden_layers():
+    network = build("gaznet-c9", tuple("ugrizYJHK"), {})
+    assert network.inputs == 17 + 9
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == 8 + 1
+    assert layers[0].in_features == 26
+    assert any(isinstance(m, torch.nn.Flatten) for m in network.modules())
+
+
+@pytest.mark.parametrize("n", [2, 4, 7, 12])
+def test_any_band_set_gives_valid_outputs(n):
+    network = build(f"gaznet-c{n}", [f"b{k}" for k in range(n)], {"components": 3})
+    out = network(100 * torch.randn(50, 3 * n - 1))
+    assert out.point.shape == (50,)
+    assert out.means.shape == out.sigmas.shape == out.log_weights.shape == (50, 3)
+    assert all(torch.isfinite(part).all() for part in out)
+    assert (out.means >= 0).all()
+    assert (out.sigmas > 0).all()
+    torch.testing.assert_close(out.log_weights.exp().sum(1), torch.ones(50))
+    loss = network.loss(out, torch.rand(50))
+    assert loss.shape == (50,)
+    loss.mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_parameter_count_is_the_sum_of_the_layers():
+    network = build("gaznet-c4", "ugri", {"widths": [8] * 8, "components": 2})
+    assert base.count_parameters(network) == (11 * 8 + 8) + 7 * (8 * 8 + 8) + (8 * 7 + 7)
+
+
+def test_density_of_the_truncated_mixture_integrates_to_one():
+    x = torch.linspace(0, 3, 20001, dtype=torch.float64)
+    n = len(x)
+    row = RedshiftOutput(
+        torch.zeros(n),
+        torch.log(torch.tensor([[0.3, 0.7]], dtype=torch.float64)).expand(n, 2),
+        torch.tensor([[0.0, 0.4]], dtype=torch.float64).expand(n, 2),
+        torch.tensor([[0.1, 0.3]], dtype=torch.float64).expand(n, 2),
+    )
+    assert torch.trapezoid(log_density(row, x).exp(), x).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_unknown_architecture_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"gaznet-c\*"):
+        build("resnet", "ug", {})
+    assert "gaznet-c*" in architectures()
+    assert is_registered("gaznet-c7")
+    assert not is_registered("resnet")
+
+
+def test_name_must_fit_the_bands():
+    with pytest.raises(ConfigError, match="gaznet-c4"):
+        build("gaznet-c9", "ugri", {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"depth": 3}, "depth"),
+        ({"widths": [8, 8]}, "eight"),
+        ({"components": 0}, "components"),
+        ({"huber_delta": -1.0}, "huber_delta"),
+    ],
+)
+def test_wrong_settings_are_named(settings, match):
+    with pytest.raises(ConfigError, match=match):
+        build("gaznet-c4", "ugri", settings)
+
+
+def test_third_party_architecture_from_an_entry_point(monkeypatch):
+    class Entry:
+        name = "their-net"
+
+        def load(self):
+            return lambda bands, settings: build("gaznet-c4", bands, settings)
+
+    monkeypatch.setattr(base, "_third_parties", lambda: {"their-net": Entry()})
+    monkeypatch.setattr(base, "_registry", dict(base._registry))
+    assert "their-net" in architectures()
+    with pytest.raises(ConfigError, match="gaznet-c4"):
+        # It is a GaZNet in truth, which insists on its own name.
+        build("their-net", "ugri", {})
+
+
+def test_two_functions_cannot_share_a_pattern():
+    with pytest.raises(ConfigError, match="two architectures"):
+        register("gaznet-c*")(lambda bands, settings: None)
+
+
+def test_weights_follow_the_seed():
+    torch.manual_seed(3)
+    first = build("gaznet-c4", "ugri", {})
+    torch.manual_seed(3)
+    second = build("gaznet-c4", "ugri", {})
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        np.testing.assert_array_equal(a.detach(), b.detach())
