@@ -131,6 +131,20 @@ class Window:
     damaged: list[Rectangle] = field(default_factory=list)
 
 
+class Scratch:
+    """Memory for windows, used again and again: fresh pages cost as much as filling them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """An array with undefined content over the memory held under `name`."""
+        count = int(np.prod(shape))
+        if name not in self._held or self._held[name].size < count:
+            self._held[name] = np.empty(count, dtype)
+        return self._held[name][:count].reshape(shape)
+
+
 def cube_key(tile: str, version: str) -> str:
     """Folder of a cube under the survey's root."""
     return f"images/{tile}/{version}"
@@ -272,8 +286,23 @@ class Cube:
                 part = out[:, cell[0] - y0 : cell[1] - y0, cell[2] - x0 : cell[3] - x0]
                 self._fill(name, cell, bands, part, damaged)
 
-    def read(self, box: Rectangle, bands: Sequence[str], *, tolerant: bool = False) -> Window:
-        """One window; see `read_window`. `tolerant` keeps what can be read of a damaged one."""
+    def read(
+        self,
+        box: Rectangle,
+        bands: Sequence[str],
+        *,
+        tolerant: bool = False,
+        scratch: Scratch | None = None,
+    ) -> Window:
+        """One window; see `read_window`.
+
+        Parameters
+        ----------
+        tolerant : bool
+            Keep what can be read of a damaged window instead of raising.
+        scratch : Scratch, optional
+            Memory to use again: the window is valid until the next read with the same scratch.
+        """
         y0, y1, x0, x1 = box
         height, width = self.tile.shape
         if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
@@ -294,7 +323,7 @@ class Cube:
         shape = (len(present), y1 - y0, x1 - x0)
 
         def load(name: str, dtype: str) -> NDArray[Any]:
-            out = np.empty(shape, dtype)
+            out = np.empty(shape, dtype) if scratch is None else scratch.array(name, shape, dtype)
             if present:
                 self._fill(name, box, present, out, damaged)
             return out

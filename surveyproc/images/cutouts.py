@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc.images.cube import CHUNK_PX, Cube, Tile, Window, chunk_grid
+from surveyproc.images.cube import CHUNK_PX, Cube, Scratch, Tile, Window, chunk_grid
 from surveyproc.images.shards import Rectangle
 from surveyproc.schemas import flag
 from surveyproc.sky import owners
@@ -242,13 +242,13 @@ class CutoutReader:
         """
         owner, x, y = owners(self.tiles, ra, dec)
         left = int((owner >= 0).sum())
-        batch, filled = None, 0
+        batch, filled, scratch = None, 0, Scratch()
         for tile in sorted(set(owner[owner >= 0].tolist()), key=lambda i: self.tiles[i].id):
             mine = np.flatnonzero(owner == tile)
             for plan in split_windows(
                 x[mine], y[mine], self.tiles[tile].shape, size, self.max_pixels
             ):
-                window = self._cube(tile).read(plan.box, self.bands, tolerant=True)
+                window = self._cube(tile).read(plan.box, self.bands, tolerant=True, scratch=scratch)
                 objects, start = mine[plan.objects], 0
                 while start < objects.size:
                     if batch is None:
