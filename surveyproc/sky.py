@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 from astropy.io.fits import Header
 from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
-from hats.pixel_math.spatial_index import compute_spatial_index
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -19,6 +18,9 @@ Float = NDArray[np.float64]
 
 def healpix29(ra: Float, dec: Float) -> NDArray[np.int64]:
     """HEALPix nested pixel at order 29 of each position (degrees, ICRS), as HATS defines it."""
+    # hats takes most of a second to import; workers that only look at images do without.
+    from hats.pixel_math.spatial_index import compute_spatial_index
+
     pixels: NDArray[np.int64] = compute_spatial_index(np.asarray(ra), np.asarray(dec))
     return pixels.astype(np.int64, copy=False)
 

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
 from surveyproc.errors import InputError, StoreError
-from surveyproc.images.cube import chunk_grid, create_cube, zarr_store
+from surveyproc.images.cube import chunk_grid, zarr_store
 from surveyproc.images.fits import Plane, PlaneReader
 from surveyproc.images.grid import Grid, regrid_flux, regrid_mask, regrid_weight, same_grid
 from surveyproc.images.hdus import local_copy
+from surveyproc.images.shards import pack_shard
 from surveyproc.storage import STAGING, Store, store_error
 
 AB_ZEROPOINT_NJY = 31.4
@@ -163,7 +166,7 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
     }
 
     def write(folder: str) -> dict[str, Any]:
-        _write(zarr_store(store, folder, read_only=False), bands, grid, attributes)
+        _write(store, folder, bands, grid, attributes)
         made: dict[str, Any] = record(grid, names, has)
         store.put_json(f"{folder}/{RECORD}", made)
         return made
@@ -241,9 +244,11 @@ def clear_debris(store: Store) -> None:
                 continue
 
 
-def _write(target: Any, bands: list[_Band], grid: Grid, attributes: dict[str, Any]) -> None:
+def _write(
+    store: Store, key: str, bands: list[_Band], grid: Grid, attributes: dict[str, Any]
+) -> None:
     height, width = grid.shape
-    arrays = create_cube(target, (len(bands), height, width), attributes)
+    arrays = create_cube(store, key, (len(bands), height, width), attributes)
     strip = chunk_grid(grid.shape)[1][0]
     for y0 in range(0, height, strip):
         y1 = min(y0 + strip, height)
@@ -259,15 +264,88 @@ def _write(target: Any, bands: list[_Band], grid: Grid, attributes: dict[str, An
                 weight[slot] = rows[1]
             if mask is not None and rows[2] is not None:
                 mask[slot] = rows[2]
-        arrays["image"][:, y0:y1] = image
-        if weight is not None:
-            arrays["weight"][:, y0:y1] = weight
-        if mask is not None:
-            arrays["mask"][:, y0:y1] = mask
+        for name, pixels in (("image", image), ("weight", weight), ("mask", mask)):
+            if pixels is not None:
+                write_rows(store, key, name, y0, pixels, grid.shape)
     for band in bands:
         if not band.finite:
             plane = band.image.plane
             raise BandError(band.name, f"{plane.where}: no pixel of the image is finite")
+
+
+def create_cube(
+    store: Store, key: str, shape: tuple[int, int, int], attributes: dict[str, Any]
+) -> dict[str, np.dtype[Any]]:
+    """Metadata of a cube: arrays `image`, and `weight` and `mask` if the attributes say so.
+
+    `write_rows` fills it; every chunk is written, so that a missing one is known to be lost.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        (band, y, x).
+    attributes : dict
+        Written as the group's attributes; `has_weight` and `has_mask` choose the arrays.
+    """
+    target = zarr_store(store, key, read_only=False)
+    group = zarr.open_group(target, mode="w", zarr_format=3)
+    group.attrs.put(attributes)
+    chunk, shard = chunk_grid((shape[1], shape[2]))
+    arrays = {"image": ("float32", np.nan, "nJy")}
+    if attributes["has_weight"]:
+        arrays["weight"] = ("float32", 0.0, "nJy-2")
+    if attributes["has_mask"]:
+        arrays["mask"] = ("bool", False, "")
+    for name, (dtype, fill, unit) in arrays.items():
+        group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=(shape[0], *chunk),
+            shards=(shape[0], *shard),
+            # Sky noise hardly compresses; the checksum (16 GB/s) is what finds a damaged chunk.
+            compressors=[Crc32cCodec()],
+            fill_value=fill,
+            dimension_names=("band", "y", "x"),
+            attributes={"unit": unit},
+        )
+    return {name: np.dtype(dtype) for name, (dtype, _, _) in arrays.items()}
+
+
+def write_rows(
+    store: Store, key: str, name: str, y0: int, pixels: NDArray[Any], shape: tuple[int, int]
+) -> None:
+    """Write one row of shards of an array, from its first row of pixels `y0` on.
+
+    Parameters
+    ----------
+    pixels : ndarray, shape (band, rows, x)
+        As many rows as a shard has, or as the tile has left.
+    shape : (int, int)
+        (y, x) of the whole tile.
+
+    Raises
+    ------
+    OSError
+        If the store cannot take it.
+    """
+    chunk, shard = chunk_grid(shape)
+    buffer = None
+    for column in range(-(-shape[1] // shard[1])):
+        part = pixels[:, :, column * shard[1] : (column + 1) * shard[1]]
+        lacking = shard[0] - part.shape[1], shard[1] - part.shape[2]
+        if any(lacking):
+            part = np.pad(part, ((0, 0), (0, lacking[0]), (0, lacking[1])))
+        buffer = pack_shard(part, chunk, buffer)
+        path = store.path(f"{key}/{name}/c/0/{y0 // shard[0]}/{column}")
+        if store.is_local:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb", buffering=0) as stream:
+                left = memoryview(buffer)  # type: ignore[arg-type]
+                while left:
+                    left = left[stream.write(left) :]
+        else:
+            store.fs.pipe_file(path, buffer.tobytes())
 
 
 def _first_os_error(group: BaseExceptionGroup[Any], where: str) -> StoreError:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 from zarr.storage import FsspecStore, LocalStore
 
 from surveyproc.errors import InputError, StoreError
@@ -181,45 +180,6 @@ def chunk_grid(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]
 
     (chunk_y, shard_y), (chunk_x, shard_x) = along(shape[0]), along(shape[1])
     return (chunk_y, chunk_x), (shard_y, shard_x)
-
-
-def create_cube(
-    store: LocalStore | FsspecStore, shape: tuple[int, int, int], attributes: dict[str, Any]
-) -> dict[str, Any]:
-    """An empty cube with arrays `image`, `weight` and `mask`, the latter two as attributes say.
-
-    Parameters
-    ----------
-    shape : (int, int, int)
-        (band, y, x).
-    attributes : dict
-        Written as the group's attributes; `has_weight` and `has_mask` choose the arrays.
-    """
-    group = zarr.open_group(store, mode="w", zarr_format=3)
-    group.attrs.put(attributes)
-    chunk, shard = chunk_grid((shape[1], shape[2]))
-    arrays = {"image": ("float32", np.nan, "nJy")}
-    if attributes["has_weight"]:
-        arrays["weight"] = ("float32", 0.0, "nJy-2")
-    if attributes["has_mask"]:
-        arrays["mask"] = ("bool", False, "")
-    return {
-        name: group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=(shape[0], *chunk),
-            shards=(shape[0], *shard),
-            # Sky noise hardly compresses; the checksum (16 GB/s) is what finds a damaged chunk.
-            compressors=[Crc32cCodec()],
-            fill_value=fill,
-            dimension_names=("band", "y", "x"),
-            attributes={"unit": unit},
-            # Every chunk is written, so that a missing one is known to be lost.
-            config={"write_empty_chunks": True},
-        )
-        for name, (dtype, fill, unit) in arrays.items()
-    }
 
 
 def zarr_store(store: Store, key: str, *, read_only: bool) -> LocalStore | FsspecStore:

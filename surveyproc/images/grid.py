@@ -11,7 +11,6 @@ import numpy as np
 from astropy.io.fits import Header
 from astropy.wcs import WCS, FITSFixedWarning
 from numpy.typing import NDArray
-from reproject import reproject_interp
 
 from surveyproc.errors import InputError
 from surveyproc.sky import cap, local_pixel_scale, pixel_positions, wcs_from_header
@@ -148,6 +147,9 @@ def area_ratio(source: Grid, target: Grid) -> float:
 
 
 def _interpolate(values: NDArray[Any], source: Grid, target: Grid) -> NDArray[np.float32]:
+    # Imports half a second's worth of dask, which most tiles and most processes never need.
+    from reproject import reproject_interp
+
     wcs_in, wcs_out = wcs_from_header(source.wcs), wcs_from_header(target.wcs)
     moved, covered = reproject_interp(
         (values, wcs_in), wcs_out, shape_out=target.shape, order="bilinear"

@@ -1,7 +1,8 @@
-"""Boxes of a sharded Zarr v3 array on a local disk, read straight into one buffer.
+"""Shards of a Zarr v3 array: packed from pixels, and read straight into one buffer.
 
-Zarr-python reads the same arrays (and does, for object stores); this reader knows the one layout
-that `cube` writes and is about twice as fast, which is what cutouts need.
+Zarr-python reads and writes the same arrays (and does read them, for object stores). These
+functions know the one layout that `cube` uses, and are two to four times as fast: what cutouts and
+ingest need.
 """
 
 from __future__ import annotations
@@ -18,6 +19,57 @@ from numpy.typing import NDArray
 
 CRC_BYTES = 4
 Rectangle = tuple[int, int, int, int]
+
+
+def pack_shard(
+    pixels: NDArray[Any], chunk: tuple[int, int], buffer: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """The bytes of one shard: chunks, each with its CRC-32C, then the index with its own.
+
+    Zarr's sharding codec, version 1.0: the index holds offset and length of each chunk as
+    little-endian uint64, in C order, at the end of the shard.
+
+    Parameters
+    ----------
+    pixels : ndarray, shape (band, y, x)
+        The shard's pixels; y and x are multiples of the chunk's.
+    chunk : (int, int)
+        (y, x) pixels of a chunk; a chunk holds all bands.
+    buffer : uint8 ndarray, optional
+        Memory to use again.
+
+    Returns
+    -------
+    uint8 ndarray
+        A view of `buffer` if it was given and large enough.
+    """
+    bands, height, width = pixels.shape
+    shape = (bands, *chunk)
+    counts = (height // chunk[0], width // chunk[1])
+    nbytes = int(np.prod(shape)) * pixels.itemsize
+    step, index_bytes = nbytes + CRC_BYTES, counts[0] * counts[1] * 16
+    total = counts[0] * counts[1] * step + index_bytes + CRC_BYTES
+    if buffer is None or buffer.size < total:
+        buffer = np.empty(total, np.uint8)
+    index = np.empty((*counts, 2), "<u8")
+    for number, (row, column) in enumerate(np.ndindex(*counts)):
+        start = number * step
+        place = buffer[start : start + nbytes]
+        rows = np.s_[row * chunk[0] : (row + 1) * chunk[0]]
+        columns = np.s_[column * chunk[1] : (column + 1) * chunk[1]]
+        place.view(pixels.dtype.newbyteorder("<")).reshape(shape)[:] = pixels[:, rows, columns]
+        _seal(buffer[start : start + step])
+        index[row, column] = start, step
+    tail = buffer[total - index_bytes - CRC_BYTES : total]
+    tail[:-CRC_BYTES] = np.frombuffer(index.tobytes(), np.uint8)
+    _seal(tail)
+    return buffer[:total]
+
+
+def _seal(data: NDArray[np.uint8]) -> None:
+    """Write the CRC-32C of all but the last four bytes into those four."""
+    found = google_crc32c.value(data[:-CRC_BYTES])
+    data[-CRC_BYTES:] = np.frombuffer(int(found).to_bytes(CRC_BYTES, "little"), np.uint8)
 
 
 class LayoutError(Exception):
