@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import datetime
 import io
 import re
@@ -378,12 +377,6 @@ def leaf_schema(store: Store, key: str) -> pa.Schema:
             return pq.read_schema(stream)
     except (OSError, pa.ArrowInvalid) as error:
         raise StoreError(f"cannot read {store.url_of(key)}: {error}") from error
-
-
-def pixels(store: Store, key: str) -> list[tuple[int, int]]:
-    """Order and pixel of every partition that the catalog's `partition_info.csv` names."""
-    text = store.read(f"{key}/partition_info.csv").decode()
-    return [(int(row["Norder"]), int(row["Npix"])) for row in csv.DictReader(text.splitlines())]
 
 
 _PARTITION_SCHEMA = pa.schema(

@@ -1,0 +1,363 @@
+"""A source catalog becomes a HATS catalog, in bounded memory.
+
+Pass 1 counts rows on the sky and chooses partitions; pass 2 spills rows by partition and ids by
+hash; then every partition is sorted and written by itself. `ingest.json` is the commit record:
+removed before the first leaf changes, written last. Until then nothing of an older catalog is
+touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+
+import surveyproc
+from surveyproc.catalogs import hats, leaves, rows, spill
+from surveyproc.catalogs.hats import Leaf, Partition
+from surveyproc.catalogs.partition import Assigner, SkyCounts, choose
+from surveyproc.catalogs.readers import TableReader, checksum, open_table, table_kind
+from surveyproc.catalogs.rejected import RejectedRows
+from surveyproc.config import SurveyConfig
+from surveyproc.errors import InputError, StoreError
+from surveyproc.progress import Meter
+from surveyproc.schemas import Column
+from surveyproc.storage import Store, fingerprint
+
+# Raised whenever the same source gives other bytes than before.
+FORMAT = 1
+RECORD = "ingest.json"
+REJECTED = "rejected.parquet"
+SPILL_BYTES = 96 << 20
+IDS_PER_BUCKET = 4_000_000
+
+
+@dataclass(frozen=True)
+class CatalogSummary:
+    """What an ingest did.
+
+    Attributes
+    ----------
+    rows_in, rows_out, rejected : int
+        Rows of the source, of the catalog, and of `rejected.parquet`.
+    duplicates : int
+        Rows of the catalog whose id another source row carries too.
+    partitions : int
+        Leaves.
+    skipped : bool
+        Whether there was nothing to do.
+    url : str
+        The HATS catalog.
+    """
+
+    rows_in: int
+    rows_out: int
+    rejected: int
+    duplicates: int
+    partitions: int
+    skipped: bool
+    url: str
+
+
+@dataclass(frozen=True)
+class CatalogInfo:
+    """An ingested catalog, as planning wants it.
+
+    Attributes
+    ----------
+    key : str
+        Its folder in the store.
+    columns : tuple of Column
+        Of the leaves: schemas/object.toml, then the source's own.
+    partitions : tuple of Partition
+        In nested order.
+    rows_in, rows_out, rejected, duplicates : int
+        As in `CatalogSummary`.
+    fingerprint : str
+        Hash of columns and leaves.
+    """
+
+    key: str
+    columns: tuple[Column, ...]
+    partitions: tuple[Partition, ...]
+    rows_in: int
+    rows_out: int
+    rejected: int
+    duplicates: int
+    fingerprint: str
+
+
+def catalog_key(name: str) -> str:
+    """Folder of the ingested catalog of a survey."""
+    return f"catalogs/{name}"
+
+
+def read_catalog(store: Store, name: str) -> CatalogInfo:
+    """The ingested catalog of survey `name`.
+
+    Raises
+    ------
+    InputError
+        If there is none, or an ingest was interrupted.
+    """
+    key = catalog_key(name)
+    record = store.read_json(f"{key}/{RECORD}")
+    if record is None:
+        raise InputError(f"no catalog of {name} under {store.url}: run `surveyproc ingest` first")
+    columns = tuple(
+        Column(**{**entry, "range": entry["range"] and tuple(entry["range"])})
+        for entry in record["columns"]
+    )
+    partitions = tuple(hats.read_partitions(store, key))
+    return CatalogInfo(key, columns, partitions, **record["counts"], fingerprint=record["content"])
+
+
+def ingest_catalog(
+    config: SurveyConfig,
+    store: Store,
+    *,
+    workers: int,
+    rows_per_batch: int | None = None,
+    spill_bytes: int = SPILL_BYTES,
+) -> CatalogSummary:
+    """Turn the configured source catalog into `catalogs/<survey>/`.
+
+    The catalog's bytes depend on the source's bytes, its modification time (the creation date in
+    `hats.properties`) and the configuration, and on nothing else.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+        Its `survey.name` and `catalog` section matter.
+    store : Store
+        Where to.
+    workers : int
+        Processes that write leaves, if Ray is running; else this process does.
+    rows_per_batch, spill_bytes : int
+        Rows read at once (by default about 32 MB) and bytes held before they are spilled.
+
+    Raises
+    ------
+    InputError
+        If the source cannot be read, is empty, lacks a column, or has no usable row.
+    """
+    url, kind = table_kind(config.resolve(config.catalog.source))
+    key = catalog_key(config.survey.name)
+    settings = {
+        "format": FORMAT,
+        "source_sha256": checksum(url),
+        "source_kind": kind,
+        "name": config.survey.name,
+        **config.catalog.model_dump(exclude={"source"}),
+    }
+    record = store.read_json(f"{key}/{RECORD}")
+    if record is not None and record["settings"] == settings and _intact(store, key):
+        return _summary(store, key, record, skipped=True)
+    with open_table(url) as reader, spill.own_folder(store, key) as folder:
+        build = _Build(config, store, key, folder, reader, workers)
+        build.rows_per_batch = rows_per_batch or rows.batch_rows(reader.schema)
+        build.spill_bytes = spill_bytes
+        record = build.run(settings)
+    return _summary(store, key, record, skipped=False)
+
+
+def _summary(store: Store, key: str, record: dict[str, Any], *, skipped: bool) -> CatalogSummary:
+    return CatalogSummary(
+        **record["counts"],
+        partitions=record["partitions"],
+        skipped=skipped,
+        url=store.url_of(key),
+    )
+
+
+class _Build:
+    """One ingest, step by step."""
+
+    rows_per_batch = 65_536
+    spill_bytes = SPILL_BYTES
+
+    def __init__(
+        self,
+        config: SurveyConfig,
+        store: Store,
+        key: str,
+        folder: str,
+        reader: TableReader,
+        workers: int,
+    ) -> None:
+        self.config, self.store, self.key, self.folder = config, store, key, folder
+        self.reader, self.workers = reader, workers
+        self.roles = rows.roles(reader, config.catalog)
+        self.columns = rows.stored_columns(reader, self.roles)
+        self.rows_in = 0
+
+    def run(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """All steps; returns the commit record."""
+        chosen = self.count()
+        rows_out = sum(part[2] for part in chosen)
+        with Meter("ingest", objects=self.rows_in, units=len(chosen)) as meter:
+            places, id_places, bits, rejected = self.spill(chosen, meter)
+            folders = leaves.Folders(
+                self.key, f"{self.folder}/rows", f"{self.folder}/ids", f"{self.folder}/repeated"
+            )
+            buckets = leaves.find_repeated(self.store, folders, id_places, self.workers)
+            self.begin()
+            written = []
+            for done in leaves.write_all(
+                self.store, folders, chosen, places, self.columns, (bits, buckets), self.workers
+            ):
+                meter.advance(objects=0, nbytes=done.leaf.nbytes)
+                written.append(done)
+        record = {
+            "settings": settings,
+            "source": self.reader.url.rstrip("/").rsplit("/", 1)[-1],
+            "surveyproc": surveyproc.__version__,
+            "columns": [asdict(column) for column in self.columns],
+            "partitions": len(written),
+            "counts": {
+                "rows_in": self.rows_in,
+                "rows_out": rows_out,
+                "rejected": rejected,
+                "duplicates": sum(done.duplicates for done in written),
+            },
+        }
+        return self.finish(record, written)
+
+    def count(self) -> list[tuple[int, int, int]]:
+        """Pass 1: rows on the sky, and from them the partitions."""
+        counts = SkyCounts()
+        for batch in self.reader.batches(
+            self.rows_per_batch, list(dict.fromkeys(self.roles.names))
+        ):
+            self.rows_in += batch.num_rows
+            checked = rows.check(batch, self.roles)
+            counts.add(checked.index[checked.code == 0])
+        if not self.rows_in:
+            raise InputError(f"{self.reader.url}: the catalog has no rows; check catalog.source")
+        if not len(counts.pixels):
+            raise InputError(
+                f"{self.reader.url}: none of its {self.rows_in} rows has an id and a position; "
+                "check catalog.id, catalog.ra and catalog.dec"
+            )
+        return choose(
+            counts.pixels, counts.counts, counts.order, self.config.catalog.partition_rows
+        )
+
+    def spill(
+        self, chosen: list[tuple[int, int, int]], meter: Meter
+    ) -> tuple[dict[int, spill.Int], dict[int, spill.Int], int, int]:
+        """Pass 2: rows to disk by partition, ids by hash, unusable rows aside."""
+        assign = Assigner(chosen)
+        bits = max(0, int(self.rows_in // IDS_PER_BUCKET)).bit_length()
+        schema = leaves.spill_schema(self.columns)
+        by_partition = spill.Spill(self.store, f"{self.folder}/rows", schema, self.spill_bytes)
+        by_hash = spill.Spill(
+            self.store, f"{self.folder}/ids", leaves.ID_SCHEMA, self.spill_bytes // 4
+        )
+        aside = RejectedRows(self.store, f"{self.folder}/{REJECTED}", self.reader.schema)
+        first = 0
+        with aside:
+            for batch in self.reader.batches(self.rows_per_batch):
+                checked = rows.check(batch, self.roles)
+                good = np.flatnonzero(checked.code == 0)
+                numbers = assign(checked.index[good])
+                if (numbers < 0).any():
+                    raise self._changed()
+                source_row = np.arange(first, first + batch.num_rows)
+                stored = rows.stored_rows(batch, checked, self.columns, good)
+                by_partition.add(numbers, [*stored, pa.array(source_row[good])])
+                ids = spill.at_most_two(rows.all_ids(batch, self.roles, checked))
+                by_hash.add(spill.bucket(ids, bits), [pa.array(ids)])
+                aside.add(batch, checked.code, source_row)
+                first += batch.num_rows
+                meter.advance(objects=batch.num_rows, units=0)
+        if first != self.rows_in:
+            raise self._changed()
+        by_partition.flush()
+        by_hash.flush()
+        return by_partition.places(), by_hash.places(), bits, aside.rows
+
+    def _changed(self) -> InputError:
+        return InputError(f"{self.reader.url}: changed while it was read; repeat the command")
+
+    def begin(self) -> None:
+        """From here on there is no catalog until the commit record is written again."""
+        for name in (RECORD, "hats.properties", "properties"):
+            self.store.remove(f"{self.key}/{name}")
+
+    def finish(self, record: dict[str, Any], written: list[leaves.Written]) -> dict[str, Any]:
+        """Drop what an older catalog left, write the metadata, commit."""
+        made = [done.leaf for done in written]
+        _drop_strangers(self.store, self.key, made)
+        staged = f"{self.folder}/{REJECTED}"
+        if record["counts"]["rejected"]:
+            with (
+                self.store.fs.open(self.store.path(staged), "rb") as source,
+                self.store.writing(f"{self.key}/{REJECTED}") as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
+        else:
+            self.store.remove(f"{self.key}/{REJECTED}")
+        partitions = [done.partition for done in written]
+        hats.write_partitions(self.store, self.key, partitions)
+        record["content"] = fingerprint(
+            [record["columns"], [[part.order, part.pixel, part.sha256] for part in partitions]]
+        )
+        hats.finish_catalog(
+            self.store,
+            self.key,
+            made,
+            name=self.config.survey.name,
+            columns=self.columns,
+            properties={
+                "hats_creation_date": _source_date(self.reader),
+                "surveyproc_version": surveyproc.__version__,
+                "surveyproc_source": record["source"],
+                "surveyproc_source_sha256": record["settings"]["source_sha256"],
+            },
+        )
+        self.store.put_json(f"{self.key}/{RECORD}", record)
+        return record
+
+
+def _source_date(reader: TableReader) -> str:
+    """When the source was last modified: a clock would make equal ingests differ."""
+    fs, path = fsspec.core.url_to_fs(reader.url)
+    try:
+        paths = fs.find(path) if fs.isdir(path) else [path]
+        moment = max(fs.modified(one) for one in paths)
+    except (OSError, NotImplementedError, KeyError):
+        moment = datetime.now(UTC)
+    return str(moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%MUTC"))
+
+
+def _intact(store: Store, key: str) -> bool:
+    """Whether all that an ingest writes is there, leaves with their sizes. Reads no leaf."""
+    try:
+        expected = {
+            store.path(f"{key}/{hats.leaf_key(part.order, part.pixel)}"): part.nbytes
+            for part in hats.read_partitions(store, key)
+        }
+    except StoreError:
+        return False
+    found = store.fs.find(store.path(key), detail=True)
+    sizes = {path: int(info["size"]) for path, info in found.items() if "/Npix=" in path}
+    others = ("hats.properties", "partition_info.csv", "point_map.fits", "dataset/_metadata")
+    return sizes == expected and all(store.path(f"{key}/{name}") in found for name in others)
+
+
+def _drop_strangers(store: Store, key: str, made: list[Leaf]) -> None:
+    """Remove leaves, and folders of leaves, that are not of this catalog."""
+    expected = {hats.leaf_key(leaf.order, leaf.pixel) for leaf in made}
+    for name in hats.leaf_keys(store, key):
+        if name not in expected:
+            store.remove(f"{key}/{name}")
+            parent = f"{key}/{name}".rsplit("/", 1)[0]
+            for folder in (parent, parent.rsplit("/", 1)[0]):
+                if not store.names(folder):
+                    store.remove(folder)

@@ -1,0 +1,184 @@
+"""From spilled rows to leaves: one partition at a time, in this process or in Ray's workers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from surveyproc import schemas, sky
+from surveyproc.catalogs import hats
+from surveyproc.catalogs.hats import Leaf, Partition
+from surveyproc.catalogs.spill import Int, bucket, read_group, repeated
+from surveyproc.schemas import Column
+from surveyproc.storage import Store
+
+ID_SCHEMA = pa.schema([("id", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Keys of the catalog and of this ingest's temporary folders."""
+
+    catalog: str
+    rows: str
+    ids: str
+    repeated: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """A leaf, its row in `partitions.parquet`, and how many of its rows share an id."""
+
+    leaf: Leaf
+    partition: Partition
+    duplicates: int
+
+
+def spill_schema(columns: Sequence[Column]) -> pa.Schema:
+    """Stored columns but `catalog_flag`, then the row's number in the source.
+
+    No source column can be called like that last one: names hold no null character.
+    """
+    kept = schemas.arrow_schema(column for column in columns if column.name != "catalog_flag")
+    return kept.append(pa.field("\0source_row", pa.int64()))
+
+
+def find_repeated(
+    store: Store, folders: Folders, places: dict[int, Int], workers: int
+) -> list[int]:
+    """Write the ids that occur more than once, by bucket; return the buckets that have any."""
+    if store.is_local:
+        store.fs.makedirs(store.path(folders.repeated), exist_ok=True)
+    items = [{"bucket": number, "places": where.tobytes()} for number, where in places.items()]
+    done = _apply(items, _IdCounter, (store, folders), workers)
+    return sorted(int(result["bucket"]) for result in done if result["repeated"])
+
+
+def write_all(
+    store: Store,
+    folders: Folders,
+    chosen: Sequence[tuple[int, int, int]],
+    places: dict[int, Int],
+    columns: Sequence[Column],
+    repeats: tuple[int, list[int]],
+    workers: int,
+) -> Iterator[Written]:
+    """Write every partition's leaf; results in nested order.
+
+    Parameters
+    ----------
+    chosen : sequence of (order, pixel, rows)
+        Partitions by number.
+    places : dict
+        Where the rows of each partition were spilled.
+    repeats : (bits, buckets)
+        Hash bits of ids, and the buckets with repeated ids.
+    """
+    items = [
+        {"number": n, "order": part[0], "pixel": part[1], "places": places[n].tobytes()}
+        for n, part in enumerate(chosen)
+    ]
+    # Results are handed on in order, so that what is made of them does not depend on scheduling.
+    waiting: dict[int, Written] = {}
+    following = 0
+    for result in _apply(items, _LeafWriter, (store, folders, tuple(columns), repeats), workers):
+        number, duplicates = result.pop("number"), result.pop("duplicates")
+        circle = {name: float(result.pop(name)) for name in ("ra", "dec", "radius")}
+        leaf = Leaf(**result)
+        partition = Partition(leaf.order, leaf.pixel, leaf.rows, leaf.nbytes, leaf.sha256, **circle)
+        waiting[int(number)] = Written(leaf, partition, int(duplicates))
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _apply(
+    items: list[dict[str, Any]], worker: type, arguments: tuple[Any, ...], workers: int
+) -> Iterator[dict[str, Any]]:
+    """`worker` applied to all items by Ray if it runs and there is a gain, else here."""
+    ray = sys.modules.get("ray")
+    if workers > 1 and len(items) > 1 and ray is not None and ray.is_initialized():
+        from surveyproc import cluster
+
+        yield from cluster.stream(items, worker, workers=workers, arguments=arguments)
+        return
+    call = worker(*arguments)
+    for item in items:
+        yield call({"item": item})
+
+
+def _pairs(data: bytes) -> Int:
+    return np.frombuffer(data, np.int64).reshape(-1, 2)
+
+
+class _IdCounter:
+    """Finds the ids of one bucket that occur more than once."""
+
+    def __init__(self, store: Store, folders: Folders) -> None:
+        self.store, self.folders = store, folders
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        item = row["item"]
+        ids = read_group(self.store, self.folders.ids, _pairs(item["places"]))
+        found = repeated(ids["id"].to_numpy())
+        if len(found):
+            path = self.store.path(_repeated_key(self.folders, item["bucket"]))
+            with self.store.fs.open(path, "wb") as stream:
+                stream.write(found.astype("<i8").tobytes())
+        return {"bucket": int(item["bucket"]), "repeated": len(found)}
+
+
+def _repeated_key(folders: Folders, number: int) -> str:
+    return f"{folders.repeated}/{number:06d}.ids"
+
+
+class _LeafWriter:
+    """Sorts the rows of a partition, flags repeated ids, writes the leaf."""
+
+    def __init__(
+        self,
+        store: Store,
+        folders: Folders,
+        columns: tuple[Column, ...],
+        repeats: tuple[int, list[int]],
+    ) -> None:
+        self.store, self.folders, self.columns = store, folders, columns
+        self.bits, self.buckets = repeats
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        item = row["item"]
+        table = read_group(self.store, self.folders.rows, _pairs(item["places"]))
+        keys = (table[name].to_numpy() for name in ("\0source_row", "object_id", hats.SPATIAL))
+        # The source row decides between rows that are alike, so that batches do not matter.
+        table = table.take(pa.array(np.lexsort(tuple(keys))))
+        repeats = self.is_repeated(table["object_id"].to_numpy())
+        flags = np.where(repeats, schemas.flag("duplicate_id"), 0).astype(np.int32)
+        table = table.append_column("catalog_flag", pa.array(flags))
+        key = f"{self.folders.catalog}/{hats.leaf_key(int(item['order']), int(item['pixel']))}"
+        leaf = hats.write_leaf(self.store, key, table, self.columns)
+        ra, dec, radius = sky.cap(table["ra"].to_numpy(), table["dec"].to_numpy())
+        return {
+            "number": int(item["number"]),
+            "duplicates": int(repeats.sum()),
+            "ra": ra,
+            "dec": dec,
+            "radius": radius,
+            **asdict(leaf),
+        }
+
+    def is_repeated(self, ids: Int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether another source row carries each id, shape (n,). Reads one bucket at a time."""
+        found = np.zeros(len(ids), bool)
+        if not self.buckets:
+            return found
+        buckets = bucket(ids, self.bits)
+        for number in np.intersect1d(buckets, self.buckets).tolist():
+            mine = np.flatnonzero(buckets == number)
+            data = self.store.read(_repeated_key(self.folders, number))
+            found[mine] = np.isin(ids[mine], np.frombuffer(data, "<i8"))
+        return found

@@ -1,0 +1,200 @@
+"""Rows too many for memory, sorted into groups on disk.
+
+What is collected in memory is written as one run: an Arrow file whose record batches are the
+groups. A reader of one group takes that batch of each run. So few files are open or written,
+however many groups there are.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from surveyproc.errors import StoreError
+from surveyproc.storage import Store, store_error
+
+Int = NDArray[np.int64]
+_ABANDONED_S = 2 * 86_400
+
+
+class Spill:
+    """Collects rows with a group number each and writes runs under a folder.
+
+    Parameters
+    ----------
+    store : Store
+        Where; workers on other machines must reach it too.
+    folder : str
+        Key of a folder of its own.
+    schema : pyarrow.Schema
+        Of the rows.
+    budget : int
+        Bytes of rows held before a run is written; about three times as much is used then.
+    """
+
+    def __init__(self, store: Store, folder: str, schema: pa.Schema, budget: int) -> None:
+        self._store, self._folder, self._schema = store, folder, schema
+        self._budget = budget
+        self._rows: list[pa.RecordBatch] = []
+        self._groups: list[Int] = []
+        self._held = 0
+        # Group numbers of the batches of each run, in order.
+        self._runs: list[Int] = []
+        if store.is_local:
+            store.fs.makedirs(store.path(folder), exist_ok=True)
+
+    def add(self, groups: Int, arrays: list[pa.Array]) -> None:
+        """Take rows, with their group numbers, shape (n,).
+
+        Raises
+        ------
+        StoreError
+            If a run cannot be written.
+        """
+        if not len(groups):
+            return
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        self._rows.append(batch)
+        self._groups.append(groups)
+        self._held += batch.nbytes
+        if self._held >= self._budget:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held as one run."""
+        if not self._rows:
+            return
+        groups = np.concatenate(self._groups)
+        order = np.argsort(groups, kind="stable")
+        table = pa.Table.from_batches(self._rows, self._schema).combine_chunks()
+        table = table.take(pa.array(order))
+        self._rows, self._groups, self._held = [], [], 0
+        present, starts = np.unique(groups[order], return_index=True)
+        stops = np.append(starts[1:], len(groups))
+        path = self._store.path(_run_key(self._folder, len(self._runs)))
+        try:
+            with (
+                self._store.fs.open(path, "wb") as stream,
+                pa.ipc.new_file(stream, self._schema) as writer,
+            ):
+                for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+                    part = table.slice(start, stop - start).combine_chunks()
+                    writer.write_batch(part.to_batches()[0])
+        except OSError as error:
+            raise store_error(error, path) from error
+        self._runs.append(present.astype(np.int64))
+
+    def places(self) -> dict[int, Int]:
+        """For every group where its rows are: (run, batch) pairs, shape (k, 2)."""
+        if not self._runs:
+            return {}
+        groups = np.concatenate(self._runs)
+        runs = np.repeat(np.arange(len(self._runs)), [len(run) for run in self._runs])
+        batches = np.concatenate([np.arange(len(run)) for run in self._runs])
+        order = np.argsort(groups, kind="stable")
+        pairs = np.stack([runs, batches], axis=1)[order]
+        present, starts = np.unique(groups[order], return_index=True)
+        return dict(zip(present.tolist(), np.split(pairs, starts[1:]), strict=True))
+
+
+def _run_key(folder: str, run: int) -> str:
+    return f"{folder}/run-{run:06d}.arrow"
+
+
+def read_group(store: Store, folder: str, places: Int) -> pa.Table:
+    """The rows of one group, as `Spill.places` located them.
+
+    Raises
+    ------
+    StoreError
+        If a run is gone or damaged.
+    """
+    parts = []
+    for run, batch in places.tolist():
+        path = store.path(_run_key(folder, run))
+        try:
+            with _source(store, path) as source:
+                parts.append(pa.ipc.open_file(source).get_batch(batch))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StoreError(f"cannot read {path}: {error}; repeat the command") from error
+    return pa.Table.from_batches(parts).combine_chunks()
+
+
+def _source(store: Store, path: str) -> AbstractContextManager[Any]:
+    source: AbstractContextManager[Any] = (
+        pa.memory_map(path) if store.is_local else store.fs.open(path, "rb")
+    )
+    return source
+
+
+def bucket(ids: Int, bits: int) -> Int:
+    """Bucket of each id, 0 to 2**bits - 1, spread evenly whatever the ids."""
+    if bits == 0:
+        return np.zeros(len(ids), np.int64)
+    with np.errstate(over="ignore"):
+        mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= np.uint64(0xD6E8FEB86659FD93)
+    return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+
+
+def at_most_two(ids: Int) -> Int:
+    """The sorted ids, each at most twice: enough to tell which repeat."""
+    ids = np.sort(ids)
+    third = np.zeros(len(ids), bool)
+    third[2:] = ids[2:] == ids[:-2]
+    return ids[~third]
+
+
+def repeated(ids: Int) -> Int:
+    """Sorted values that occur more than once."""
+    ids = np.sort(ids)
+    return np.unique(ids[1:][ids[1:] == ids[:-1]])
+
+
+@contextmanager
+def own_folder(store: Store, key: str) -> Iterator[str]:
+    """A folder for this process's temporary files; those of processes that died are removed.
+
+    Two ingests of one survey at once do not share it. Both write the same leaves, so the one that
+    ends last leaves what the other one did.
+    """
+    base = f"{key}/.spill"
+    host = socket.gethostname().replace("~", "-")
+    for name in store.names(base):
+        owner, _, rest = name.partition("~")
+        pid, _, started = rest.partition("~")
+        started = started.partition("~")[0]
+        here = owner == host and pid.isdigit()
+        old = started.isdigit() and time.time() - int(started) > _ABANDONED_S
+        if (here and not _alive(int(pid))) or (not here and old):
+            store.remove(f"{base}/{name}")
+    folder = f"{base}/{host}~{os.getpid()}~{int(time.time())}~{uuid.uuid4().hex[:8]}"
+    try:
+        yield folder
+    finally:
+        store.remove(folder)
+        if not store.names(base):
+            store.remove(base)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        # A container that was started again has the same host name and process numbers.
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
