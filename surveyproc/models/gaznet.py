@@ -26,9 +26,9 @@ from surveyproc.models.features import input_count
 
 DEFAULTS: dict[str, Any] = {
     "widths": [128, 128, 128, 128, 64, 64, 64, 64],
-    "components": 4,
+    "components": 3,
     "huber_delta": 0.001,
-    "point_weight": 20.0,
+    "point_weight": 5.0,
     "target_mean": 0.4,
     "target_std": 0.2,
 }

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surveyproc.errors import InputError
@@ -34,6 +34,7 @@ def test_nine_bands_give_seventeen_features_and_nine_masks(flux):
     assert (inputs[:, 17:] == 1).all()
 
 
+@settings(deadline=None)
 @given(st.floats(10.0, 30.0))
 def test_bright_asinh_magnitude_is_the_magnitude(magnitude):
     flux = flux_from_magnitude([[magnitude]])

@@ -1,0 +1,169 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from surveyproc import cluster
+from surveyproc.config import TrainingSection
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.models.photoz import PhotozProduct
+from surveyproc.product import Batch
+from surveyproc.storage import Store
+from surveyproc.train.data import TrainingSet
+from surveyproc.train.loop import train
+
+NET = {"widths": [32] * 8, "components": 2}
+
+
+def training_set(n=900):
+    rng = np.random.default_rng(0)
+    z = rng.uniform(0.1, 1.5, n)
+    flux = 1e3 * np.exp(np.sin(np.arange(4) * 0.7 + 2 * z[:, None]) + rng.normal(0, 0.01, (n, 4)))
+    ra, dec = 10 + rng.uniform(0, 1, n), rng.uniform(-0.5, 0.5, n)
+    return TrainingSet(flux, 0.01 * flux, z, ra, dec, tuple("ugri"))
+
+
+def settings(**keys):
+    base = {"source": "x", "redshift": "z", "epochs": 25, "batch_size": 64, "workers": 2}
+    return TrainingSection(**(base | keys))
+
+
+def go(root, data=None, **keys):
+    return train(
+        data or training_set(),
+        settings=settings(**keys),
+        store=Store(str(root)),
+        name="gaznet-c4",
+        network=NET,
+    )
+
+
+def checkpoints(root):
+    return list(Path(root).glob("runs/train-gaznet-c4/*/ray/checkpoint_*/state.json"))
+
+
+def wait_for(found, seconds=120.0):
+    until = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+    return result
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    with cluster.session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session, tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    return root, go(root)
+
+
+def same_weights(first, second):
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(first.tensors[k], second.tensors[k]) for k in first.tensors)
+    assert first.document["training"]["loss_curve"] == second.document["training"]["loss_curve"]
+    assert first.version == second.version
+
+
+def test_trains_a_usable_model_and_records_how(undisturbed):
+    root, package = undisturbed
+    record = package.document["training"]
+    assert len(record["loss_curve"]) == 50
+    assert record["rows_training"] + record["rows_held_out"] == record["rows"] == 900
+    assert record["recipe"]["workers"] == 2
+    assert package.metrics["held_out"]["median"]["nmad"] < 0.03
+    data = training_set()
+    columns = {f"flux_{band}": data.flux[:50, k] for k, band in enumerate(data.bands)}
+    out = PhotozProduct(package).compute(Batch(columns, np.zeros(50, np.int32)))
+    assert np.median(np.abs(out["gaznet_c4_z_median"] - data.redshift[:50])) < 0.1
+    assert not checkpoints(root)
+
+
+def test_repeating_a_finished_training_does_nothing(undisturbed):
+    root, package = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in Path(root).rglob("*") if p.is_file()}
+    started = time.monotonic()
+    again = go(root)
+    assert time.monotonic() - started < 1.0
+    same_weights(again, package)
+    assert before == {p: p.stat().st_mtime_ns for p in Path(root).rglob("*") if p.is_file()}
+
+
+def test_worker_killed_in_mid_training_changes_nothing(undisturbed, tmp_path):
+    killed = []
+
+    def kill():
+        wait_for(lambda: len(checkpoints(tmp_path)) >= 2)
+        # Only workers of the cluster that this process started.
+        workers = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.cmdline() and child.cmdline()[0].startswith("ray::RayTrainWorker")
+        ]
+        os.kill(workers[0].pid, signal.SIGKILL)
+        killed.append(workers[0].pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    package = go(tmp_path)
+    thread.join()
+    assert killed
+    same_weights(package, undisturbed[1])
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {here!r})
+from test_loop import go
+go({root!r})
+"""
+
+
+def test_command_killed_and_repeated_goes_on(undisturbed, tmp_path):
+    code = DRIVER.format(here=str(Path(__file__).parent), root=str(tmp_path))
+    driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    family = []
+    try:
+        wait_for(lambda: len(checkpoints(tmp_path)) >= 2)
+        family = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    psutil.wait_procs(family, timeout=30)
+    assert not (tmp_path / "models").exists()
+    left = max(path.stat().st_mtime_ns for path in checkpoints(tmp_path))
+    package = go(tmp_path)
+    same_weights(package, undisturbed[1])
+    assert left
+
+
+def test_set_smaller_than_a_batch(tmp_path):
+    with pytest.raises(InputError, match="batch_size"):
+        go(tmp_path, training_set(60))
+    with pytest.raises(InputError, match="batch_size"):
+        go(tmp_path, batch_size=1)
+    assert not (tmp_path / "models").exists()
+
+
+def test_wrong_architecture_is_named_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match="gaznet-c4"):
+        train(
+            training_set(),
+            settings=settings(),
+            store=Store(str(tmp_path)),
+            name="x",
+            architecture="gaznet-c9",
+        )
+    assert not any(tmp_path.iterdir())
