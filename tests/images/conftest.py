@@ -1,0 +1,3 @@
+from conftest_images import make_config
+
+__all__ = ["make_config"]

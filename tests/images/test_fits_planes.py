@@ -1,0 +1,217 @@
+import bz2
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from conftest_images import header, pixels, write
+
+from surveyproc.config import ImagesSection
+from surveyproc.images.fits import Plane, PlaneReader, planes_of
+from surveyproc.images.hdus import checksum, local_copy
+
+
+def images(**settings) -> ImagesSection:
+    return ImagesSection(tiles=[], **{"bands": ["g", "r", "z"], **settings})
+
+
+def only_problem(path: Path, **settings) -> str:
+    planes, problems = planes_of(str(path), images(**settings))
+    assert not planes
+    (problem,) = problems
+    assert str(path) in problem.message
+    return problem.message
+
+
+def read(plane: Plane) -> np.ndarray:
+    with local_copy(plane.path) as path:
+        return PlaneReader(plane, path).rows(0, plane.shape[0])
+
+
+@pytest.mark.parametrize("form", ["fits", "fits.gz", "fits.bz2", "fits.fz"])
+def test_a_plane_reads_the_same_from_every_container(tmp_path, form):
+    data = pixels()
+    path = tmp_path / f"a.{form}"
+    plain = write(tmp_path / "plain.fits", data)
+    if form == "fits.gz":
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    elif form == "fits.bz2":
+        path.write_bytes(bz2.compress(plain.read_bytes()))
+    elif form == "fits.fz":
+        fits.HDUList(
+            [
+                fits.PrimaryHDU(),
+                fits.CompImageHDU(
+                    data, header(), compression_type="GZIP_2", quantize_level=0
+                ),
+            ]
+        ).writeto(path)
+    else:
+        path.write_bytes(plain.read_bytes())
+    (plane,), problems = planes_of(str(path), images())
+    assert not problems
+    assert (plane.tile, plane.band, plane.kind, plane.shape) == ("T1", "g", "image", (80, 100))
+    assert plane.zeropoint == 30.0
+    np.testing.assert_array_equal(read(plane), data)
+    assert Plane.from_dict(plane.to_dict()) == plane
+    assert checksum(str(path))[1] == path.stat().st_size
+
+
+def test_scaled_integers_and_blank_pixels(tmp_path):
+    stored = np.arange(12, dtype=np.int16).reshape(3, 4)
+    head = header(BLANK=7)
+    hdu = fits.PrimaryHDU(stored, head)
+    hdu.writeto(tmp_path / "a.fits")
+    # astropy would rewrite the pixels if we set these before.
+    for key, value in (("BSCALE", 2.0), ("BZERO", 100.0)):
+        fits.setval(tmp_path / "a.fits", key, value=value)
+    (plane,), _ = planes_of(str(tmp_path / "a.fits"), images())
+    expected = stored * 2.0 + 100
+    expected[stored == 7] = np.nan
+    np.testing.assert_array_equal(read(plane), expected)
+
+
+def test_extensions_inherit_the_primary_header_and_are_told_apart_by_name(tmp_path):
+    primary = fits.PrimaryHDU(header=fits.Header([("OBJECT", "T9"), ("MAGZERO", 22.5)]))
+    primary.header["FILTER"] = "z DECam SDSS c0004 9260.0 1520.0"
+    bare = header(OBJECT=None, FILTER=None, MAGZERO=None)
+    names = ["SCI", "g_WHT", "DQ"]
+    hdus = [fits.ImageHDU(pixels(i), bare, name=name) for i, name in enumerate(names)]
+    fits.HDUList([primary, *hdus]).writeto(tmp_path / "a.fits")
+    planes, problems = planes_of(str(tmp_path / "a.fits"), images())
+    assert not problems
+    assert [(p.tile, p.band, p.kind) for p in planes] == [
+        ("T9", "z", "image"),
+        ("T9", "z", "weight"),
+        ("T9", "z", "mask"),
+    ]
+    assert planes[0].zeropoint == 22.5
+
+
+def test_file_pattern_beats_the_header(tmp_path):
+    path = write(tmp_path / "field7_oow_r.fits", band="g", tile="no/good")
+    pattern = r"(?P<tile>\w+)_oo(?P<kind>[iwd])_(?P<band>[a-z])"
+    (plane,), _ = planes_of(str(path), images(file_pattern=pattern))
+    assert (plane.tile, plane.band, plane.kind) == ("field7", "r", "weight")
+
+
+def test_tile_falls_back_to_the_file_stem(tmp_path):
+    path = write(tmp_path / "p0042.fits", OBJECT=None)
+    assert planes_of(str(path), images())[0][0].tile == "p0042"
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", ".hidden", "a b", "x" * 200])
+def test_tile_ids_never_become_paths_unchecked(tmp_path, name):
+    path = write(tmp_path / "a.fits", tile=name)
+    assert "keyword OBJECT" in only_problem(path)
+
+
+def test_truncated_file(tmp_path):
+    path = write(tmp_path / "a.fits")
+    path.write_bytes(path.read_bytes()[:9000])
+    message = only_problem(path)
+    assert "truncated" in message
+    _, (problem,) = planes_of(str(path), images())
+    assert (problem.tile, problem.band) == ("T1", "g")
+
+
+@pytest.mark.parametrize("keep", [100, 3000])
+def test_file_truncated_in_its_header(tmp_path, keep):
+    path = write(tmp_path / "a.fits", **{f"KEY{i}": i for i in range(60)})
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "truncated" in only_problem(path)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_truncated_packed_file(tmp_path, pack):
+    suffix = "gz" if pack is gzip.compress else "bz2"
+    plain = write(tmp_path / "plain.fits")
+    path = tmp_path / f"a.fits.{suffix}"
+    path.write_bytes(pack(plain.read_bytes())[:-5000])
+    assert "truncated" in only_problem(path) or "cannot be read" in only_problem(path)
+
+
+def test_not_fits(tmp_path):
+    (tmp_path / "a.fits").write_text("not at all")
+    assert "not a FITS file" in only_problem(tmp_path / "a.fits")
+
+
+def test_missing_file(tmp_path):
+    assert "cannot be read" in only_problem(tmp_path / "absent.fits")
+
+
+def test_no_wcs(tmp_path):
+    assert "CTYPE1" in only_problem(write(tmp_path / "a.fits", CTYPE1=None))
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [{"CDELT1": 0.0}, {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"}, {"CTYPE1": "RA---XXX"}],
+)
+def test_broken_wcs(tmp_path, cards):
+    assert "WCS" in only_problem(write(tmp_path / "a.fits", **cards))
+
+
+@pytest.mark.parametrize("value", [None, "dark"])
+def test_no_zero_point(tmp_path, value):
+    path = write(tmp_path / "a.fits", zeropoint=value)
+    message = only_problem(path)
+    assert "MAGZERO" in message
+    assert "zeropoints" in message
+    (plane,), _ = planes_of(str(path), images(zeropoints={"g": 25.0}))
+    assert plane.zeropoint == 25.0
+
+
+def test_unknown_band_names_the_list_and_the_nearest(tmp_path):
+    message = only_problem(write(tmp_path / "a.fits", band="gg"))
+    assert "FILTER" in message
+    assert "g, r, z" in message
+    assert "nearest is 'g'" in message
+
+
+def test_missing_band_keyword(tmp_path):
+    assert "FILTER" in only_problem(write(tmp_path / "a.fits", FILTER=None))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5, 5)])
+def test_two_dimensions_expected(tmp_path, shape):
+    path = write(tmp_path / "a.fits", np.zeros(shape, np.float32))
+    assert "two-dimensional" in only_problem(path)
+
+
+def test_huge_claims_in_a_small_file_are_refused_before_allocating(tmp_path):
+    path = write(tmp_path / "a.fits")
+    for key in ("NAXIS1", "NAXIS2"):
+        text = path.read_bytes()
+        place = text.index(key.encode())
+        card = f"{key:8s}= {2_000_000:20d}".ljust(80).encode()
+        path.write_bytes(text[:place] + card + text[place + 80 :])
+    assert "2000000 x 2000000" in only_problem(path)
+
+
+def test_huge_claims_in_a_compressed_file_are_refused(tmp_path):
+    path = tmp_path / "a.fits.fz"
+    compressed = fits.CompImageHDU(pixels(), header(), compression_type="RICE_1")
+    fits.HDUList([fits.PrimaryHDU(), compressed]).writeto(path)
+    text = path.read_bytes()
+    for key in ("ZNAXIS1", "ZNAXIS2", "ZTILE1", "ZTILE2"):
+        place = text.index(key.encode() + b" ")
+        size = 2_000_000 if key != "ZTILE2" else 25_000
+        card = f"{key:8s}= {size:20d}".ljust(80).encode()
+        text = text[:place] + card + text[place + 80 :]
+    path.write_bytes(text)
+    assert "cannot hold" in only_problem(path)
+
+
+def test_no_image_at_all(tmp_path):
+    fits.HDUList([fits.PrimaryHDU()]).writeto(tmp_path / "a.fits")
+    assert "holds no image" in only_problem(tmp_path / "a.fits")
+
+
+def test_masks_as_integers(tmp_path):
+    path = write(tmp_path / "m.fits", np.array([[0, 1], [4, 65535]], np.uint16), band="r")
+    (plane,), _ = planes_of(str(path), images(file_pattern="(?P<kind>m)"))
+    np.testing.assert_array_equal(
+        PlaneReader(plane, plane.path).bits(0, 2), [[0, 1], [4, 65535]]
+    )
