@@ -17,7 +17,7 @@ from typing import Any
 
 from surveyproc import __version__, cluster
 from surveyproc.config import TrainingSection
-from surveyproc.errors import InputError, StoreError, SurveyError
+from surveyproc.errors import InputError, SurveyError
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.base import RedshiftNetwork, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
@@ -25,12 +25,14 @@ from surveyproc.models.package import Package, find_trained, read_tensors, save_
 from surveyproc.models.photoz import predict
 from surveyproc.storage import Store, fingerprint
 from surveyproc.train.data import HELD_OUT_SHARE, TrainingSet, sky_split
-from surveyproc.train.fit import FitSettings, FitState, fit
+from surveyproc.train.fit import STATE, FitSettings, FitState, fit
 
 # Ray Train hands over one report a poll, so its default of 2 s would bound the speed of epochs. It
 # also reads these in the driver only.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+# Starting processes on a machine busy with other work takes long; the default gives up after 60 s.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 
 import numpy as np
 import ray
@@ -162,7 +164,7 @@ def train(
     _write_data(store, folder, usable, held_out, scaling)
     tell(f"train {name}: {(~held_out).sum()} rows, {held_out.sum()} held out, {folder}")
     with cluster.session(address):
-        state = _run(store, folder, recipe)
+        state = _run(store, folder, recipe, tell)
     package = _finish(store, name, recipe, key, usable, held_out, scaling, state)
     tell(f"train {name}: version {package.version}, best epoch {state.best_epoch}")
     store.remove(folder)
@@ -196,13 +198,11 @@ def _write_data(
     store.put(f"{folder}/data.safetensors", safetensors.torch.save(tensors))
 
 
-def _run(store: Store, folder: str, recipe: Recipe) -> FitState:
+def _run(store: Store, folder: str, recipe: Recipe, tell: Callable[[str], None]) -> FitState:
     """Run the workers to the end, from the last checkpoint if there is one."""
-    try:
-        store.read_json(f"{folder}/ray/{SNAPSHOT}")
-    except StoreError:
-        # Killed while Ray Train wrote its record of checkpoints: start this training over.
-        store.remove(f"{folder}/ray")
+    epoch = _epochs_done(store, f"{folder}/ray")
+    if epoch:
+        tell(f"train: goes on after epoch {epoch} of {recipe.fit.total_epochs}")
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"root": store.url_of(""), "folder": folder, "recipe": asdict(recipe)},
@@ -230,6 +230,24 @@ def _run(store: Store, folder: str, recipe: Recipe) -> FitState:
         raise SurveyError(f"training in {store.url_of(folder)} left no checkpoint")
     with result.checkpoint.as_directory() as place:
         return FitState.load(Path(place))
+
+
+def _epochs_done(store: Store, place: str) -> int:
+    """Epochs of the checkpoint from which Ray Train will go on; 0 if it will start.
+
+    Killed while Ray Train wrote its record of checkpoints, the record is not JSON: it and the
+    checkpoints are removed, and the training starts over.
+    """
+    if not store.exists(f"{place}/{SNAPSHOT}"):
+        return 0
+    try:
+        snapshot = json.loads(store.read(f"{place}/{SNAPSHOT}"))
+    except ValueError:
+        store.remove(place)
+        return 0
+    latest = (snapshot.get("latest_checkpoint_result") or {}).get("checkpoint_dir_name", "")
+    state = store.read_json(f"{place}/{latest}/{STATE}") or {}
+    return int(state.get("epoch", 0))
 
 
 def _cpus_per_worker(workers: int) -> float:
