@@ -138,8 +138,6 @@ def write_leaf(store: Store, key: str, table: pa.Table, columns: Sequence[Column
 
     Parameters
     ----------
-    store : Store
-        Where.
     key : str
         Full key, ending in what `leaf_key` gives.
     table : pyarrow.Table
@@ -240,8 +238,6 @@ def finish_catalog(
 
     Parameters
     ----------
-    store, key
-        The catalog.
     leaves : iterable of Leaf
         All leaves, in any order.
     name : str

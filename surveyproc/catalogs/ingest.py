@@ -124,6 +124,7 @@ def ingest_catalog(
     workers: int,
     rows_per_batch: int | None = None,
     spill_bytes: int = SPILL_BYTES,
+    ray_rows: int = leaves.Crew.ray_rows,
 ) -> CatalogSummary:
     """Turn the configured source catalog into `catalogs/<survey>/`.
 
@@ -137,9 +138,11 @@ def ingest_catalog(
     store : Store
         Where to.
     workers : int
-        Processes that write leaves, if Ray is running; else this process does.
+        Threads that write leaves; processes, if Ray is running and the catalog is large.
     rows_per_batch, spill_bytes : int
         Rows read at once (by default about 32 MB) and bytes held before they are spilled.
+    ray_rows : int
+        From how many rows on Ray writes the leaves.
 
     Raises
     ------
@@ -161,7 +164,7 @@ def ingest_catalog(
     with open_table(url) as reader, spill.own_folder(store, key) as folder:
         build = _Build(config, store, key, folder, reader, workers)
         build.rows_per_batch = rows_per_batch or rows.batch_rows(reader.schema)
-        build.spill_bytes = spill_bytes
+        build.spill_bytes, build.ray_rows = spill_bytes, ray_rows
         record = build.run(settings)
     return _summary(store, key, record, skipped=False)
 
@@ -180,6 +183,7 @@ class _Build:
 
     rows_per_batch = 65_536
     spill_bytes = SPILL_BYTES
+    ray_rows = leaves.Crew.ray_rows
 
     def __init__(
         self,
@@ -200,18 +204,20 @@ class _Build:
         """All steps; returns the commit record."""
         chosen = self.count()
         rows_out = sum(part[2] for part in chosen)
-        with Meter("ingest", objects=self.rows_in, units=len(chosen)) as meter:
+        with Meter("ingest, reading", objects=self.rows_in, units=1) as meter:
             places, id_places, bits, rejected = self.spill(chosen, meter)
-            folders = leaves.Folders(
-                self.key, f"{self.folder}/rows", f"{self.folder}/ids", f"{self.folder}/repeated"
-            )
-            buckets = leaves.find_repeated(self.store, folders, id_places, self.workers)
-            self.begin()
-            written = []
+        crew = leaves.Crew(self.workers, rows_out, self.ray_rows)
+        folders = leaves.Folders(
+            self.key, f"{self.folder}/rows", f"{self.folder}/ids", f"{self.folder}/repeated"
+        )
+        buckets = leaves.find_repeated(self.store, folders, id_places, crew)
+        self.begin()
+        written = []
+        with Meter("ingest, writing", objects=rows_out, units=len(chosen)) as meter:
             for done in leaves.write_all(
-                self.store, folders, chosen, places, self.columns, (bits, buckets), self.workers
+                self.store, folders, chosen, places, self.columns, (bits, buckets), crew
             ):
-                meter.advance(objects=0, nbytes=done.leaf.nbytes)
+                meter.advance(objects=done.leaf.rows, nbytes=done.leaf.nbytes)
                 written.append(done)
         record = {
             "settings": settings,
@@ -276,6 +282,7 @@ class _Build:
                 aside.add(batch, checked.code, source_row)
                 first += batch.num_rows
                 meter.advance(objects=batch.num_rows, units=0)
+            meter.advance(objects=0, units=1)
         if first != self.rows_in:
             raise self._changed()
         by_partition.flush()

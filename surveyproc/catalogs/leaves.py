@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +33,27 @@ class Folders:
 
 
 @dataclass(frozen=True)
+class Crew:
+    """Who does the work.
+
+    Attributes
+    ----------
+    workers : int
+        Threads of this process (Arrow, sorting and hashing leave the interpreter to the others),
+        or Ray processes.
+    rows : int
+        Rows to write.
+    ray_rows : int
+        From how many rows on Ray is used where it runs. Its actors take seconds to start, in which
+        threads write millions of rows.
+    """
+
+    workers: int
+    rows: int
+    ray_rows: int = 20_000_000
+
+
+@dataclass(frozen=True)
 class Written:
     """A leaf, its row in `partitions.parquet`, and how many of its rows share an id."""
 
@@ -48,14 +71,12 @@ def spill_schema(columns: Sequence[Column]) -> pa.Schema:
     return kept.append(pa.field("\0source_row", pa.int64()))
 
 
-def find_repeated(
-    store: Store, folders: Folders, places: dict[int, Int], workers: int
-) -> list[int]:
+def find_repeated(store: Store, folders: Folders, places: dict[int, Int], crew: Crew) -> list[int]:
     """Write the ids that occur more than once, by bucket; return the buckets that have any."""
     if store.is_local:
         store.fs.makedirs(store.path(folders.repeated), exist_ok=True)
     items = [{"bucket": number, "places": where.tobytes()} for number, where in places.items()]
-    done = _apply(items, _IdCounter, (store, folders), workers)
+    done = _apply(items, _IdCounter, (store, folders), crew)
     return sorted(int(result["bucket"]) for result in done if result["repeated"])
 
 
@@ -66,7 +87,7 @@ def write_all(
     places: dict[int, Int],
     columns: Sequence[Column],
     repeats: tuple[int, list[int]],
-    workers: int,
+    crew: Crew,
 ) -> Iterator[Written]:
     """Write every partition's leaf; results in nested order.
 
@@ -78,6 +99,8 @@ def write_all(
         Where the rows of each partition were spilled.
     repeats : (bits, buckets)
         Hash bits of ids, and the buckets with repeated ids.
+    crew : Crew
+        Who writes.
     """
     items = [
         {"number": n, "order": part[0], "pixel": part[1], "places": places[n].tobytes()}
@@ -86,7 +109,7 @@ def write_all(
     # Results are handed on in order, so that what is made of them does not depend on scheduling.
     waiting: dict[int, Written] = {}
     following = 0
-    for result in _apply(items, _LeafWriter, (store, folders, tuple(columns), repeats), workers):
+    for result in _apply(items, _LeafWriter, (store, folders, tuple(columns), repeats), crew):
         number, duplicates = result.pop("number"), result.pop("duplicates")
         circle = {name: float(result.pop(name)) for name in ("ra", "dec", "radius")}
         leaf = Leaf(**result)
@@ -98,18 +121,31 @@ def write_all(
 
 
 def _apply(
-    items: list[dict[str, Any]], worker: type, arguments: tuple[Any, ...], workers: int
+    items: list[dict[str, Any]],
+    worker: type,
+    arguments: tuple[Any, ...],
+    crew: Crew,
 ) -> Iterator[dict[str, Any]]:
-    """`worker` applied to all items by Ray if it runs and there is a gain, else here."""
+    """`worker` applied to all items, by threads of this process or by Ray; in no fixed order."""
     ray = sys.modules.get("ray")
-    if workers > 1 and len(items) > 1 and ray is not None and ray.is_initialized():
+    large = len(items) > 1 and crew.workers > 1 and crew.rows >= crew.ray_rows
+    if large and ray is not None and ray.is_initialized():
         from surveyproc import cluster
 
-        yield from cluster.stream(items, worker, workers=workers, arguments=arguments)
+        yield from cluster.stream(items, worker, workers=crew.workers, arguments=arguments)
         return
     call = worker(*arguments)
-    for item in items:
-        yield call({"item": item})
+    threads = max(1, min(crew.workers, os.cpu_count() or 1))
+    with ThreadPoolExecutor(threads) as pool:
+        # At most twice as many results as threads wait, so memory does not grow with the items.
+        running: set[Future[dict[str, Any]]] = set()
+        for item in items:
+            running.add(pool.submit(call, {"item": item}))
+            if len(running) >= 2 * threads:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        for future in as_completed(running):
+            yield future.result()
 
 
 def _pairs(data: bytes) -> Int:
