@@ -79,18 +79,15 @@ def stream(
     size = min(workers, len(items))
     options: dict[str, Any] = {"num_cpus": 1}
     if isinstance(worker, type):
-        # A killed process comes back and its item is given out again, without end: every worker
-        # here is idempotent, and an item that fails by itself raises instead.
+        # Ray Data restarts a killed process and gives its item out again, without end; that is
+        # right here because every worker is idempotent.
         options |= {
             "fn_constructor_args": arguments,
             "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-            "max_restarts": -1,
-            "max_task_retries": -1,
         }
     else:
         options |= {
             "fn_args": arguments,
             "compute": ray.data.TaskPoolStrategy(size=size),
-            "max_retries": -1,
         }
     yield from rows.map(worker, **options).iter_rows()

@@ -44,8 +44,8 @@ def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) 
         if record.leaf.rows != unit.rows:
             reasons.append(Reason("row count", unit.name, str(record.leaf.rows), str(unit.rows)))
     rows = sum(record.leaf.rows for record in commits)
-    if rows != plan.catalog.rows:
-        reasons.append(Reason("row count", "whole catalog", str(rows), str(plan.catalog.rows)))
+    if rows != plan.catalog.rows_out:
+        reasons.append(Reason("row count", "whole catalog", str(rows), str(plan.catalog.rows_out)))
     for column in plan.columns:
         stats = [record.stats[column.name] for record in commits]
         nulls = sum(one.nulls for one in stats) / max(rows, 1)
