@@ -51,7 +51,7 @@ class FitsReader(TableReader):
             raise damaged(url, error) from error
 
     def _first_table(self) -> Any:
-        self._fits = fitsio.FITS(self._local.path, "r")
+        self._fits = fitsio.FITS(self._local.path, "r", vstorage="object")
         for hdu in self._fits:
             if hdu.get_exttype() in ("BINARY_TBL", "ASCII_TBL"):
                 return hdu

@@ -63,8 +63,8 @@ class VOTableReader(TableReader):
         except (*STREAM_ERRORS, expat.ExpatError) as error:
             raise damaged(url, error) from error
         if head.serialization is None:
-            raise damaged(url, "the document ends before any table data")
-        self._streams = head.serialization == "TABLEDATA"
+            raise InputError(f"{url}: holds no table; is it a VOTable?")
+        self._serialization = head.serialization
         self._offset = len(head.text)
         self._header = _NROWS.sub(rb"\1", head.text)
         self._footer = b"".join(f"</{tag}>".encode() for tag in reversed(head.open))
@@ -128,7 +128,9 @@ class VOTableReader(TableReader):
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        if not self._streams:
+        if not self._serialization:
+            return
+        if self._serialization != "TABLEDATA":
             yield self._batch(self._parse(b"", complete=True))
             return
         for block in self._blocks(rows):
@@ -179,7 +181,7 @@ class _Head:
         self.text = b""
         self.open: list[str] = []
         self.serialization: str | None = None
-        self._at = -1
+        self._at, self._fields = -1, 0
         self._parser = expat.ParserCreate()
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
@@ -189,6 +191,7 @@ class _Head:
             return
         self.open.append(tag)
         local = tag.rpartition(":")[2]
+        self._fields += local == "FIELD"
         if local in ("TABLEDATA", "BINARY", "BINARY2", "FITS", "PARQUET"):
             self.serialization, self._at = local, self._parser.CurrentByteIndex
 
@@ -208,6 +211,10 @@ class _Head:
         while self.serialization is None:
             chunk = stream.read(CHUNK_BYTES // 16)
             if not chunk:
+                # A whole document may hold a table without data; a broken one raises here.
+                self._parser.Parse(b"", True)
+                if self._fields:
+                    self.serialization, self.text = "", read
                 return
             read += chunk
             self._parser.Parse(chunk, False)

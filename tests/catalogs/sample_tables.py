@@ -1,0 +1,55 @@
+"""Tables and configurations that the tests of this folder share."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from astropy.table import MaskedColumn, Table
+
+from surveyproc.config import SurveyConfig
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def survey(root: Path, source: Path | str, **catalog: object) -> SurveyConfig:
+    return SurveyConfig.model_validate(
+        {
+            "survey": {"name": "test", "root": str(root)},
+            "images": {"tiles": ["none"], "bands": ["r"]},
+            "catalog": {"source": str(source), **catalog},
+        }
+    )
+
+
+def sky_table(rows: int, seed: int = 0) -> Table:
+    """Objects around RA 0, with text, nulls, NaN, a vector column and units."""
+    rng = np.random.default_rng(seed)
+    table = Table(
+        {
+            "object_id": rng.permutation(rows) + 2**40,
+            "ra": rng.uniform(-2, 2, rows) % 360,
+            "dec": rng.uniform(-1, 1, rows),
+            "mag": rng.normal(22, 1, rows).astype("f4"),
+            "kind": [("star", "galaxy")[i % 2] for i in range(rows)],
+            "good": rng.random(rows) > 0.5,
+            "count": rng.integers(0, 99, rows).astype("i2"),
+        }
+    )
+    table["count"] = MaskedColumn(table["count"], mask=np.arange(rows) % 5 == 1)
+    table["mag"][::7] = np.nan
+    table["ra"].unit = table["dec"].unit = "deg"
+    table["mag"].unit = "mag"
+    table["mag"].description = "A magnitude & more"
+    table["mag"].meta["ucd"] = "phot.mag;em.opt.R"
+    return table
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Path to SHA-256 of every file under a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
