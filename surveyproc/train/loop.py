@@ -323,7 +323,11 @@ def _finish(
     """Measure the best weights on the held-out rows and save the package."""
     network = build(recipe.architecture, recipe.bands, recipe.network)
     network.load_state_dict(state.best)
+    threads = torch.get_num_threads()
+    # Several threads beside other work can be a hundred times slower than one.
+    torch.set_num_threads(1)
     values, _ = predict(network.eval(), scaling, usable.flux[held_out])
+    torch.set_num_threads(threads)
     true = usable.redshift[held_out]
     metrics = {"held_out": {k: redshift_metrics(values[k], true) for k in ("point", "median")}}
     document = json.loads(json.dumps(asdict(recipe)))
