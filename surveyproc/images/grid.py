@@ -120,7 +120,27 @@ def wcs_text(
         )
     if not 0 < scale < 3600:
         raise InputError(f"{where}: broken WCS: a pixel would be {scale} arcsec wide")
-    return str(chosen.tostring(sep="\n", endcard=False, padding=False))
+    text = str(chosen.tostring(sep="\n", endcard=False, padding=False))
+    if not _inverts(Grid(text, shape)):
+        raise InputError(
+            f"{where}: broken WCS: its distortion (PV or A, B, AP, BP cards) cannot be inverted"
+        )
+    return text
+
+
+def _sample(grid: Grid) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """(x, y) of nine pixels from edge to edge, and their (ra, dec)."""
+    ny, nx = grid.shape
+    y, x = (a.ravel() for a in np.meshgrid([0, ny / 2, ny - 1], [0, nx / 2, nx - 1]))
+    ra, dec = wcs_from_header(grid.wcs).all_pix2world(x, y, 0)
+    return x, y, np.asarray(ra), np.asarray(dec)
+
+
+def _inverts(grid: Grid) -> bool:
+    # Positions that do not come back would be taken for objects that no tile covers.
+    x, y, ra, dec = _sample(grid)
+    px, py = pixel_positions(wcs_from_header(grid.wcs), ra, dec)
+    return bool((np.hypot(px - x, py - y) < 0.1).all())
 
 
 def same_grid(one: Grid, other: Grid) -> bool:
@@ -129,10 +149,8 @@ def same_grid(one: Grid, other: Grid) -> bool:
         return False
     if one.wcs == other.wcs:
         return True
-    ny, nx = one.shape
-    y, x = (a.ravel() for a in np.meshgrid([0, ny / 2, ny - 1], [0, nx / 2, nx - 1]))
-    ra, dec = wcs_from_header(one.wcs).all_pix2world(x, y, 0)
-    px, py = pixel_positions(wcs_from_header(other.wcs), np.asarray(ra), np.asarray(dec))
+    x, y, ra, dec = _sample(one)
+    px, py = pixel_positions(wcs_from_header(other.wcs), ra, dec)
     return bool((np.hypot(px - x, py - y) < SAME_GRID_PX).all())
 
 

@@ -42,9 +42,7 @@ def test_a_plane_reads_the_same_from_every_container(tmp_path, form):
         fits.HDUList(
             [
                 fits.PrimaryHDU(),
-                fits.CompImageHDU(
-                    data, header(), compression_type="GZIP_2", quantize_level=0
-                ),
+                fits.CompImageHDU(data, header(), compression_type="GZIP_2", quantize_level=0),
             ]
         ).writeto(path)
     else:
@@ -147,9 +145,15 @@ def test_no_wcs(tmp_path):
 
 @pytest.mark.parametrize(
     "cards",
-    [{"CDELT1": 0.0}, {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"}, {"CTYPE1": "RA---XXX"}],
+    [
+        {"CDELT1": 0.0},
+        {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"},
+        {"CTYPE1": "RA---XXX"},
+        {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.0, "PV2_1": 1.0, "PV1_7": 1e6},
+    ],
 )
 def test_broken_wcs(tmp_path, cards):
+    """Singular, galactic, unknown, or with a distortion that has no inverse."""
     assert "WCS" in only_problem(write(tmp_path / "a.fits", **cards))
 
 
@@ -212,6 +216,4 @@ def test_no_image_at_all(tmp_path):
 def test_masks_as_integers(tmp_path):
     path = write(tmp_path / "m.fits", np.array([[0, 1], [4, 65535]], np.uint16), band="r")
     (plane,), _ = planes_of(str(path), images(file_pattern="(?P<kind>m)"))
-    np.testing.assert_array_equal(
-        PlaneReader(plane, plane.path).bits(0, 2), [[0, 1], [4, 65535]]
-    )
+    np.testing.assert_array_equal(PlaneReader(plane, plane.path).bits(0, 2), [[0, 1], [4, 65535]])
