@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+from astropy.stats import sigma_clip
+from photutils.aperture import CircularAperture
+from photutils.aperture import aperture_photometry as photutils_photometry
+
+from surveyproc.errors import ConfigError
+from surveyproc.measure.aperture import (
+    AperturePhotometry,
+    annulus_for,
+    aperture_photometry,
+    aperture_weights,
+    clipped_background,
+)
+from surveyproc.product import Batch, Product
+from surveyproc.schemas import flag
+
+ANNULUS = (12.0, 20.0)
+
+
+def stars(
+    n: int, flux: float, noise: float, level: float = 0.0, bands: int = 2, sigma: float = 1.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian stars at sub-pixel places on noise: images (n, band, 48, 48) and offsets."""
+    rng = np.random.default_rng(1)
+    offsets = rng.uniform(-0.5, 0.5, (n, 2))
+    grid = np.arange(48) - 24
+    gx = np.exp(-((grid - offsets[:, :1]) ** 2) / (2 * sigma**2))
+    gy = np.exp(-((grid - offsets[:, 1:]) ** 2) / (2 * sigma**2))
+    profile = gy[:, :, None] * gx[:, None, :] / (2 * np.pi * sigma**2)
+    images = np.repeat((flux * profile + level)[:, None], bands, axis=1)
+    images += rng.normal(0, noise, images.shape)
+    return images.astype(np.float32), offsets
+
+
+@pytest.mark.parametrize("radius", [0.3, 2.0, 3.37, 7.0])
+def test_weights_are_the_exact_overlap(radius):
+    offsets = np.array([[0.0, 0.0], [0.5, -0.5], [-0.31, 0.17]])
+    weights = aperture_weights(offsets, radius)
+    np.testing.assert_allclose(weights.sum(axis=(1, 2)), np.pi * radius**2, rtol=1e-12)
+    half = weights.shape[1] // 2
+    for offset, weight in zip(offsets, weights, strict=True):
+        mask = CircularAperture(half + offset, radius).to_mask("exact")
+        np.testing.assert_allclose(weight, mask.to_image(weight.shape), atol=1e-12)
+
+
+def test_fluxes_equal_photutils_and_the_truth():
+    images, offsets = stars(20, flux=1000.0, noise=0.5, level=33.0)
+    flux, _, bad = aperture_photometry(images, None, offsets, 5.0, ANNULUS)
+    assert not bad.any()
+    inside = 1 - np.exp(-(5.0**2) / (2 * 1.5**2))
+    np.testing.assert_allclose(flux, 1000 * inside, rtol=0.03)
+    level, _, _ = clipped_background(ring_of(images))
+    for i in range(20):
+        for band in range(2):
+            aperture = CircularAperture(24 + offsets[i], 5.0)
+            data = images[i, band].astype(np.float64) - level[i, band]
+            expected = photutils_photometry(data, aperture, method="exact")["aperture_sum"][0]
+            assert flux[i, band] == pytest.approx(expected, rel=1e-5)
+
+
+def ring_of(images: np.ndarray) -> np.ndarray:
+    row, column = np.indices((48, 48)) - 24
+    distance = np.hypot(row, column)
+    return images[:, :, (distance >= ANNULUS[0]) & (distance < ANNULUS[1])].copy()
+
+
+def test_background_is_the_clipped_median():
+    images, _ = stars(5, flux=0.0, noise=2.0, level=10.0)
+    ring = ring_of(images)
+    ring[:, :, :30] += 500  # a neighbour
+    ring[:, :, 30:40] = np.nan
+    median, scatter, count = clipped_background(ring.copy())
+    reference = sigma_clip(ring, sigma=3, axis=-1, masked=True, maxiters=5)
+    np.testing.assert_allclose(median, np.ma.median(reference, axis=-1), atol=0.02)
+    np.testing.assert_allclose(scatter, 2.0, rtol=0.12)
+    assert (count <= ring.shape[-1] - 40).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("radius", [1.2, 4.0])
+def test_errors_are_calibrated(weighted, radius):
+    images, offsets = stars(3000, flux=0.0, noise=3.0, level=7.0, bands=1)
+    variance = np.full_like(images, 9.0) if weighted else None
+    flux, error, _ = aperture_photometry(images, variance, offsets, radius, ANNULUS)
+    pull = flux / error
+    assert pull.std() == pytest.approx(1.0, abs=0.06)
+    assert pull.mean() == pytest.approx(0.0, abs=0.07)
+
+
+def test_nan_pixels_count_as_background_and_are_reported():
+    images, offsets = stars(3, flux=0.0, noise=0.1, level=100.0)
+    images[0, 0, 24, 25] = np.nan
+    images[1, 1, 24, 24 + 15] = np.inf  # in the annulus only
+    images[2, 0] = np.nan
+    flux, error, bad = aperture_photometry(images, None, offsets, 4.0, ANNULUS)
+    assert bad.tolist() == [[True, False], [False, False], [True, False]]
+    assert abs(flux[0, 0]) < 5 * error[0, 0]
+    assert np.isnan(flux[2, 0])
+    assert np.isnan(error[2, 0])
+    assert np.isfinite(flux[2, 1])
+    # A variance that is unknown is replaced by the scatter of the annulus.
+    unknown = np.full_like(images, np.nan)
+    np.testing.assert_allclose(
+        aperture_photometry(images, unknown, offsets, 4.0, ANNULUS)[1], error
+    )
+
+
+def test_no_background_no_flux():
+    images, offsets = stars(1, flux=10.0, noise=1.0)
+    ring = np.hypot(*(np.indices((48, 48)) - 24)) > 6
+    images[:, 0, ring] = np.nan
+    flux, _, bad = aperture_photometry(images, None, offsets, 4.0, ANNULUS)
+    assert np.isnan(flux[0, 0])
+    assert not bad.any()
+
+
+def test_an_aperture_that_does_not_fit():
+    images, offsets = stars(1, flux=1.0, noise=1.0)
+    with pytest.raises(ValueError, match="does not fit"):
+        aperture_photometry(images, None, offsets, 30.0, ANNULUS)
+    with pytest.raises(ConfigError, match=r"products\.photometry\.aperture"):
+        annulus_for(30.0, 48)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1, 3.3, 5, 10, 20, 28])
+def test_annulus_lies_around_the_aperture_within_the_cutout(radius):
+    inner, outer = annulus_for(radius, 64)
+    assert radius < inner < outer <= 32
+
+
+def batch(**changes) -> Batch:
+    images, offsets = stars(4, flux=500.0, noise=0.5)
+    values = {
+        "columns": {},
+        "flags": np.zeros(4, np.int32),
+        "images": images,
+        "offsets": offsets.astype(np.float32),
+        "positions": np.full((4, 2), 300.25),
+        "tiles": np.array(["a", "a", "b", None], object),
+        "pixel_scale": np.array([0.2, 0.2, 0.3, np.nan]),
+    }
+    values["flags"][3] = flag("no_image")
+    values["images"][3] = np.nan
+    return Batch(**{**values, **changes})
+
+
+def test_product_measures_each_pixel_scale_with_its_own_aperture():
+    product = AperturePhotometry(["g", "r"], 1.0, cutout=48)
+    assert isinstance(product, Product)
+    out = product.compute(batch())
+    assert list(out) == [column.name for column in product.columns]
+    inside = [1 - np.exp(-((1.0 / scale) ** 2) / (2 * 1.5**2)) for scale in (0.2, 0.2, 0.3)]
+    np.testing.assert_allclose(out["flux_g"][:3], 500 * np.array(inside), rtol=0.05)
+    assert np.isnan(out["flux_g"][3])
+    assert out["photometry_flag"].tolist() == [0, 0, 0, flag("no_image")]
+    assert out["photometry_tile"].tolist() == ["a", "a", "b", None]
+    assert out["photometry_x"].dtype == np.float32
+    assert product.version != AperturePhotometry(["g", "r"], 1.1, cutout=48).version
+
+
+def test_product_flags():
+    images = batch().images.copy()
+    images[0, 0] = np.nan
+    images[1, 1, 24, 24] = np.nan
+    out = AperturePhotometry(["g", "r"], 1.0, cutout=48).compute(batch(images=images))
+    flags = out["photometry_flag"]
+    assert flags[0] == flag("missing_band")
+    assert flags[1] == flag("bad_pixels")
+    assert flags[2] == 0
+    corrupt = np.array([flag("corrupt_data"), 0, 0, 0], np.int32)
+    out = AperturePhotometry(["g", "r"], 1.0, cutout=48).compute(batch(flags=corrupt))
+    assert out["photometry_flag"][0] == flag("corrupt_data")
+    assert np.isnan(out["flux_r"][0])
+
+
+def test_product_without_images_gives_nulls():
+    empty = Batch(columns={}, flags=np.full(2, flag("no_image"), np.int32))
+    out = AperturePhotometry(["g"], 1.0).compute(empty)
+    assert np.isnan(out["flux_g"]).all()
+    assert out["photometry_flag"].tolist() == [flag("no_image")] * 2
