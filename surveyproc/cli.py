@@ -77,7 +77,7 @@ def train(
     done = verbs.train(_load(survey, overrides), product)
     lines = [
         f"{name}: model {one['model']} version {one['version']}, held out: "
-        f"{_metrics(one['metrics'])}"
+        f"{_metrics(one['metrics']['held_out']['median'])}"
         for name, one in done.items()
     ]
     _show(done, as_json, lines)

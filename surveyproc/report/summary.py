@@ -11,7 +11,7 @@ from surveyproc import sky
 from surveyproc.catalogs import hats
 from surveyproc.storage import Store
 
-SKY_BINS = 160
+MAX_SKY_BINS = 160
 Z_BINS = 80
 MAG_EDGES = np.arange(14.0, 28.01, 0.2)
 NJY_ZEROPOINT = 31.4  # AB magnitude of 1 nJy (Oke & Gunn 1983 definition, 3631 Jy).
@@ -25,7 +25,7 @@ class Summary:
     ----------
     rows : int
         Objects.
-    sky : float64 ndarray, shape (SKY_BINS, SKY_BINS)
+    sky : float64 ndarray, shape (k, k)
         Objects a cell, (north, east) axes, on a tangent-like plane about `centre`.
     sky_flagged : float64 ndarray
         The same for objects with any flag of any product.
@@ -50,26 +50,31 @@ def summarise(store: Store, key: str, redshift_column: str | None, bands: list[s
     """Histograms of the catalog under `key`."""
     parts = hats.leaf_keys(store, key)
     caps = []
+    rows = 0
     z_max = 0.0
     positions = ["ra", "dec"]
     for leaf in parts:
         table = hats.read_leaf(
             store, f"{key}/{leaf}", positions + ([redshift_column] if redshift_column else [])
         )
+        rows += table.num_rows
         caps.append(sky.cap(table["ra"].to_numpy(), table["dec"].to_numpy()))
         if redshift_column:
             z_max = max(z_max, float(np.nanmax(_floats(table, redshift_column), initial=0.0)))
     ra, dec, radius = (np.array(values) for values in zip(*caps, strict=True))
     centre_ra, centre_dec, reach = sky.cap(ra, dec)
-    half = min(reach + float(radius.max()), 180.0)
-    edges = np.linspace(-half, half, SKY_BINS + 1)
+    bound = min(reach + float(radius.max()), 180.0)
+    half = _half_width(store, key, parts, (centre_ra, centre_dec), bound)
+    # About eight objects a cell, so that a small survey still shows its shape.
+    bins = int(np.clip(np.sqrt(rows / 8), 20, MAX_SKY_BINS))
+    edges = np.linspace(-half, half, bins + 1)
     z_edges = np.linspace(0.0, max(z_max, 0.1), Z_BINS + 1)
     out = Summary(
         rows=0,
         centre=(centre_ra, centre_dec),
         half_width=half,
-        sky=np.zeros((SKY_BINS, SKY_BINS)),
-        sky_flagged=np.zeros((SKY_BINS, SKY_BINS)),
+        sky=np.zeros((bins, bins)),
+        sky_flagged=np.zeros((bins, bins)),
         z_edges=z_edges,
         redshift=np.zeros(Z_BINS if redshift_column else 0),
         magnitudes={band: np.zeros(len(MAG_EDGES) - 1) for band in bands},
@@ -92,6 +97,18 @@ def summarise(store: Store, key: str, redshift_column: str | None, bands: list[s
             magnitude = NJY_ZEROPOINT - 2.5 * np.log10(flux[flux > 0])
             out.magnitudes[band] += np.histogram(magnitude, MAG_EDGES)[0]
     return out
+
+
+def _half_width(
+    store: Store, key: str, parts: list[str], centre: tuple[float, float], bound: float
+) -> float:
+    """Half the side of the smallest square about `centre` that holds all objects, degrees."""
+    half = 0.0
+    for leaf in parts:
+        table = hats.read_leaf(store, f"{key}/{leaf}", ["ra", "dec"])
+        east, north = _plane(table["ra"].to_numpy(), table["dec"].to_numpy(), *centre)
+        half = max(half, float(np.abs(east).max()), float(np.abs(north).max()))
+    return min(half, bound) * 1.02 or 1e-3
 
 
 def _floats(table: object, name: str) -> NDArray[np.float64]:
