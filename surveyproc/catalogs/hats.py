@@ -350,7 +350,7 @@ def read_leaf(store: Store, key: str, columns: Sequence[str] | None = None) -> p
     wanted = None if columns is None else list(columns)
     try:
         with store.fs.open(store.path(key), "rb") as stream:
-            table = pq.read_table(stream, columns=wanted, use_threads=False, partitioning=None)
+            table = pq.ParquetFile(stream).read(columns=wanted, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise StoreError(f"cannot read {store.url_of(key)}: {error}") from error
     if wanted is None:

@@ -1,0 +1,477 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import fitsio
+import lsdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hats.io.validation import is_valid_catalog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sample_tables import sky_table, survey, tree
+
+from surveyproc import schemas, sky
+from surveyproc.catalogs import hats, leaves
+from surveyproc.catalogs.ingest import ingest_catalog, read_catalog
+from surveyproc.errors import InputError
+from surveyproc.storage import Store
+
+KEY = "catalogs/test"
+
+
+def run(root: Path, source: Path | str, *, workers: int = 1, batch: int | None = None, **catalog):
+    limits = {key: catalog.pop(key) for key in ("spill_bytes", "ray_rows") if key in catalog}
+    config = survey(root, source, **catalog)
+    store = Store(config.root)
+    return store, ingest_catalog(config, store, workers=workers, rows_per_batch=batch, **limits)
+
+
+def all_rows(store: Store) -> pa.Table:
+    return pa.concat_tables(
+        hats.read_leaf(store, f"{KEY}/{key}") for key in hats.leaf_keys(store, KEY)
+    )
+
+
+def rejected(store: Store) -> list[dict]:
+    path = Path(store.path(f"{KEY}/rejected.parquet"))
+    return pq.read_table(path).to_pylist() if path.exists() else []
+
+
+@pytest.fixture
+def fits(tmp_path):
+    path = tmp_path / "source.fits"
+    sky_table(3000).write(path)
+    return path
+
+
+def test_real_field_straddling_ra_zero(tmp_path, survey_data):
+    source = survey_data / "kids_viking_field" / "sources.fits"
+    store, summary = run(tmp_path, source, partition_rows=200)
+    assert (summary.rows_in, summary.rows_out, summary.rejected) == (894, 894, 0)
+    assert summary.url == store.url_of(KEY)
+    assert is_valid_catalog(summary.url, strict=True)
+    opened = lsdb.open_catalog(summary.url).compute()
+    expected = fitsio.read(source)
+    assert sorted(opened["object_id"]) == sorted(expected["object_id"])
+    assert opened["ra"].min() < 1
+    assert opened["ra"].max() > 359
+    assert (
+        opened.sort_values("object_id")["mag_r"].to_numpy()
+        == np.sort(expected, order="object_id")["mag_r"]
+    ).mean() > 0.99
+
+
+def test_sky_wide_catalog_and_its_report(tmp_path, survey_data):
+    source = survey_data / "sdss_dr17" / "star_galaxy_qso_half.parquet"
+    table = pq.read_table(source)
+    table = table.append_column("number", pa.array(range(table.num_rows)))
+    pq.write_table(table, tmp_path / "numbered.parquet")
+    store, summary = run(
+        tmp_path,
+        tmp_path / "numbered.parquet",
+        id="number",
+        ra="alpha",
+        dec="delta",
+        partition_rows=300,
+    )
+    assert summary.rows_out == table.num_rows
+    assert is_valid_catalog(summary.url, strict=True)
+    assert all(part.rows <= 300 for part in read_catalog(store, "test").partitions)
+
+
+@pytest.mark.parametrize("suffix", ["fits", "vot", "ecsv", "csv", "parquet"])
+def test_every_format_becomes_the_same_catalog(tmp_path, fits, suffix):
+    from surveyproc.catalogs.readers import open_table
+
+    expected, _ = run(tmp_path / "a", fits, partition_rows=500)
+    source = tmp_path / f"other.{suffix}"
+    table = sky_table(3000)
+    if suffix == "parquet":
+        with open_table(str(fits)) as reader:
+            pq.write_table(pa.Table.from_batches(reader.batches(999)), source)
+    else:
+        table.write(source, **({"format": "votable"} if suffix == "vot" else {}))
+    store, summary = run(tmp_path / "b", source, partition_rows=500)
+    assert summary.rows_out == 3000
+    one, other = all_rows(expected), all_rows(store)
+    assert one.column_names == other.column_names
+    for name in one.column_names:
+        if suffix == "csv" and name == "mag":
+            continue
+        assert one[name].to_pylist() == other[name].to_pylist(), name
+    if suffix != "csv":
+        units = {column.name: column.unit for column in read_catalog(store, "test").columns}
+        assert units["mag"] == "mag"
+        leaf = f"{KEY}/{hats.leaf_keys(store, KEY)[0]}"
+        assert (
+            b'unit="mag"' in hats.leaf_schema(store, leaf).metadata[b"IVOA.VOTable-Parquet.content"]
+        )
+
+
+def test_hats_catalog_as_source(tmp_path, fits):
+    first, summary = run(tmp_path / "a", fits, partition_rows=500)
+    store, again = run(tmp_path / "b", summary.url, partition_rows=700)
+    assert again.rows_out == summary.rows_out == 3000
+    assert all_rows(store).column_names == all_rows(first).column_names
+    assert sorted(all_rows(store)["object_id"].to_pylist()) == sorted(
+        all_rows(first)["object_id"].to_pylist()
+    )
+
+
+positions = st.tuples(
+    st.one_of(
+        st.floats(-180, 360),
+        st.sampled_from([0.0, -0.0, 360.0, -180.0, 359.99999999999994, -1e-300, 5e-324]),
+        st.sampled_from([np.nan, np.inf, -np.inf, 360.1, -180.1, 1e300]),
+        st.floats(359.9999, 360),
+    ),
+    st.one_of(
+        st.floats(-90, 90),
+        st.sampled_from([90.0, -90.0, 89.9999999, np.nan, np.inf, 90.00001, -91.0]),
+        st.floats(-1e-4, 1e-4),
+    ),
+    st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(0, 3)),
+)
+
+
+@given(st.lists(positions, min_size=1, max_size=60), st.integers(1, 20), st.integers(1, 25))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_row_is_stored_or_rejected_exactly_once(rows, limit, batch):
+    ra, dec, ids = (np.array(part) for part in zip(*rows, strict=True))
+    ids = ids.astype(np.int64)
+    good = np.isfinite(ra) & np.isfinite(dec)
+    with np.errstate(invalid="ignore"):
+        good &= (ra >= -180) & (ra <= 360) & (abs(dec) <= 90)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s.parquet"
+        number = np.arange(len(ra))
+        pq.write_table(pa.table({"object_id": ids, "ra": ra, "dec": dec, "n": number}), path)
+        if not good.any():
+            with pytest.raises(InputError, match="none of its"):
+                run(Path(folder), path)
+            return
+        store, summary = run(Path(folder), path, partition_rows=limit, batch=batch, spill_bytes=200)
+        stored, bad = all_rows(store), rejected(store)
+        assert sorted(stored["n"].to_pylist()) == number[good].tolist()
+        assert [row["source_row"] for row in bad] == number[~good].tolist()
+        assert [row["n"] for row in bad] == number[~good].tolist()
+        assert all(row["reason"] for row in bad)
+        assert summary.rows_in == summary.rows_out + summary.rejected
+        index = stored["_healpix_29"].to_numpy()
+        assert (np.diff(index) >= 0).all()
+        out_ra, out_dec = stored["ra"].to_numpy(), stored["dec"].to_numpy()
+        assert ((out_ra >= 0) & (out_ra < 360)).all()
+        assert (sky.healpix29(out_ra, out_dec) == index).all()
+        order = stored["n"].to_numpy()
+        assert np.allclose((out_ra - ra[order] + 180) % 360, 180, atol=1e-9)
+        assert (stored["object_id"].to_numpy() == ids[order]).all()
+        counts = Counter(ids.tolist())
+        flagged = stored["catalog_flag"].to_numpy() == schemas.flag("duplicate_id")
+        assert flagged.tolist() == [counts[i] > 1 for i in ids[order].tolist()]
+        assert summary.duplicates == flagged.sum()
+        assert is_valid_catalog(summary.url, strict=True)
+        check_partitions(store, limit)
+
+
+def check_partitions(store: Store, limit: int) -> None:
+    parts = read_catalog(store, "test").partitions
+    assert [hats.leaf_key(part.order, part.pixel) for part in parts] == hats.leaf_keys(store, KEY)
+    for part in parts:
+        assert part.rows <= limit or part.order == 12
+        table = hats.read_leaf(store, f"{KEY}/{hats.leaf_key(part.order, part.pixel)}")
+        assert table.num_rows == part.rows
+        centre = sky.unit_vectors(np.array([part.ra]), np.array([part.dec]))
+        vectors = sky.unit_vectors(table["ra"].to_numpy(), table["dec"].to_numpy())
+        chord = np.linalg.norm(vectors - centre, axis=1)
+        angle = np.degrees(2 * np.arcsin(np.minimum(chord / 2, 1)))
+        assert (angle <= part.radius + 1e-9).all()
+
+
+def test_bytes_do_not_depend_on_batches_spills_or_threads(tmp_path, fits):
+    run(tmp_path / "a", fits, partition_rows=400)
+    expected = tree(tmp_path / "a" / KEY)
+    run(tmp_path / "b", fits, partition_rows=400, batch=77, spill_bytes=5_000, workers=3)
+    assert tree(tmp_path / "b" / KEY) == expected
+    assert not (tmp_path / "b" / KEY / ".spill").exists()
+
+
+def test_bytes_do_not_depend_on_ray(tmp_path, fits, workers):
+    run(tmp_path / "a", fits, partition_rows=400)
+    _, summary = run(tmp_path / "b", fits, partition_rows=400, workers=workers, ray_rows=0)
+    assert summary.rows_out == 3000
+    assert tree(tmp_path / "b" / KEY) == tree(tmp_path / "a" / KEY)
+
+
+def test_duplicates_in_many_buckets(tmp_path, fits, monkeypatch):
+    from surveyproc.catalogs import ingest
+
+    monkeypatch.setattr(ingest, "IDS_PER_BUCKET", 100)
+    table = sky_table(3000)
+    table["object_id"] = np.arange(3000) % 2900
+    table["object_id"][50] = 2**62
+    table.write(tmp_path / "twice.fits")
+    store, summary = run(tmp_path, tmp_path / "twice.fits", partition_rows=500, spill_bytes=9000)
+    assert summary.duplicates == 198
+    stored = all_rows(store)
+    counts = Counter(stored["object_id"].to_pylist())
+    flags = stored["catalog_flag"].to_pylist()
+    for number, value in zip(stored["object_id"].to_pylist(), flags, strict=True):
+        assert (value != 0) == (counts[number] > 1)
+
+
+def test_rejected_rows_with_null_ids_and_clashing_names(tmp_path):
+    table = pa.table(
+        {
+            "object_id": pa.array([1, None, 3, 2**64 - 1], pa.uint64()),
+            "ra": pa.array([10.0, 11.0, None, 12.0]),
+            "dec": [0.0, 1.0, 2.0, 3.0],
+            "reason": ["a", "b", "c", "d"],
+        }
+    )
+    pq.write_table(table, tmp_path / "s.parquet")
+    store, summary = run(tmp_path, tmp_path / "s.parquet")
+    assert (summary.rows_in, summary.rows_out, summary.rejected) == (4, 1, 3)
+    assert [(row["reason"], row["reason_"], row["source_row"]) for row in rejected(store)] == [
+        ("b", "id is null", 1),
+        ("c", "position is null or NaN", 2),
+        ("d", "id does not fit int64", 3),
+    ]
+    assert is_valid_catalog(summary.url, strict=True)
+    assert len(lsdb.open_catalog(summary.url).compute()) == 1
+
+
+def test_many_rejected_rows_do_not_depend_on_batches(tmp_path, monkeypatch):
+    from surveyproc.catalogs import rejected as module
+
+    monkeypatch.setattr(module, "ROW_GROUP_ROWS", 100)
+    table = sky_table(1000)
+    table["dec"][::2] = 99.0
+    table.write(tmp_path / "s.fits")
+    for name, batch in (("a", 64), ("b", 1000)):
+        _, summary = run(tmp_path / name, tmp_path / "s.fits", batch=batch)
+        assert summary.rejected == 500
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_second_ingest_writes_nothing(tmp_path, fits):
+    root = tmp_path / "store"
+    _, first = run(root, fits, partition_rows=500)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    time.sleep(0.01)
+    _, second = run(root, fits, partition_rows=500)
+    assert second.skipped
+    assert not first.skipped
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    _, third = run(root, fits, partition_rows=900)
+    assert not third.skipped
+
+
+def test_lost_leaf_is_made_again(tmp_path, fits):
+    store, _ = run(tmp_path / "s", fits, partition_rows=500)
+    before = tree(tmp_path / "s" / KEY)
+    store.remove(f"{KEY}/{hats.leaf_keys(store, KEY)[1]}")
+    _, summary = run(tmp_path / "s", fits, partition_rows=500)
+    assert not summary.skipped
+    assert tree(tmp_path / "s" / KEY) == before
+
+
+def test_changed_source_leaves_nothing_stale(tmp_path, fits):
+    table = sky_table(3000)
+    table["dec"][:10] = np.nan
+    table.write(tmp_path / "bad.fits")
+    store, _ = run(tmp_path / "s", tmp_path / "bad.fits", partition_rows=300)
+    first = read_catalog(store, "test").fingerprint
+    assert rejected(store)
+    moved = sky_table(700, seed=5)
+    moved["ra"] += 90.0
+    moved.write(tmp_path / "moved.fits")
+    run(tmp_path / "s", tmp_path / "moved.fits", partition_rows=100)
+    run(tmp_path / "fresh", tmp_path / "moved.fits", partition_rows=100)
+    assert tree(tmp_path / "s" / KEY) == tree(tmp_path / "fresh" / KEY)
+    folders = [path for path in (tmp_path / "s" / KEY).rglob("*") if path.is_dir()]
+    assert all(any(folder.iterdir()) for folder in folders)
+    assert read_catalog(store, "test").fingerprint != first
+    assert is_valid_catalog(store.url_of(KEY), strict=True)
+
+
+@pytest.mark.parametrize("step", range(0, 40, 3))
+def test_failure_at_any_write_then_the_same_command(tmp_path, fits, step, monkeypatch):
+    old = sky_table(500, seed=9)
+    old.write(tmp_path / "old.fits")
+    root = tmp_path / "s"
+    run(root, tmp_path / "old.fits", partition_rows=100)
+    run(tmp_path / "fresh", fits, partition_rows=400)
+    real = os.replace
+    count = 0
+
+    def failing(source, target):
+        nonlocal count
+        count += 1
+        if count > step:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        try:
+            run(root, fits, partition_rows=400)
+        except KeyboardInterrupt:
+            with pytest.raises(InputError, match="run `surveyproc ingest` first"):
+                read_catalog(Store(str(root)), "test")
+    run(root, fits, partition_rows=400)
+    Store(str(root)).clear_staging()
+    assert tree(root) == tree(tmp_path / "fresh")
+
+
+CHILD = """
+import sys
+from sample_tables import survey
+from surveyproc.catalogs.ingest import ingest_catalog
+from surveyproc.storage import Store
+config = survey(sys.argv[1], sys.argv[2], partition_rows=40)
+print("begin", flush=True)
+ingest_catalog(config, Store(config.root), workers=2, rows_per_batch=100, spill_bytes=9000)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.08, 0.25])
+def test_killed_then_the_same_command(tmp_path, fits, delay):
+    run(tmp_path / "fresh", fits, partition_rows=40)
+    root = tmp_path / "s"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(root), str(fits)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"begin\n"
+    time.sleep(delay)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    store, _ = run(root, fits, partition_rows=40)
+    store.clear_staging()
+    assert tree(root) == tree(tmp_path / "fresh")
+
+
+def test_bad_new_source_leaves_the_old_catalog_alone(tmp_path, fits):
+    root = tmp_path / "s"
+    run(root, fits, partition_rows=500)
+    before = tree(root)
+    cut = tmp_path / "cut.csv"
+    cut.write_text("object_id,ra,dec\n" + "1,10.0,2.0\n" * 20 + "2,11")
+    with pytest.raises(InputError, match=r"cut\.csv"):
+        run(root, cut)
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"object_id": [], "ra": [], "dec": []}, {}, "has no rows"),
+        ({"object_id": [1], "RAJ2000": [1.0], "dec": [1.0]}, {}, r"'ra' \(catalog.ra\).*'RAJ2000'"),
+        ({"object_id": ["a1"], "ra": [1.0], "dec": [1.0]}, {}, "'object_id'.*must be integers"),
+        ({"object_id": [1.5], "ra": [1.0], "dec": [1.0]}, {}, "'object_id'.*must be integers"),
+        ({"object_id": [1], "ra": ["00:10"], "dec": [1.0]}, {}, "'ra'.*numbers in degrees"),
+        (
+            {"n": [1], "ra": [1.0], "dec": [1.0], "object_id": [3]},
+            {"id": "n"},
+            "'object_id' has a name that surveyproc writes",
+        ),
+        (
+            {"object_id": [1], "ra": [1.0], "dec": [1.0], "_healpix_29": [3]},
+            {},
+            "'_healpix_29' has a name that surveyproc writes",
+        ),
+    ],
+)
+def test_bad_catalogs_are_named(tmp_path, columns, options, message):
+    table = pa.table(columns)
+    if not table.num_rows:
+        table = table.cast(
+            pa.schema([("object_id", "int64"), ("ra", "float64"), ("dec", "float64")])
+        )
+    pq.write_table(table, tmp_path / "s.parquet")
+    with pytest.raises(InputError, match=message) as caught:
+        run(tmp_path, tmp_path / "s.parquet", **options)
+    assert "s.parquet" in str(caught.value)
+
+
+def test_positions_in_radians_are_refused(tmp_path):
+    table = sky_table(5)
+    table["ra"].unit = "rad"
+    table.write(tmp_path / "s.fits")
+    with pytest.raises(InputError, match=r"'ra'.*is in rad; convert it to degrees"):
+        run(tmp_path, tmp_path / "s.fits")
+
+
+def test_positions_may_be_numbers_of_any_type(tmp_path):
+    table = pa.table(
+        {
+            "object_id": pa.array([1, 2], pa.int16()),
+            "ra": pa.array([-90, 360], pa.int32()),
+            "dec": pa.array([1.5, 2.5], pa.float32()),
+        }
+    )
+    pq.write_table(table, tmp_path / "s.parquet")
+    store, _ = run(tmp_path, tmp_path / "s.parquet")
+    stored = all_rows(store).sort_by("object_id")
+    assert stored["ra"].to_pylist() == [270.0, 0.0]
+    assert stored.schema.field("object_id").type == pa.int64()
+
+
+def test_catalog_must_be_ingested_first(tmp_path):
+    with pytest.raises(InputError, match="run `surveyproc ingest` first"):
+        read_catalog(Store(str(tmp_path)), "test")
+
+
+def test_threads_fail_loudly(tmp_path, fits, monkeypatch):
+    def broken(*_: object) -> None:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(leaves.hats, "write_leaf", broken)
+    with pytest.raises(OSError, match="no such disk"):
+        run(tmp_path / "s", fits, partition_rows=300, workers=2)
+
+
+MEASURE = """
+import resource, sys
+from sample_tables import survey
+from surveyproc.catalogs.ingest import ingest_catalog
+from surveyproc.storage import Store
+config = survey(sys.argv[1], sys.argv[2], partition_rows=5000)
+ingest_catalog(config, Store(config.root), workers=1, rows_per_batch=5000, spill_bytes=1_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_of_ten_times_the_rows(tmp_path):
+    used = []
+    for rows in (30_000, 300_000):
+        data = np.zeros(rows, [("object_id", "i8"), ("ra", "f8"), ("dec", "f8"), ("x", "f4", 8)])
+        rng = np.random.default_rng(1)
+        data["object_id"], data["ra"] = np.arange(rows), rng.uniform(10, 30, rows)
+        data["dec"], data["x"] = rng.uniform(0, 20, rows), rng.random((rows, 8))
+        path = tmp_path / f"{rows}.fits"
+        fitsio.write(path, data)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(tmp_path / str(rows)), str(path)],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        )
+        used.append(int(done.stdout))
+    # All rows of the larger catalog would be 17 MB and a few times that in copies.
+    assert used[1] < used[0] + 20_000
