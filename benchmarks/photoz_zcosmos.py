@@ -33,7 +33,8 @@ from surveyproc import cluster
 from surveyproc.config import TrainingSection
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.features import fit_scaling, network_inputs
-from surveyproc.models.photoz import PhotozProduct, predict
+from surveyproc.models.inference import predict
+from surveyproc.models.photoz import PhotozProduct
 from surveyproc.storage import Store
 from surveyproc.train.data import TrainingSet, from_labels, sky_split
 from surveyproc.train.loop import train

@@ -46,6 +46,7 @@ class ImagesSection(Section):
     """The calibrated image tiles."""
 
     tiles: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list,
         description="Paths, globs or URLs of FITS files, relative to survey.toml."
     )
     bands: list[Band] = Field(min_length=1, description="Band names, in order of wavelength.")

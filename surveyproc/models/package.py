@@ -11,17 +11,19 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from surveyproc.errors import InputError, StoreError
-from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.models.features import FeatureScaling
 from surveyproc.storage import Store, digest, fingerprint
+
+# Planning reads packages but computes nothing: torch is imported where tensors are made.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surveyproc.models.base import RedshiftNetwork
 
 WEIGHTS, DOCUMENT = "weights.safetensors", "model.json"
 FORMAT = 1
@@ -51,14 +53,14 @@ class Package:
     document : dict
         model.json: architecture, settings, bands, inputs, normalisation, outputs, training,
         metrics.
-    tensors : dict of str to Tensor
-        The weights.
+    weights : bytes
+        The safetensors file.
     """
 
     name: str
     version: str
     document: dict[str, Any]
-    tensors: dict[str, Tensor] = field(repr=False)
+    weights: bytes = field(repr=False)
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -80,6 +82,11 @@ class Package:
         """Hash of the data and settings it was trained with; empty if unknown."""
         return str(self.document["training"].get("fingerprint", ""))
 
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights as tensors, by name."""
+        return read_tensors(self.weights, f"model {self.name}@{self.version}: {WEIGHTS}")
+
     def network(self) -> RedshiftNetwork:
         """The network with its weights, in evaluation mode.
 
@@ -90,6 +97,8 @@ class Package:
         ConfigError
             If the architecture is not installed.
         """
+        from surveyproc.models.base import build
+
         network = build(self.document["architecture"], self.bands, self.document["settings"])
         expected = network.state_dict()
         where = f"model {self.name}@{self.version}"
@@ -143,6 +152,8 @@ def save_package(
     InputError
         If the name is not one, or a record holds something that is not JSON.
     """
+    import safetensors.torch
+
     _check_name(name)
     weights = safetensors.torch.save({key: t.detach().contiguous() for key, t in tensors.items()})
     document: dict[str, Any] = {
@@ -171,7 +182,7 @@ def save_package(
         store.put(f"{place}/{WEIGHTS}", weights)
         store.put_json(f"{place}/{DOCUMENT}", document)
     set_current(store, name, version)
-    return Package(name, version, json.loads(json.dumps(document)), dict(tensors))
+    return Package(name, version, json.loads(json.dumps(document)), weights)
 
 
 def set_current(store: Store, name: str, version: str) -> None:
@@ -259,14 +270,20 @@ def _read(store: Store, prefix: str, name: str, version: str | None) -> Package:
         weights = store.read(prefix + WEIGHTS)
     except StoreError as error:
         raise InputError(f"model {where}: {error}") from error
-    tensors = read_tensors(weights, f"{where}/{WEIGHTS}")
+    refuse_pickle(weights, f"{where}/{WEIGHTS}")
     if digest(weights) != document["weights_sha256"]:
         raise InputError(f"model {where}: {WEIGHTS} is not the file that {DOCUMENT} describes")
-    package = Package(name, version, document, tensors)
-    package.network()
+    package = Package(name, version, document, weights)
     if package.scaling.bands != package.bands:
         raise InputError(f"model {where}: bands and normalisation.bands differ")
     return package
+
+
+def refuse_pickle(data: bytes, where: str) -> None:
+    """Raise InputError if `data` is a pickle, also inside a zip as torch.save writes it."""
+    # A safetensors file begins with the length of its JSON header, then '{'.
+    if data[:2] == b"PK" or (data[:1] == b"\x80" and data[8:9] != b"{"):
+        raise InputError(f"{where}: this is a pickle; {_ONLY}")
 
 
 def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
@@ -275,11 +292,11 @@ def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
     Raises
     ------
     InputError
-        If `data` is a pickle (also inside a zip, as torch.save writes it) or is corrupt.
+        If `data` is a pickle or is corrupt.
     """
-    # A safetensors file begins with the length of its JSON header, then '{'.
-    if data[:2] == b"PK" or (data[:1] == b"\x80" and data[8:9] != b"{"):
-        raise InputError(f"{where}: this is a pickle; {_ONLY}")
+    import safetensors.torch
+
+    refuse_pickle(data, where)
     try:
         return dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from surveyproc import schemas
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import RedshiftNetwork
-from surveyproc.models.features import FeatureScaling, Float, network_inputs
 from surveyproc.models.package import Package
-from surveyproc.models.pdf import summarise
 from surveyproc.product import Batch, Inputs
 from surveyproc.schemas import Column
 from surveyproc.storage import fingerprint
 
-BLOCK = 4096
-"""Rows of one forward pass. The last block is padded to it, so that no result depends on how many
-rows the caller hands over: matrix products may round differently for different shapes."""
-
-RELEASED_RANGE = (-1.0, 20.0)
-
-_NAMES = ("point", "median", "mean", "mode", "err68_low", "err68_high", "quantiles")
+# Planning needs a product's inputs and version, not torch.
+if TYPE_CHECKING:
+    from surveyproc.models.base import RedshiftNetwork
 
 
 def column_prefix(model: str) -> str:
@@ -81,7 +74,6 @@ class PhotozProduct:
         if len(set(self.band_map.values())) != len(self.band_map):
             raise ConfigError("products.photoz.bands: two model bands read the same survey band")
         self._scaling = package.scaling
-        self._network = package.network()
         self._prefix = column_prefix(package.name)
 
     @property
@@ -104,8 +96,14 @@ class PhotozProduct:
         """Package version and a hash of name and band map."""
         return f"{self.package.version}-{fingerprint([self._prefix, self.band_map])[:8]}"
 
+    @cached_property
+    def _network(self) -> RedshiftNetwork:
+        return self.package.network()
+
     def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
         """Columns of `batch`; NaN where nothing could be predicted. See the class for flags."""
+        from surveyproc.models.inference import predict
+
         flux = np.stack(
             [np.asarray(batch.columns[name], np.float64) for name in self.inputs.columns], axis=1
         )
@@ -125,59 +123,8 @@ class PhotozProduct:
         ):
             flags[where] |= schemas.flag(name)
         out: dict[str, NDArray[Any]] = {}
-        for key in _NAMES:
-            column = values[key]
+        for key, column in values.items():
             column[empty | failed] = np.nan
             out[f"{self._prefix}_z_{key}"] = column
         out["photoz_flag"] = flags
         return out
-
-
-def predict(
-    network: RedshiftNetwork, scaling: FeatureScaling, flux: Float
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
-    """Redshifts and PDF summaries of fluxes, row by row the same whatever rows come with them.
-
-    Parameters
-    ----------
-    network : RedshiftNetwork
-        In evaluation mode.
-    scaling : FeatureScaling
-        Of the same model.
-    flux : float ndarray, shape (n, band)
-        nJy; not finite = missing.
-
-    Returns
-    -------
-    values : dict of float32 ndarray
-        `point`, `median`, `mean`, `mode`, `err68_low`, `err68_high`, each (n,), and `quantiles`
-        (n, 19).
-    outside : bool ndarray, shape (n,)
-        Outside the training range.
-    """
-    n, width = flux.shape
-    values = {key: np.empty(n, np.float32) for key in _NAMES[:-1]}
-    values["quantiles"] = np.empty((n, 19), np.float32)
-    outside = np.zeros(n, bool)
-    block = np.full((BLOCK, width), np.nan)
-    for start in range(0, n, BLOCK):
-        size = min(BLOCK, n - start)
-        part = slice(start, start + size)
-        block[:size], block[size:] = flux[part], np.nan
-        features, beyond = network_inputs(block, scaling)
-        with torch.inference_mode():
-            output = network(torch.from_numpy(features))
-            pdf = summarise(output.log_weights, output.means, output.sigmas)
-        outside[part] = beyond[:size]
-        found = (
-            output.point.numpy(),
-            pdf.median,
-            pdf.mean,
-            pdf.mode,
-            pdf.low,
-            pdf.high,
-            pdf.quantiles,
-        )
-        for key, column in zip(_NAMES, found, strict=True):
-            values[key][part] = column[:size]
-    return values, outside

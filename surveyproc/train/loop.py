@@ -21,8 +21,8 @@ from surveyproc.errors import InputError, SurveyError
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.base import RedshiftNetwork, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
+from surveyproc.models.inference import predict
 from surveyproc.models.package import Package, find_trained, read_tensors, save_package, set_current
-from surveyproc.models.photoz import predict
 from surveyproc.storage import Store, fingerprint
 from surveyproc.train.data import HELD_OUT_SHARE, TrainingSet, sky_split
 from surveyproc.train.fit import STATE, FitSettings, FitState, fit

@@ -161,7 +161,7 @@ def test_wrong_tensors_are_named(store, change, match):
     change(tensors)
     reference = rewrite(store, package, package.document, safetensors.torch.save(tensors))
     with pytest.raises(InputError, match=match):
-        load_package(store, reference)
+        load_package(store, reference).network()
 
 
 def test_missing_key_unknown_format_and_unknown_model(store):
