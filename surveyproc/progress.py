@@ -21,10 +21,12 @@ class Meter:
         What is going on (`ingest`, `run`).
     objects, units : int
         True totals.
+    noun : str
+        What is counted, if not objects.
     """
 
-    def __init__(self, verb: str, *, objects: int, units: int) -> None:
-        self.verb = verb
+    def __init__(self, verb: str, *, objects: int, units: int, noun: str = "objects") -> None:
+        self.verb, self.noun = verb, noun
         self.total_objects, self.total_units = objects, units
         self.objects = self.units = self.bytes = 0
         self.started = self._last = time.monotonic()
@@ -33,7 +35,9 @@ class Meter:
             Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total} objects  {task.fields[rate]}"),
+                TextColumn(
+                    "{task.completed}/{task.total} {task.fields[noun]}  {task.fields[rate]}"
+                ),
                 TimeRemainingColumn(),
                 console=console,
             )
@@ -44,7 +48,9 @@ class Meter:
     def __enter__(self) -> Meter:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(self.verb, total=max(self.total_objects, 1), rate="")
+            self._task = self._bar.add_task(
+                self.verb, total=max(self.total_objects, 1), rate="", noun=self.noun
+            )
         return self
 
     def __exit__(
@@ -83,7 +89,7 @@ class Meter:
         """One plain line: objects, units, bytes, rate, time left."""
         left = (self.total_objects - self.objects) / self.rate if self.objects else float("nan")
         return (
-            f"{self.verb}: {self.objects}/{self.total_objects} objects, "
+            f"{self.verb}: {self.objects}/{self.total_objects} {self.noun}, "
             f"{self.units}/{self.total_units} units, {self.bytes / 1e6:.1f} MB, "
-            f"{self.rate:,.0f} objects/s, {left:.0f} s left"
+            f"{self.rate:,.0f} {self.noun}/s, {left:.0f} s left"
         )

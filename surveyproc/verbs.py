@@ -1,29 +1,30 @@
-"""The verbs as functions: configuration in, a machine-readable result out. Nothing is printed."""
+"""The verbs as functions: configuration in, a machine-readable result out. Nothing is printed.
+
+Ray and torch are imported by the verbs that compute, so that the others answer at once.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from surveyproc import cluster, release
-from surveyproc.catalogs.ingest import ingest_catalog
+from surveyproc import release
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError
 from surveyproc.evaluate.redshift import redshift_metrics
-from surveyproc.images.ingest import ingest_tiles
 from surveyproc.models.photoz import column_prefix
 from surveyproc.run import commit
-from surveyproc.run.labels import measured_training_set
-from surveyproc.run.pipeline import compute_pending
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
-from surveyproc.train.data import from_labels
-from surveyproc.train.loop import train as train_network
 
 
 def ingest(config: SurveyConfig) -> dict[str, Any]:
     """Tiles to cubes and the source catalog to HATS; what is there already is left alone."""
+    from surveyproc import cluster
+    from surveyproc.catalogs.ingest import ingest_catalog
+    from surveyproc.images.ingest import ingest_tiles
+
     store = Store(config.root)
     store.clear_staging()
     with cluster.session(config.run.address, config.run.workers) as workers:
@@ -40,6 +41,8 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
     ConfigError
         If no such product is configured, or it has no training section.
     """
+    from surveyproc import cluster
+
     sections = [config.product(name)] if name else [p for p in config.products if p.training]
     if not sections:
         raise ConfigError("products: none has a [products.training] section; add one to train")
@@ -48,6 +51,10 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
 
 
 def _train_one(config: SurveyConfig, section: ProductSection, workers: int) -> dict[str, Any]:
+    from surveyproc.run.labels import measured_training_set
+    from surveyproc.train.data import from_labels
+    from surveyproc.train.loop import train as train_network
+
     store = Store(config.root)
     if section.training is None or section.model is None:
         raise ConfigError(
@@ -91,6 +98,8 @@ def run(config: SurveyConfig) -> dict[str, Any]:
     if release.is_published(store, planned):
         current = release.current_release(store, planned.survey)
         return {**current, "did": "nothing", "seconds": time.monotonic() - started}
+    from surveyproc.run.pipeline import compute_pending
+
     computed = compute_pending(config, store, planned)
     commits = list(commit.read_all(store, planned))
     current = release.publish(store, planned, commits, config.gates)

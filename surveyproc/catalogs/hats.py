@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from hats.io.file_io.file_io import write_fits_image
 from numpy.typing import NDArray
 
 from surveyproc.catalogs import voparquet
@@ -163,7 +163,7 @@ def write_leaf(store: Store, key: str, table: pa.Table, columns: Sequence[Column
         raise ValueError(f"{key}: rows lie outside the pixel")
     schema = arrow_schema(columns)
     data = table.select(schema.names).cast(schema).combine_chunks()
-    data = data.replace_schema_metadata(voparquet.footer(columns))
+    data = data.replace_schema_metadata(voparquet.footer(columns, _longest_texts(data)))
     sink, footers = io.BytesIO(), list[Any]()
     pq.write_table(
         data,
@@ -188,6 +188,12 @@ def write_leaf(store: Store, key: str, table: pa.Table, columns: Sequence[Column
         footer.getvalue(),
         _pack_points(indexes),
     )
+
+
+def _longest_texts(table: pa.Table) -> dict[str, int]:
+    """Bytes of the longest text in each text column; VOTable counts char in bytes."""
+    names = [entry.name for entry in table.schema if pa.types.is_string(entry.type)]
+    return {name: pc.max(pc.binary_length(table[name])).as_py() or 0 for name in names}
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
@@ -333,6 +339,9 @@ def _properties_file(document: Mapping[str, str]) -> bytes:
 
 
 def _point_map(histogram: NDArray[np.int64]) -> bytes:
+    # Importing hats takes over a second; whoever only reads leaves does without.
+    from hats.io.file_io.file_io import write_fits_image
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "point_map.fits"
         write_fits_image(histogram, path)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from surveyproc.catalogs.crossmatch import nearest
-from surveyproc.catalogs.readers import open_table
 
 from surveyproc import sky
 from surveyproc.catalogs import hats
+from surveyproc.catalogs.crossmatch import nearest
+from surveyproc.catalogs.readers import open_table
 from surveyproc.config import LabelsSection, SurveyConfig
 from surveyproc.errors import InputError
 from surveyproc.storage import Store

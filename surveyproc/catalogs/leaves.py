@@ -19,6 +19,8 @@ from surveyproc.catalogs.spill import Int, bucket, read_group, repeated
 from surveyproc.schemas import Column
 from surveyproc.storage import Store
 
+# The declination of a circle's centre near a pole is rounded by up to this much.
+CAP_MARGIN_DEG = 2e-6
 ID_SCHEMA = pa.schema([("id", pa.int64())])
 
 
@@ -148,8 +150,8 @@ def _apply(
             yield future.result()
 
 
-def _pairs(data: bytes) -> Int:
-    return np.frombuffer(data, np.int64).reshape(-1, 2)
+def _triples(data: bytes) -> Int:
+    return np.frombuffer(data, np.int64).reshape(-1, 3)
 
 
 class _IdCounter:
@@ -160,7 +162,7 @@ class _IdCounter:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         item = row["item"]
-        ids = read_group(self.store, self.folders.ids, _pairs(item["places"]))
+        ids = read_group(self.store, self.folders.ids, _triples(item["places"]), ID_SCHEMA)
         found = repeated(ids["id"].to_numpy())
         if len(found):
             path = self.store.path(_repeated_key(self.folders, item["bucket"]))
@@ -185,10 +187,11 @@ class _LeafWriter:
     ) -> None:
         self.store, self.folders, self.columns = store, folders, columns
         self.bits, self.buckets = repeats
+        self.schema = spill_schema(columns)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         item = row["item"]
-        table = read_group(self.store, self.folders.rows, _pairs(item["places"]))
+        table = read_group(self.store, self.folders.rows, _triples(item["places"]), self.schema)
         keys = (table[name].to_numpy() for name in ("\0source_row", "object_id", hats.SPATIAL))
         # The source row decides between rows that are alike, so that batches do not matter.
         table = table.take(pa.array(np.lexsort(tuple(keys))))
@@ -203,7 +206,7 @@ class _LeafWriter:
             "duplicates": int(repeats.sum()),
             "ra": ra,
             "dec": dec,
-            "radius": radius,
+            "radius": radius + CAP_MARGIN_DEG,
             **asdict(leaf),
         }
 

@@ -1,8 +1,9 @@
 """Rows too many for memory, sorted into groups on disk.
 
-What is collected in memory is written as one run: an Arrow file whose record batches are the
-groups. A reader of one group takes that batch of each run. So few files are open or written,
-however many groups there are.
+What is collected in memory is written as one run: a file of Arrow messages, one a group. Where
+each lies is kept in memory, so that a reader of one group reads its bytes of each run and nothing
+else; an index inside the files would be read once a group. Few files are open or written, however
+many groups there are.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +47,8 @@ class Spill:
         self._rows: list[pa.RecordBatch] = []
         self._groups: list[Int] = []
         self._held = 0
-        # Group numbers of the batches of each run, in order.
-        self._runs: list[Int] = []
+        # One row a message: group, run, offset, length.
+        self._index: list[Int] = []
         if store.is_local:
             store.fs.makedirs(store.path(folder), exist_ok=True)
 
@@ -80,37 +80,38 @@ class Spill:
         self._rows, self._groups, self._held = [], [], 0
         present, starts = np.unique(groups[order], return_index=True)
         stops = np.append(starts[1:], len(groups))
-        path = self._store.path(_run_key(self._folder, len(self._runs)))
+        run = len(self._index)
+        path = self._store.path(_run_key(self._folder, run))
+        offset, entries = 0, []
         try:
-            with (
-                self._store.fs.open(path, "wb") as stream,
-                pa.ipc.new_file(stream, self._schema) as writer,
-            ):
-                for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            with self._store.fs.open(path, "wb") as stream:
+                for group, start, stop in zip(
+                    present.tolist(), starts.tolist(), stops.tolist(), strict=True
+                ):
                     part = table.slice(start, stop - start).combine_chunks()
-                    writer.write_batch(part.to_batches()[0])
+                    message = part.to_batches()[0].serialize()
+                    stream.write(message)
+                    entries.append((group, run, offset, message.size))
+                    offset += message.size
         except OSError as error:
             raise store_error(error, path) from error
-        self._runs.append(present.astype(np.int64))
+        self._index.append(np.array(entries, np.int64))
 
     def places(self) -> dict[int, Int]:
-        """For every group where its rows are: (run, batch) pairs, shape (k, 2)."""
-        if not self._runs:
+        """For every group where its rows are: (run, offset, length), shape (k, 3)."""
+        if not self._index:
             return {}
-        groups = np.concatenate(self._runs)
-        runs = np.repeat(np.arange(len(self._runs)), [len(run) for run in self._runs])
-        batches = np.concatenate([np.arange(len(run)) for run in self._runs])
-        order = np.argsort(groups, kind="stable")
-        pairs = np.stack([runs, batches], axis=1)[order]
-        present, starts = np.unique(groups[order], return_index=True)
-        return dict(zip(present.tolist(), np.split(pairs, starts[1:]), strict=True))
+        index = np.concatenate(self._index)
+        index = index[np.argsort(index[:, 0], kind="stable")]
+        present, starts = np.unique(index[:, 0], return_index=True)
+        return dict(zip(present.tolist(), np.split(index[:, 1:], starts[1:]), strict=True))
 
 
 def _run_key(folder: str, run: int) -> str:
     return f"{folder}/run-{run:06d}.arrow"
 
 
-def read_group(store: Store, folder: str, places: Int) -> pa.Table:
+def read_group(store: Store, folder: str, places: Int, schema: pa.Schema) -> pa.Table:
     """The rows of one group, as `Spill.places` located them.
 
     Raises
@@ -119,21 +120,16 @@ def read_group(store: Store, folder: str, places: Int) -> pa.Table:
         If a run is gone or damaged.
     """
     parts = []
-    for run, batch in places.tolist():
+    for run, offset, length in places.tolist():
         path = store.path(_run_key(folder, run))
         try:
-            with _source(store, path) as source:
-                parts.append(pa.ipc.open_file(source).get_batch(batch))
+            with store.fs.open(path, "rb", block_size=max(length, 1 << 12)) as stream:
+                stream.seek(offset)
+                message = pa.py_buffer(stream.read(length))
+            parts.append(pa.ipc.read_record_batch(message, schema))
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(f"cannot read {path}: {error}; repeat the command") from error
-    return pa.Table.from_batches(parts).combine_chunks()
-
-
-def _source(store: Store, path: str) -> AbstractContextManager[Any]:
-    source: AbstractContextManager[Any] = (
-        pa.memory_map(path) if store.is_local else store.fs.open(path, "rb")
-    )
-    return source
+    return pa.Table.from_batches(parts, schema).combine_chunks()
 
 
 def bucket(ids: Int, bits: int) -> Int:

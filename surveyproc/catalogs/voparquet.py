@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from xml.sax.saxutils import escape, quoteattr
 
 import pyarrow as pa
@@ -34,8 +34,13 @@ _DATATYPES = {
 }
 
 
-def footer(columns: Iterable[Column]) -> dict[bytes, bytes]:
+def footer(
+    columns: Iterable[Column], longest: Mapping[str, int] | None = None
+) -> dict[bytes, bytes]:
     """Key-value metadata of a Parquet footer that describes `columns`.
+
+    `longest` names the length of the longest text in a column, where it is known: astropy reads
+    text without a bound as objects, which it cannot join with the file's text.
 
     Written by hand and not by astropy, whose documents name its version: the same columns must
     give the same bytes.
@@ -46,7 +51,8 @@ def footer(columns: Iterable[Column]) -> dict[bytes, bytes]:
     >>> '<FIELD ID="ra" name="ra" datatype="double" unit="deg"/>' in text
     True
     """
-    fields = "\n".join(_field(column) for column in columns)
+    known = longest or {}
+    fields = "\n".join(_field(column, known.get(column.name)) for column in columns)
     text = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         '<VOTABLE version="1.4" xmlns="http://www.ivoa.net/xml/VOTable/v1.3">\n'
@@ -55,11 +61,11 @@ def footer(columns: Iterable[Column]) -> dict[bytes, bytes]:
     return {VERSION_KEY: b"1.0", CONTENT_KEY: text.encode()}
 
 
-def _field(column: Column) -> str:
+def _field(column: Column, longest: int | None) -> str:
     datatype = _DATATYPES.get(column.dtype, "char")
     size = "*" if datatype == "char" or column.dtype == "binary" or column.length else ""
-    if column.length and datatype == "char":
-        size = "*"
+    if datatype == "char" and not column.length and longest is not None:
+        size = f"{max(longest, 1)}*"
     attributes = {
         # astropy names columns by ID, and makes one up that differs where there is none.
         "ID": column.name if re.fullmatch(r"[A-Za-z_][\w.\-]*", column.name, re.ASCII) else "",

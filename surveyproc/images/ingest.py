@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from surveyproc.images.cube import TILES_KEY, TILES_SCHEMA, cube_key
 from surveyproc.images.fits import Plane, Problem, planes_of
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import checksum
+from surveyproc.progress import Meter
 from surveyproc.storage import Store, fingerprint
 
 # Part of every cube's version: raise it when the same input makes other cubes.
@@ -53,12 +54,7 @@ class TilesSummary:
     problems: list[str] = field(default_factory=list)
 
 
-Progress = Callable[[int, int, int], None]
-
-
-def ingest_tiles(
-    config: SurveyConfig, store: Store, *, workers: int, progress: Progress | None = None
-) -> TilesSummary:
+def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSummary:
     """Bring the survey's FITS files into cubes; what is there already is left alone.
 
     Parameters
@@ -69,8 +65,6 @@ def ingest_tiles(
         Its root.
     workers : int
         Processes; a Ray session must be open (see `surveyproc.cluster.session`).
-    progress : callable, optional
-        Called after every tile with (tiles done, tiles in all, bytes of that tile's files).
 
     Raises
     ------
@@ -98,18 +92,18 @@ def ingest_tiles(
     results = cluster.stream(
         items, _TileWorker, workers=workers, arguments=(store.url, config.images.mask_bits)
     )
-    for done, result in enumerate(results, start=1):
-        outcome = json.loads(result["outcome"])
-        if outcome["store_error"]:
-            raise StoreError(outcome["store_error"])
-        summary.bytes += outcome["bytes"]
-        summary.problems += outcome["problems"]
-        if outcome["row"] is not None:
-            rows.append(outcome["row"])
-            summary.written += outcome["written"]
-            summary.unchanged += not outcome["written"]
-        if progress is not None:
-            progress(done, len(items), outcome["bytes"])
+    with Meter("ingest, images", objects=len(items), units=len(items), noun="tiles") as meter:
+        for result in results:
+            outcome = json.loads(result["outcome"])
+            if outcome["store_error"]:
+                raise StoreError(outcome["store_error"])
+            summary.bytes += outcome["bytes"]
+            summary.problems += outcome["problems"]
+            if outcome["row"] is not None:
+                rows.append(outcome["row"])
+                summary.written += outcome["written"]
+                summary.unchanged += not outcome["written"]
+            meter.advance(objects=1, nbytes=outcome["bytes"])
     summary.tiles = len(rows)
     summary.problems.sort()
     if not rows:

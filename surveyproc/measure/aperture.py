@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from photutils.geometry import circular_overlap_grid
 
 from surveyproc.errors import ConfigError
 from surveyproc.product import Batch, Inputs
@@ -40,6 +39,9 @@ def aperture_weights(offsets: NDArray[np.floating[Any]], radius_px: float) -> ND
     float64 ndarray, shape (n, k, k)
         k is odd; rows are y, and the middle element is the middle pixel.
     """
+    # Planning needs this module for the product's version; photutils takes half a second.
+    from photutils.geometry import circular_overlap_grid
+
     half = int(np.ceil(radius_px))
     side, edge = 2 * half + 1, half + 0.5
     weights = np.empty((len(offsets), side, side))
