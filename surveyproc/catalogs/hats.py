@@ -6,12 +6,10 @@ import base64
 import datetime
 import io
 import re
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from surveyproc.catalogs import voparquet
+from surveyproc.catalogs import metadata, voparquet
 from surveyproc.errors import StoreError
 from surveyproc.schemas import Column, arrow_schema
 from surveyproc.storage import Store, digest
@@ -287,12 +285,12 @@ def finish_catalog(
     store.put(f"{key}/dataset/_common_metadata", sink.getvalue())
     rows = "".join(f"{leaf.order},{leaf.pixel}\n" for leaf in ordered)
     store.put(f"{key}/partition_info.csv", f"Norder,Npix\n{rows}".encode())
-    store.put(f"{key}/point_map.fits", _point_map(histogram))
+    store.put(f"{key}/point_map.fits", metadata.point_map(histogram))
     document = _properties(ordered, name, columns, default_columns) | {
         "moc_sky_fraction": f"{np.count_nonzero(histogram) / len(histogram):.8f}",
         **properties,
     }
-    content = _properties_file(document)
+    content = metadata.properties_file(document)
     # Older readers want the second name.
     store.put(f"{key}/properties", content)
     store.put(f"{key}/hats.properties", content)
@@ -327,25 +325,6 @@ def _properties(
         "hats_version": "v1.0",
         "hats_creation_date": now.strftime("%Y-%m-%dT%H:%MUTC"),
     }
-
-
-def _properties_file(document: Mapping[str, str]) -> bytes:
-    """A Java properties file; a backslash and a line break would be read as something else."""
-    lines = ["#HATS catalog"]
-    for key, value in document.items():
-        text = re.sub(r"[\r\n]+", " ", str(value)).strip().replace("\\", "\\\\")
-        lines.append(f"{key}={text}")
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _point_map(histogram: NDArray[np.int64]) -> bytes:
-    # Importing hats takes over a second; whoever only reads leaves does without.
-    from hats.io.file_io.file_io import write_fits_image
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "point_map.fits"
-        write_fits_image(histogram, path)
-        return path.read_bytes()
 
 
 def read_leaf(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:

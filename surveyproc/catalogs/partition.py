@@ -9,8 +9,9 @@ from surveyproc.catalogs.hats import ORDER
 
 # 51 arcsec: finer partitions would be all border for any crossmatch.
 MAX_ORDER = 12
-# Occupied pixels that are counted at once (64 MB); beyond, pixels one order coarser are.
-MAX_OCCUPIED = 4_000_000
+# Occupied pixels that are counted at once (50 MB): the whole sky at order 9. Beyond, pixels one
+# order coarser are counted.
+MAX_OCCUPIED = 12 * 4**9
 
 Int = NDArray[np.int64]
 
@@ -18,8 +19,9 @@ Int = NDArray[np.int64]
 class SkyCounts:
     """Counts rows a pixel in bounded memory.
 
-    Pixels are of order 12 while at most four million of them are occupied, and coarser for
-    catalogs that cover more. The outcome does not depend on how rows are cut into batches.
+    Pixels are of order 12 while at most three million of them are occupied, and coarser for
+    catalogs that cover more (the whole sky: order 9, 7 arcmin). The outcome does not depend on how
+    rows are cut into batches.
 
     Parameters
     ----------
@@ -37,16 +39,17 @@ class SkyCounts:
     def add(self, indexes: Int) -> None:
         """Count rows with these pixels of order 29, shape (n,)."""
         pixels, counts = np.unique(indexes >> 2 * (ORDER - self.order), return_counts=True)
-        self._merge(np.concatenate([self.pixels, pixels]), np.concatenate([self.counts, counts]))
+        where: Int = np.asarray(np.searchsorted(self.pixels, pixels), np.int64)
+        known: NDArray[np.bool_] = where < len(self.pixels)
+        known[known] = self.pixels[where[known]] == pixels[known]
+        self.counts[where[known]] += counts[known]
+        self.pixels = np.insert(self.pixels, where[~known], pixels[~known])
+        self.counts = np.insert(self.counts, where[~known], counts[~known])
         while len(self.pixels) > self._max and self.order > 0:
             self.order -= 1
-            self._merge(self.pixels >> 2, self.counts)
-
-    def _merge(self, pixels: Int, counts: Int) -> None:
-        self.pixels, inverse = np.unique(pixels, return_inverse=True)
-        total = np.zeros(len(self.pixels), np.int64)
-        np.add.at(total, inverse, counts)
-        self.counts = total
+            parents = self.pixels >> 2
+            first = np.flatnonzero(np.diff(parents, prepend=-1))
+            self.pixels, self.counts = parents[first], np.add.reduceat(self.counts, first)
 
 
 def choose(pixels: Int, counts: Int, order: int, limit: int) -> list[tuple[int, int, int]]:

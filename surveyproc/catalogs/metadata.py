@@ -1,0 +1,31 @@
+"""Contents of the small files of a HATS catalog; where they lie is the business of hats.py."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from hats.io.file_io.file_io import write_fits_image
+from numpy.typing import NDArray
+
+
+def properties_file(document: Mapping[str, str]) -> bytes:
+    """A Java properties file; a backslash and a line break would be read as something else."""
+    lines = ["#HATS catalog"]
+    for key, value in document.items():
+        text = re.sub(r"[\r\n]+", " ", str(value)).strip().replace("\\", "\\\\")
+        lines.append(f"{key}={text}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def point_map(histogram: NDArray[np.int64]) -> bytes:
+    """A FITS map of rows a HEALPix pixel (nested), which readers take as the coverage."""
+    # Importing hats takes over a second; whoever only reads leaves does without.
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "point_map.fits"
+        write_fits_image(histogram, path)
+        return path.read_bytes()
