@@ -103,7 +103,7 @@ class TrainingSection(LabelsSection):
         default_factory=dict, description="Model band to column with the magnitude's error."
     )
     epochs: int = Field(30, ge=1, description="Epochs of each of the two learning-rate stages.")
-    batch_size: int = Field(256, ge=1, description="Objects a step, over all workers.")
+    batch_size: int = Field(64, ge=1, description="Objects a step, over all workers.")
     workers: int = Field(2, ge=1, description="Ray Train workers.")
     seed: int = Field(0, ge=0, description="Seed of weights, split and shuffling.")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from surveyproc.catalogs import hats
 from surveyproc.config import GatesSection
-from surveyproc.errors import GateError, InputError
+from surveyproc.errors import GateError, InputError, StoreError
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan
 from surveyproc.storage import Store, digest
@@ -101,6 +101,7 @@ def publish(
             + "\n".join(str(reason) for reason in reasons)
         )
     drop_strangers(store, plan)
+    check_leaves(store, plan, commits)
     hats.finish_catalog(
         store,
         plan.release_key,
@@ -123,6 +124,27 @@ def publish(
     store.put_json(f"{plan.run_key}/done.json", current)
     store.put_json(pointer_key(plan.survey), current)
     return {**current, "url": url}
+
+
+def check_leaves(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> None:
+    """Refuse to publish leaves that are gone or cut short; forget their records.
+
+    Raises
+    ------
+    StoreError
+        Naming them. The next run computes just these again.
+    """
+    damaged = []
+    for unit, record in zip(plan.units, commits, strict=True):
+        key = f"{plan.release_key}/{hats.leaf_key(unit.order, unit.pixel)}"
+        if store.size(key) != record.leaf.nbytes:
+            store.remove(commit.record_key(plan.run_key, unit.name))
+            damaged.append(key)
+    if damaged:
+        raise StoreError(
+            f"{len(damaged)} leaves are gone or cut short since they were written, "
+            f"{damaged[0]} for one: run again to compute them anew"
+        )
 
 
 def drop_strangers(store: Store, plan: Plan) -> None:

@@ -86,6 +86,13 @@ class Store:
         """Whether an object or folder `key` exists."""
         return bool(self.fs.exists(self.path(key)))
 
+    def size(self, key: str) -> int | None:
+        """Bytes of `key`; None if there is none."""
+        try:
+            return int(self.fs.size(self.path(key)))
+        except FileNotFoundError:
+            return None
+
     def read(self, key: str) -> bytes:
         """All bytes of `key`.
 

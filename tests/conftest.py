@@ -1,12 +1,15 @@
 """Shared fixtures: real survey data where it is present, and one Ray session for all tests."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from surveyproc import cluster
+from surveyproc import cluster, verbs
+from surveyproc.config import load
+from surveyproc.simulate import simulate
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared" / "data"
@@ -30,3 +33,32 @@ def workers() -> Iterator[int]:
     """Worker processes of a local Ray that ends with the tests."""
     with cluster.session(workers=2) as count:
         yield count
+
+
+@pytest.fixture(scope="session")
+def trained_survey(tmp_path_factory: pytest.TempPathFactory, workers: int) -> Path:
+    """240 simulated objects in 9 bands, ingested, the network trained. Do not change it."""
+    folder = tmp_path_factory.mktemp("survey")
+    survey = simulate(folder / "sim", objects=240, seed=3, workers=1).config
+    text = survey.read_text().replace("partition_rows = 40", "partition_rows = 30")
+    survey.write_text(text)
+    config = load(survey, ["products.photoz.training.epochs=1"])
+    verbs.ingest(config)
+    verbs.train(config)
+    return survey
+
+
+@pytest.fixture
+def survey_copy(trained_survey: Path, tmp_path: Path) -> Path:
+    """survey.toml of a private copy, ready for `run`."""
+    shutil.copytree(trained_survey.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "survey.toml"
+
+
+@pytest.fixture(scope="session")
+def published_survey(trained_survey: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same survey after `run`. Do not change it."""
+    folder = tmp_path_factory.mktemp("published") / "sim"
+    shutil.copytree(trained_survey.parent, folder)
+    verbs.run(load(folder / "survey.toml"))
+    return folder / "survey.toml"

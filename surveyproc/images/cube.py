@@ -190,9 +190,20 @@ def zarr_store(store: Store, key: str, *, read_only: bool) -> LocalStore | Fsspe
 
 
 class Cube:
-    """The arrays of one tile's cube, opened once and read window by window."""
+    """The arrays of one tile's cube, opened once and read window by window.
+
+    Raises
+    ------
+    StoreError
+        If the cube is not there at all. Damage inside it is met when it is read.
+    """
 
     def __init__(self, store: Store, tile: Tile) -> None:
+        if not store.exists(f"{tile.key}/tile.json"):
+            raise StoreError(
+                f"the cube of tile {tile.id}, {store.url_of(tile.key)}, is gone or incomplete: "
+                "run `surveyproc ingest` again"
+            )
         self.store, self.tile = store, tile
         self._arrays: dict[str, Any] = {}
 

@@ -95,11 +95,16 @@ def flag_counts(table: pa.Table, products: Sequence[Product]) -> dict[str, dict[
     return counts
 
 
+def record_key(run_key: str, unit: str) -> str:
+    """Where the record of the unit of that name lies."""
+    return f"{run_key}/commits/{unit}.json"
+
+
 def write(store: Store, run_key: str, commit: Commit) -> None:
     """Put the record where the next run looks for it."""
     document = asdict(commit)
     document["leaf"]["footer"] = base64.b64encode(commit.leaf.footer).decode()
-    store.put_json(f"{run_key}/commits/{commit.unit}.json", document)
+    store.put_json(record_key(run_key, commit.unit), document)
 
 
 def read(store: Store, run_key: str, unit: Unit) -> Commit:
@@ -110,7 +115,7 @@ def read(store: Store, run_key: str, unit: Unit) -> Commit:
     StoreError
         If there is none, or it is damaged.
     """
-    key = f"{run_key}/commits/{unit.name}.json"
+    key = record_key(run_key, unit.name)
     document = store.read_json(key)
     if document is None:
         raise StoreError(f"{store.url_of(key)} is missing: run again to compute this unit")

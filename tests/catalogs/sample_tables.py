@@ -6,11 +6,16 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from astropy.table import MaskedColumn, Table
 
+from surveyproc.catalogs import hats
+from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.config import SurveyConfig
+from surveyproc.storage import Store
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+KEY = "catalogs/test"
 
 
 def survey(root: Path, source: Path | str, **catalog: object) -> SurveyConfig:
@@ -53,3 +58,21 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def run(root: Path, source: Path | str, *, workers: int = 1, batch: int | None = None, **catalog):
+    limits = {key: catalog.pop(key) for key in ("spill_bytes", "ray_rows") if key in catalog}
+    config = survey(root, source, **catalog)
+    store = Store(config.root)
+    return store, ingest_catalog(config, store, workers=workers, rows_per_batch=batch, **limits)
+
+
+def all_rows(store: Store) -> pa.Table:
+    return pa.concat_tables(
+        hats.read_leaf(store, f"{KEY}/{key}") for key in hats.leaf_keys(store, KEY)
+    )
+
+
+def rejected(store: Store) -> list[dict]:
+    path = Path(store.path(f"{KEY}/rejected.parquet"))
+    return pq.read_table(path).to_pylist() if path.exists() else []

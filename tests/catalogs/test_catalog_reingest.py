@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fitsio
+import numpy as np
+import pytest
+from hats.io.validation import is_valid_catalog
+from sample_tables import KEY, rejected, run, sky_table, tree
+
+from surveyproc.catalogs import hats
+from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.errors import InputError
+from surveyproc.storage import Store
+
+
+@pytest.fixture
+def fits(tmp_path):
+    path = tmp_path / "source.fits"
+    sky_table(3000).write(path)
+    return path
+
+
+def test_second_ingest_writes_nothing(tmp_path, fits):
+    root = tmp_path / "store"
+    _, first = run(root, fits, partition_rows=500)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    time.sleep(0.01)
+    _, second = run(root, fits, partition_rows=500)
+    assert second.skipped
+    assert not first.skipped
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    _, third = run(root, fits, partition_rows=900)
+    assert not third.skipped
+
+
+def test_lost_leaf_is_made_again(tmp_path, fits):
+    store, _ = run(tmp_path / "s", fits, partition_rows=500)
+    before = tree(tmp_path / "s" / KEY)
+    store.remove(f"{KEY}/{hats.leaf_keys(store, KEY)[1]}")
+    _, summary = run(tmp_path / "s", fits, partition_rows=500)
+    assert not summary.skipped
+    assert tree(tmp_path / "s" / KEY) == before
+
+
+def test_changed_source_leaves_nothing_stale(tmp_path, fits):
+    table = sky_table(3000)
+    table["dec"][:10] = np.nan
+    table.write(tmp_path / "bad.fits")
+    store, _ = run(tmp_path / "s", tmp_path / "bad.fits", partition_rows=300)
+    first = read_catalog(store, "test").fingerprint
+    assert rejected(store)
+    moved = sky_table(700, seed=5)
+    moved["ra"] += 90.0
+    moved.write(tmp_path / "moved.fits")
+    run(tmp_path / "s", tmp_path / "moved.fits", partition_rows=100)
+    run(tmp_path / "fresh", tmp_path / "moved.fits", partition_rows=100)
+    assert tree(tmp_path / "s" / KEY) == tree(tmp_path / "fresh" / KEY)
+    folders = [path for path in (tmp_path / "s" / KEY).rglob("*") if path.is_dir()]
+    assert all(any(folder.iterdir()) for folder in folders)
+    assert read_catalog(store, "test").fingerprint != first
+    assert is_valid_catalog(store.url_of(KEY), strict=True)
+
+
+@pytest.mark.parametrize("step", range(0, 40, 3))
+def test_failure_at_any_write_then_the_same_command(tmp_path, fits, step, monkeypatch):
+    old = sky_table(500, seed=9)
+    old.write(tmp_path / "old.fits")
+    root = tmp_path / "s"
+    run(root, tmp_path / "old.fits", partition_rows=100)
+    run(tmp_path / "fresh", fits, partition_rows=400)
+    real = os.replace
+    count = 0
+
+    def failing(source, target):
+        nonlocal count
+        count += 1
+        if count > step:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        try:
+            run(root, fits, partition_rows=400)
+        except KeyboardInterrupt:
+            with pytest.raises(InputError, match="run `surveyproc ingest` first"):
+                read_catalog(Store(str(root)), "test")
+    run(root, fits, partition_rows=400)
+    Store(str(root)).clear_staging(older_than_s=-1)
+    assert tree(root) == tree(tmp_path / "fresh")
+
+
+CHILD = """
+import sys
+from sample_tables import survey
+from surveyproc.catalogs.ingest import ingest_catalog
+from surveyproc.storage import Store
+config = survey(sys.argv[1], sys.argv[2], partition_rows=40)
+print("begin", flush=True)
+ingest_catalog(config, Store(config.root), workers=2, rows_per_batch=100, spill_bytes=9000)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.08, 0.25])
+def test_killed_then_the_same_command(tmp_path, fits, delay):
+    run(tmp_path / "fresh", fits, partition_rows=40)
+    root = tmp_path / "s"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(root), str(fits)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"begin\n"
+    time.sleep(delay)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    store, _ = run(root, fits, partition_rows=40)
+    store.clear_staging(older_than_s=-1)
+    assert tree(root) == tree(tmp_path / "fresh")
+
+
+def test_bad_new_source_leaves_the_old_catalog_alone(tmp_path, fits):
+    root = tmp_path / "s"
+    run(root, fits, partition_rows=500)
+    before = tree(root)
+    cut = tmp_path / "cut.csv"
+    cut.write_text("object_id,ra,dec\n" + "1,10.0,2.0\n" * 20 + "2,11")
+    with pytest.raises(InputError, match=r"cut\.csv"):
+        run(root, cut)
+    assert tree(root) == before
+
+
+MEASURE = r"""
+import re, sys
+from sample_tables import survey
+from surveyproc.catalogs.ingest import ingest_catalog
+from surveyproc.storage import Store
+config = survey(sys.argv[1], sys.argv[2], partition_rows=5000)
+ingest_catalog(config, Store(config.root), workers=1, rows_per_batch=5000, spill_bytes=1_000_000)
+# The peak that getrusage gives starts at that of the process which started this one.
+print(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+"""
+
+
+def test_memory_of_ten_times_the_rows(tmp_path):
+    used = []
+    for rows in (30_000, 300_000):
+        data = np.zeros(rows, [("object_id", "i8"), ("ra", "f8"), ("dec", "f8"), ("x", "f4", 8)])
+        rng = np.random.default_rng(1)
+        data["object_id"], data["ra"] = np.arange(rows), rng.uniform(10, 30, rows)
+        data["dec"], data["x"] = rng.uniform(0, 20, rows), rng.random((rows, 8))
+        path = tmp_path / f"{rows}.fits"
+        fitsio.write(path, data)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(tmp_path / str(rows)), str(path)],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        )
+        used.append(int(done.stdout))
+    # All rows of the larger catalog would be 17 MB and a few times that in copies.
+    assert used[1] < used[0] + 20_000

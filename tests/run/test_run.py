@@ -1,0 +1,237 @@
+"""The whole way on a small simulated survey: every row once, readable everywhere, repeatable."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import lsdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from astropy import units
+from astropy.table import Table
+from hats.io.validation import is_valid_catalog
+
+from surveyproc import schemas, verbs
+from surveyproc.catalogs.hats import leaf_key
+from surveyproc.config import load
+from surveyproc.errors import ConfigError, GateError, InputError, StoreError, UnitsFailedError
+from surveyproc.report.page import write_report
+from surveyproc.run import commit
+from surveyproc.run.plan import make_plan
+from surveyproc.storage import Store
+
+
+def release_folder(survey: Path) -> Path:
+    return Path(verbs.releases(load(survey))["current"]["url"])
+
+
+def leaf_hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("dataset/**/Npix*.parquet"))
+    }
+
+
+def published_rows(survey: Path):
+    return pq.ParquetDataset(sorted(release_folder(survey).glob("dataset/**/Npix*.parquet"))).read()
+
+
+def test_every_source_row_comes_out_once(published_survey):
+    source = Table.read(published_survey.parent / "sources.fits")
+    out = published_rows(published_survey)
+    assert sorted(out["object_id"].to_pylist()) == sorted(source["object_id"].tolist())
+    assert out.column_names[:5] == ["object_id", "ra", "dec", "_healpix_29", "catalog_flag"]
+    assert out["flux_r"].null_count == 0
+    assert out["gaznet_c9_z_median"].null_count == 0
+
+
+def test_lsdb_hats_and_astropy_read_the_release(published_survey):
+    folder = release_folder(published_survey)
+    assert is_valid_catalog(folder, strict=True)
+    catalog = lsdb.open_catalog(folder)
+    assert len(catalog.compute()) == 240
+    assert "gaznet_c9_z_quantiles" not in catalog.columns
+    quantiles = lsdb.open_catalog(folder, columns=["gaznet_c9_z_quantiles"]).compute()
+    assert len(quantiles["gaznet_c9_z_quantiles"].iloc[0]) == 19
+    leaf = next(folder.glob("dataset/**/Npix*.parquet"))
+    table = Table.read(leaf, format="parquet.votable")
+    assert table["flux_r"].unit == units.nJy
+    assert table["ra"].unit == units.deg
+    assert "Flux density" in table["flux_r"].description
+
+
+def test_partitions_equal_those_of_the_source_catalog(published_survey):
+    source = published_survey.parent / "store/catalogs/simulated"
+    ours = leaf_hashes(release_folder(published_survey))
+    assert ours.keys() == leaf_hashes(source).keys()
+
+
+def test_provenance_is_in_properties_and_commit_records(published_survey):
+    config = load(published_survey)
+    plan = make_plan(config, Store(config.root))
+    text = (release_folder(published_survey) / "hats.properties").read_text()
+    record = commit.read(Store(config.root), plan.run_key, plan.units[0])
+    for key, value in plan.provenance.items():
+        assert f"{key}={value}" in text
+        assert record.provenance[key] == value
+
+
+def test_a_finished_run_repeated_touches_nothing(published_survey):
+    store = published_survey.parent / "store"
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    assert verbs.run(load(published_survey))["did"] == "nothing"
+    assert verbs.plan(load(published_survey))["pending_units"] == 0
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
+def test_same_bytes_for_any_number_of_workers(published_survey, survey_copy):
+    verbs.run(load(survey_copy, ["run.workers=1"]))
+    assert leaf_hashes(release_folder(survey_copy)) == leaf_hashes(release_folder(published_survey))
+
+
+def test_resume_computes_only_what_has_no_record(published_survey, tmp_path):
+    shutil.copytree(published_survey.parent, tmp_path / "copy")
+    survey = tmp_path / "copy" / "survey.toml"
+    config, expected = load(survey), leaf_hashes(release_folder(survey))
+    store = Store(config.root)
+    plan = make_plan(config, store)
+    store.remove(f"{plan.run_key}/commits/{plan.units[2].name}.json")
+    store.remove(f"releases/{plan.survey}/current.json")
+    # A leaf that a killed writer never finished is simply written again.
+    leaf_of(plan, store, 2).write_bytes(b"half a leaf")
+    done = verbs.run(config)
+    assert (done["units"] - done["units_resumed"]) == 1
+    assert leaf_hashes(release_folder(survey)) == expected
+
+
+def leaf_of(plan, store: Store, unit: int) -> Path:
+    chosen = plan.units[unit]
+    return Path(store.url_of(f"{plan.release_key}/{leaf_key(chosen.order, chosen.pixel)}"))
+
+
+def test_a_leaf_damaged_after_its_record_is_not_published_but_made_again(
+    published_survey, tmp_path
+):
+    shutil.copytree(published_survey.parent, tmp_path / "copy")
+    survey = tmp_path / "copy" / "survey.toml"
+    config, expected = load(survey), leaf_hashes(release_folder(survey))
+    store = Store(config.root)
+    plan = make_plan(config, store)
+    store.remove(f"releases/{plan.survey}/current.json")
+    leaf_of(plan, store, 1).write_bytes(b"cut")
+    leaf_of(plan, store, 3).unlink()
+    with pytest.raises(StoreError, match="2 leaves are gone or cut short"):
+        verbs.run(config)
+    assert verbs.run(config)["units_resumed"] == len(plan.units) - 2
+    assert leaf_hashes(release_folder(survey)) == expected
+
+
+def test_a_gate_refuses_and_the_pointer_stays(published_survey, tmp_path):
+    shutil.copytree(published_survey.parent, tmp_path / "copy")
+    survey = tmp_path / "copy" / "survey.toml"
+    before = release_folder(survey)
+    with pytest.raises(GateError, match=r"null share +flux_H") as caught:
+        verbs.run(load(survey, ["gates.max_null_share=0.0", "products.photometry.aperture=1.5"]))
+    assert caught.value.exit_code == 3
+    assert release_folder(survey) == before
+    # The work is kept: with the gate opened only publishing is left.
+    done = verbs.run(load(survey, ["products.photometry.aperture=1.5"]))
+    assert done["units_resumed"] == done["units"]
+    assert release_folder(survey) != before
+    listed = verbs.releases(load(survey))["releases"]
+    assert [one["current"] for one in listed] == [False, True]
+
+
+def test_validate_finds_a_changed_leaf(published_survey, tmp_path):
+    shutil.copytree(published_survey.parent, tmp_path / "copy")
+    survey = tmp_path / "copy" / "survey.toml"
+    assert verbs.validate(load(survey))["problems"] == []
+    leaf = next(release_folder(survey).glob("dataset/**/Npix*.parquet"))
+    data = bytearray(leaf.read_bytes())
+    data[100] ^= 0xFF
+    leaf.write_bytes(bytes(data))
+    assert any("differs" in problem for problem in verbs.validate(load(survey))["problems"])
+
+
+def test_missing_band_is_null_and_flagged(published_survey):
+    out = published_rows(published_survey)
+    null = out["flux_H"].is_null().to_numpy()
+    flagged = out["photometry_flag"].to_numpy() & schemas.flag("missing_band") != 0
+    assert null.any()
+    assert not null.all()
+    np.testing.assert_array_equal(null, flagged)
+
+
+def test_photometry_agrees_with_the_truth(published_survey):
+    truth = pq.read_table(published_survey.parent / "truth.parquet").to_pandas()
+    truth = truth.set_index("object_id")
+    out = published_rows(published_survey).to_pandas().set_index("object_id")
+    both = out.join(truth[["mag_r", "is_star", "half_light_radius", "blended"]])
+    compact = both["is_star"].astype(bool) | (both["half_light_radius"] < 0.3)
+    chosen = both[compact & ~both["blended"] & (both["mag_r"] < 23.5)]
+    difference = 31.4 - 2.5 * np.log10(chosen["flux_r"]) - chosen["mag_r"]
+    # The aperture loses some light of everything, more of what is larger.
+    assert len(chosen) > 5
+    assert 0.0 < difference.median() < 0.25
+    assert difference.between(-0.1, 0.5).all()
+
+
+def test_corrupt_chunk_flags_its_objects_and_loses_no_row(survey_copy):
+    shard = max(
+        survey_copy.parent.glob("store/images/*/*/image/c/**/*"), key=lambda p: len(p.parts)
+    )
+    data = bytearray(shard.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    shard.write_bytes(bytes(data))
+    done = verbs.run(load(survey_copy))
+    assert done["rows"] == 240
+    assert 0 < done["flags"]["photometry"]["corrupt_data"] < 240
+
+
+def test_missing_cube_fails_its_units_only_and_says_so(survey_copy):
+    cube = next(survey_copy.parent.glob("store/images/t00/*"))
+    hidden = cube.rename(cube.parent / "hidden")
+    with pytest.raises(UnitsFailedError, match="units failed; the others are kept") as caught:
+        verbs.run(load(survey_copy))
+    assert "t00" in str(caught.value)
+    hidden.rename(cube)
+    done = verbs.run(load(survey_copy))
+    assert done["units_resumed"] > 0
+
+
+def test_evaluate_and_report(published_survey):
+    metrics = verbs.evaluate(load(published_survey))
+    assert metrics["matched"] > 50
+    assert np.isfinite(metrics["all"]["nmad"])
+    page = Path(write_report(load(published_survey))["report"]).read_text()
+    assert "240" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_verbs_before_ingest_say_what_to_do(tmp_path, published_survey):
+    survey = tmp_path / "survey.toml"
+    survey.write_text(published_survey.read_text())
+    with pytest.raises(InputError, match="surveyproc ingest"):
+        verbs.run(load(survey))
+    with pytest.raises(InputError, match="surveyproc run"):
+        verbs.releases(load(survey))
+
+
+def test_product_that_reads_what_nobody_writes(published_survey, tmp_path):
+    survey = tmp_path / "survey.toml"
+    text = published_survey.read_text().replace("./store", str(published_survey.parent / "store"))
+    blocks = text.split("[[products]]")
+    survey.write_text(blocks[0] + "[[products]]" + "[[products]]".join(blocks[2:]))
+    with pytest.raises(ConfigError, match="reads flux_u"):
+        verbs.plan(load(survey))
+
+
+def test_commit_records_hold_what_the_design_says(published_survey):
+    records = list((published_survey.parent / "store/runs").glob("*/commits/*.json"))
+    assert records
+    document = json.loads(records[0].read_text())
+    assert set(document) == {"unit", "leaf", "stats", "flags", "seconds", "provenance"}
