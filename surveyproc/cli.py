@@ -90,7 +90,7 @@ def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -
 
     done = verbs.plan(_load(survey, overrides))
     lines = [
-        f"run {done['run']}: {done['units']} units, {done['rows']} objects; "
+        f"run {done['run']}: {done['units']} units, {_rows(done)}; "
         f"{done['pending_units']} units, {done['pending_rows']} objects to compute"
         + ("; published" if done["published"] else "")
     ]
@@ -104,12 +104,13 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
 
     done = verbs.run(_load(survey, overrides))
     if done["did"] == "nothing":
-        lines = [f"nothing to do: release {done['release']} is published and up to date"]
+        lines = [
+            f"nothing to do: release {done['release']} is published and up to date; {_rows(done)}"
+        ]
     else:
         lines = [
-            f"release {done['release']} published: {done['rows']} objects in {done['units']} "
-            f"partitions ({done['units_resumed']} resumed), {done['rows_rejected']} rejected rows "
-            f"beside the catalog, {done['rows_per_second']:.0f} objects/s a worker",
+            f"release {done['release']} published: {_rows(done)}, {done['units']} partitions "
+            f"({done['units_resumed']} resumed), {done['rows_per_second']:.0f} objects/s a worker",
             *_flag_lines(done["flags"]),
         ]
     _show(done, as_json, [*lines, done["url"]])
@@ -131,8 +132,8 @@ def evaluate(survey: Survey, overrides: Overrides = None, as_json: AsJson = Fals
 
     done = verbs.evaluate(_load(survey, overrides))
     lines = [
-        f"{done['column']} of release {done['release']} against {done['matched']} of "
-        f"{done['labels']} known redshifts",
+        f"{done['column']} of release {done['release']} ({_rows(done)}) against "
+        f"{done['matched']} of {done['labels']} known redshifts",
         f"  all:       {_metrics(done['all'])}",
         f"  unflagged: {_metrics(done['unflagged'])}",
     ]
@@ -145,7 +146,7 @@ def validate(survey: Survey, overrides: Overrides = None, as_json: AsJson = Fals
     from surveyproc import verbs
 
     done = verbs.validate(_load(survey, overrides))
-    lines = [f"release {done['release']}: {done['rows']} rows, {len(done['problems'])} problems"]
+    lines = [f"release {done['release']}: {_rows(done)}; {len(done['problems'])} problems"]
     _show(done, as_json, lines + [f"  {problem}" for problem in done["problems"]])
     if done["problems"]:
         raise typer.Exit(1)
@@ -169,7 +170,7 @@ def releases(
         return
     lines = [
         f"{'*' if one['current'] else ' '} {one['release']}  {one['published']}  "
-        f"{one['rows']} rows  {one['url']}"
+        f"{_rows(one)}  {one['url']}"
         for one in found["releases"]
     ]
     _show(found, as_json, lines)
@@ -209,6 +210,10 @@ def demo(
         f"print(lsdb.open_catalog('{done['catalog']}').compute())\"",
     ]
     _show(done, as_json, lines)
+
+
+def _rows(counts: dict[str, Any]) -> str:
+    return f"{counts['rows']} objects, {counts['rejected']} rejected rows beside the catalog"
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

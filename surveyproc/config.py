@@ -47,7 +47,7 @@ class ImagesSection(Section):
 
     tiles: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         default_factory=list,
-        description="Paths, globs or URLs of FITS files, relative to survey.toml."
+        description="Paths, globs or URLs of FITS files, relative to survey.toml.",
     )
     bands: list[Band] = Field(min_length=1, description="Band names, in order of wavelength.")
     band_keyword: str = Field("FILTER", description="Header keyword that names the band.")

@@ -117,6 +117,7 @@ def publish(
         "release": plan.run,
         "path": plan.release_key,
         "rows": plan.rows,
+        "rejected": plan.catalog.rejected,
         "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
         "flags": commit.total_flags(commits),
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

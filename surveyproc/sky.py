@@ -45,7 +45,7 @@ def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
     radius = float(np.degrees(2 * np.arcsin(min(1.0, chord / 2))))
     return (
         float(np.degrees(np.arctan2(centre[1], centre[0])) % 360.0 % 360.0),  # -1e-17 % 360 is 360
-        float(np.degrees(np.arcsin(np.clip(centre[2], -1, 1)))),
+        float(np.degrees(np.arctan2(centre[2], np.hypot(centre[0], centre[1])))),
         radius,
     )
 

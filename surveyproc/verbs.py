@@ -82,6 +82,7 @@ def plan(config: SurveyConfig) -> dict[str, Any]:
     return {
         "run": planned.run,
         "rows": planned.rows,
+        "rejected": planned.catalog.rejected,
         "units": len(planned.units),
         "pending_units": len(stale),
         "pending_rows": sum(unit.rows for unit in stale),
@@ -109,7 +110,6 @@ def run(config: SurveyConfig) -> dict[str, Any]:
         "units": len(planned.units),
         "units_resumed": computed.resumed,
         "rows_computed": computed.rows,
-        "rows_rejected": planned.catalog.rejected,
         "seconds_computing": computed.seconds,
         "seconds": time.monotonic() - started,
     }
@@ -129,6 +129,8 @@ def evaluate(config: SurveyConfig) -> dict[str, Any]:
     good = values["photoz_flag"] == 0
     return {
         "release": current["release"],
+        "rows": current["rows"],
+        "rejected": current["rejected"],
         "column": name,
         "labels": len(labels.ra),
         "matched": len(redshift),

@@ -201,6 +201,15 @@ def test_cap_holds_all_and_stays_below_360():
     assert (chord <= 2 * np.sin(np.radians(radius) / 2) + 1e-12).all()
 
 
+@pytest.mark.parametrize("pole", [90.0, -90.0])
+def test_cap_of_objects_beside_a_pole(pole):
+    dec = np.full(3, pole - np.sign(pole) * 1e-7)
+    lon, lat, radius = cap(np.array([10.0, 11.0, 12.0]), dec)
+    assert abs(lat - dec[0]) < 1e-9
+    assert radius < 1e-8
+    assert 10 <= lon <= 12
+
+
 def test_many_tiles_and_objects():
     tiles = [patch(f"{i}-{j}", 30 + 0.02 * i, 0.015 * j) for i in range(20) for j in range(20)]
     rng = np.random.default_rng(0)

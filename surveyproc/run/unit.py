@@ -183,7 +183,8 @@ def _as_arrow(values: NDArray[Any], column: Column) -> pa.Array:
     if column.length:
         return _list_array(values, column)
     if column.dtype == "string":
-        return pa.array(values.tolist(), type=pa.string())
+        # Empty, not null: astropy cannot read a Parquet string column that holds nulls.
+        return pa.array([value or "" for value in values.tolist()], type=pa.string())
     typed = values.astype(np.dtype(column.dtype), copy=False)
     return pa.array(typed, mask=np.isnan(typed) if typed.dtype.kind == "f" else None)
 

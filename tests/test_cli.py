@@ -1,0 +1,88 @@
+"""The command itself: exit status, clear errors without tracebacks, machine-readable results."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from astropy.table import Table, vstack
+
+from surveyproc import verbs
+from surveyproc.config import load
+
+
+def surveyproc(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "surveyproc", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "validate", "releases", "evaluate"])
+def test_verbs_on_a_published_survey_answer_in_json(published_survey, verb):
+    done = surveyproc(verb, published_survey, "--json")
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_current_release_is_one_line_that_lsdb_opens(published_survey):
+    import lsdb
+
+    done = surveyproc("releases", published_survey, "--current")
+    assert len(done.stdout.splitlines()) == 1
+    assert len(lsdb.open_catalog(done.stdout.strip()).compute()) == 240
+
+
+def test_a_repeated_run_says_that_there_is_nothing_to_do(published_survey):
+    done = surveyproc("run", published_survey)
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ["--set", "images.bnads=3"],
+            "unknown key 'images.bnads'; the nearest known key is 'bands'",
+        ),
+        (["--set", "run.workers=many"], "key 'run.workers'"),
+        (["--set", "products.photoz.model=absent"], "no model is called 'absent'"),
+    ],
+)
+def test_bad_configuration_ends_with_2_and_one_clear_message(published_survey, extra, message):
+    done = surveyproc("run", published_survey, *extra)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gate_that_refuses_ends_with_3(survey_copy):
+    done = surveyproc("run", survey_copy, "--set", "gates.max_null_share=0.0")
+    assert done.returncode == 3
+    assert "gates refused" in done.stderr
+    assert surveyproc("releases", survey_copy).returncode == 2
+
+
+def test_bad_rows_and_a_truncated_tile_are_named_and_cost_nothing_else(survey_copy):
+    folder = survey_copy.parent
+    table = Table.read(folder / "sources.fits")
+    bad = table[:4].copy()
+    bad["ra"][0], bad["dec"][1], bad["ra"][2] = np.nan, 91.0, 500.0
+    bad["object_id"][:3] = [9001, 9002, 9003]  # the fourth repeats an id at its own place
+    vstack([table, bad]).write(folder / "sources.fits", overwrite=True)
+    tile = folder / "tiles" / "t00_u.fits"
+    tile.write_bytes(tile.read_bytes()[:20_000])
+    ingested = surveyproc("ingest", survey_copy)
+    assert ingested.returncode == 0, ingested.stderr
+    assert "244 rows in, 241 in" in ingested.stdout
+    assert "3 rejected, 2 with a duplicate id" in ingested.stdout
+    assert "t00_u.fits" in ingested.stdout
+    done = surveyproc("run", survey_copy)
+    assert done.returncode == 0, done.stderr
+    assert "241 objects, 3 rejected rows" in done.stdout
+    flags = verbs.run(load(survey_copy))["flags"]
+    assert flags["photometry"]["missing_band"] > 0
