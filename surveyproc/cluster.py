@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 
 import ray
 import ray.data
+import ray.exceptions
+
+from surveyproc.errors import ClusterError, SurveyError
 
 
 @contextmanager
@@ -35,12 +40,27 @@ def session(address: str = "local", workers: int | None = None) -> Iterator[int]
         return
     address = os.environ.get("RAY_ADDRESS", address)
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    with _silent_stderr():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet_ray_data()
     try:
         yield _workers(workers)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's core announces its log level on the descriptor itself; errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def quiet_ray_data() -> None:
@@ -56,40 +76,76 @@ def _workers(wanted: int | None) -> int:
     return cpus if wanted is None else min(wanted, cpus)
 
 
+class _Guarded:
+    """A worker whose own errors travel as data: Ray loses the cause of an exception."""
+
+    def __init__(self, worker: type | Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.failure: SurveyError | None = None
+        try:
+            self.work = worker(*arguments) if isinstance(worker, type) else worker
+        except SurveyError as error:
+            self.failure = error
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if self.failure is not None:
+                raise self.failure
+            return {"result": pickle.dumps(self.work(pickle.loads(row["item"])))}
+        except SurveyError as error:
+            return {"result": pickle.dumps(error)}
+
+
 def stream(
-    items: Sequence[dict[str, Any]],
-    worker: type | Callable[[dict[str, Any]], dict[str, Any]],
+    items: Sequence[Any],
+    worker: type | Callable[[Any], Any],
     *,
     workers: int,
     arguments: tuple[Any, ...] = (),
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Any]:
     """Apply `worker` to every item with Ray Data; results come as they finish, in no fixed order.
+
+    A process that dies comes back, and its item is given out again, without end: workers must be
+    idempotent.
 
     Parameters
     ----------
-    items : sequence of dict
+    items : sequence
         Small descriptions of the work, one task each.
     worker : class or function
         A class (constructed once a process with `arguments`, then called with each item) or a
-        function. Returns one small dict an item.
+        function of an item.
     workers : int
         Processes; each reserves one CPU.
+
+    Raises
+    ------
+    ClusterError
+        If Ray itself fails (the head or the last node died).
+    SurveyError
+        The first one that `worker` raised, as it is.
     """
     if not items:
         return
-    rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
+    rows = ray.data.from_items(
+        [{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
+    )
     size = min(workers, len(items))
-    options: dict[str, Any] = {"num_cpus": 1}
-    if isinstance(worker, type):
-        # Ray Data restarts a killed process and gives its item out again, without end; that is
-        # right here because every worker is idempotent.
-        options |= {
-            "fn_constructor_args": arguments,
-            "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        }
-    else:
-        options |= {
-            "fn_args": arguments,
-            "compute": ray.data.TaskPoolStrategy(size=size),
-        }
-    yield from rows.map(worker, **options).iter_rows()
+    done = rows.map(
+        _Guarded,  # type: ignore[arg-type]
+        fn_constructor_args=(worker, arguments),
+        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+    )
+    try:
+        for row in done.iter_rows():
+            result = pickle.loads(row["result"])
+            if isinstance(result, SurveyError):
+                raise result
+            yield result
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        if isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.UserCodeException):
+            raise  # a defect of ours, with its traceback
+        raise ClusterError(
+            f"the Ray cluster failed: {str(error).strip().splitlines()[0]} What was finished is "
+            "kept: repeat the command"
+        ) from error

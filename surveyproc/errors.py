@@ -25,6 +25,10 @@ class StoreError(SurveyError):
     """Something under the survey's root could not be read or written (disk full, corrupt chunk)."""
 
 
+class ClusterError(SurveyError):
+    """Ray failed under us; nothing that was finished is lost."""
+
+
 class UnitsFailedError(SurveyError):
     """Some units of a run did not finish; the finished ones are kept and the next run resumes."""
 

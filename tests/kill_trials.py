@@ -75,7 +75,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
     found = []
     for process in descendants(pid):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if " ".join(process.cmdline()).startswith("ray::"):
+            if " ".join(process.cmdline()).startswith("ray::Map"):
                 found.append(process)
     return found
 

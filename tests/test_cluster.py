@@ -4,17 +4,19 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import ray
 
 from surveyproc import cluster
+from surveyproc.errors import InputError
 
 
 class Squarer:
     def __init__(self, offset: int):
         self.offset = offset
 
-    def __call__(self, row):
-        return {"number": row["item"]["number"], "square": row["item"]["number"] ** 2 + self.offset}
+    def __call__(self, number):
+        return {"number": number, "square": number**2 + self.offset}
 
 
 class DiesOnce:
@@ -23,29 +25,43 @@ class DiesOnce:
     def __init__(self, marker: str):
         self.marker = Path(marker)
 
-    def __call__(self, row):
-        if row["item"]["number"] == 3 and not self.marker.exists():
+    def __call__(self, number):
+        if number == 3 and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"number": row["item"]["number"]}
+        return {"number": number}
 
 
-def halve(row, divisor):
-    return {"half": row["item"]["number"] / divisor}
+def halve(number):
+    return number / 2
 
 
 def test_class_workers_see_every_item_once(workers):
-    items = [{"number": n} for n in range(20)]
+    items = list(range(20))
     got = list(cluster.stream(items, Squarer, workers=workers, arguments=(7,)))
     assert sorted(row["number"] for row in got) == list(range(20))
     assert all(row["square"] == row["number"] ** 2 + 7 for row in got)
 
 
 def test_function_workers(workers):
-    got = list(
-        cluster.stream([{"number": 4}, {"number": 8}], halve, workers=workers, arguments=(2,))
-    )
-    assert sorted(row["half"] for row in got) == [2.0, 4.0]
+    got = list(cluster.stream([4, 8], halve, workers=workers))
+    assert sorted(got) == [2.0, 4.0]
+
+
+def refuse(number):
+    raise InputError(f"number {number} is not welcome")
+
+
+class Refuser:
+    def __call__(self, number):
+        return refuse(number)
+
+
+@pytest.mark.parametrize("worker", [refuse, Refuser])
+def test_our_own_errors_arrive_as_they_are(workers, worker):
+    with pytest.raises(InputError, match="number 4 is not welcome") as caught:
+        list(cluster.stream([4], worker, workers=workers))
+    assert caught.value.exit_code == 2
 
 
 def test_nothing_to_do(workers):
@@ -53,7 +69,7 @@ def test_nothing_to_do(workers):
 
 
 def test_a_killed_worker_loses_nothing(workers, tmp_path):
-    items = [{"number": n} for n in range(8)]
+    items = list(range(8))
     got = list(
         cluster.stream(items, DiesOnce, workers=workers, arguments=(str(tmp_path / "died"),))
     )

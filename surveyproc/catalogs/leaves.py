@@ -19,7 +19,7 @@ from surveyproc.catalogs.spill import Int, bucket, read_group, repeated
 from surveyproc.schemas import Column
 from surveyproc.storage import Store
 
-# The declination of a circle's centre near a pole is rounded by up to this much.
+# Far more than rounding: an object on the rim of its circle must never fall outside.
 CAP_MARGIN_DEG = 2e-6
 ID_SCHEMA = pa.schema([("id", pa.int64())])
 
@@ -142,7 +142,7 @@ def _apply(
         # At most twice as many results as threads wait, so memory does not grow with the items.
         running: set[Future[dict[str, Any]]] = set()
         for item in items:
-            running.add(pool.submit(call, {"item": item}))
+            running.add(pool.submit(call, item))
             if len(running) >= 2 * threads:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -160,8 +160,7 @@ class _IdCounter:
     def __init__(self, store: Store, folders: Folders) -> None:
         self.store, self.folders = store, folders
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        item = row["item"]
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         ids = read_group(self.store, self.folders.ids, _triples(item["places"]), ID_SCHEMA)
         found = repeated(ids["id"].to_numpy())
         if len(found):
@@ -189,8 +188,7 @@ class _LeafWriter:
         self.bits, self.buckets = repeats
         self.schema = spill_schema(columns)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        item = row["item"]
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         table = read_group(self.store, self.folders.rows, _triples(item["places"]), self.schema)
         keys = (table[name].to_numpy() for name in ("\0source_row", "object_id", hats.SPATIAL))
         # The source row decides between rows that are alike, so that batches do not matter.

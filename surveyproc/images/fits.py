@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import fitsio
@@ -74,15 +74,6 @@ class Plane:
     def where(self) -> str:
         """File and HDU, for messages."""
         return f"{self.path}[{self.hdu}]"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plane as JSON-able values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plane:
-        """The plane that `to_dict` wrote."""
-        return cls(**{**values, "shape": tuple(values["shape"])})
 
 
 @dataclass(frozen=True)

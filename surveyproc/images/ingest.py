@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from surveyproc import cluster
 from surveyproc.config import ImagesSection, SurveyConfig
-from surveyproc.errors import InputError, StoreError
+from surveyproc.errors import InputError
 from surveyproc.images.build import RECORD, BandError, build_cube, clear_debris
 from surveyproc.images.cube import TILES_KEY, TILES_SCHEMA, cube_key
 from surveyproc.images.fits import Plane, Problem, planes_of
@@ -80,7 +79,7 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
     items = [
         {
             "tile": tile,
-            "planes": json.dumps([plane.to_dict() for k in bands.values() for plane in k.values()]),
+            "planes": [plane for kinds in bands.values() for plane in kinds.values()],
         }
         for tile, bands in sorted(groups.items())
         if bands
@@ -93,10 +92,7 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
         items, _TileWorker, workers=workers, arguments=(store.url, config.images.mask_bits)
     )
     with Meter("ingest, images", objects=len(items), units=len(items), noun="tiles") as meter:
-        for result in results:
-            outcome = json.loads(result["outcome"])
-            if outcome["store_error"]:
-                raise StoreError(outcome["store_error"])
+        for outcome in results:
             summary.bytes += outcome["bytes"]
             summary.problems += outcome["problems"]
             if outcome["row"] is not None:
@@ -124,14 +120,9 @@ def _scan(
             problems += bad
     else:
         groups = [paths[i : i + SCAN_GROUP] for i in range(0, len(paths), SCAN_GROUP)]
-        items = [{"paths": json.dumps(list(group))} for group in groups]
-        results = cluster.stream(
-            items, _ScanWorker, workers=workers, arguments=(images.model_dump_json(),)
-        )
-        for result in results:
-            found_json, bad_json = json.loads(result["outcome"])
-            planes += [Plane.from_dict(values) for values in found_json]
-            problems += [Problem(*values) for values in bad_json]
+        for result in cluster.stream(groups, _ScanWorker, workers=workers, arguments=(images,)):
+            planes += result[0]
+            problems += result[1]
     # Results of the cluster come in any order.
     planes.sort(key=lambda plane: (plane.path, plane.hdu))
     problems.sort(key=lambda problem: problem.message)
@@ -141,17 +132,17 @@ def _scan(
 class _ScanWorker:
     """Reads the headers of a group of files."""
 
-    def __init__(self, images_json: str) -> None:
-        self.images = ImagesSection.model_validate_json(images_json)
+    def __init__(self, images: ImagesSection) -> None:
+        self.images = images
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        planes: list[dict[str, Any]] = []
-        problems: list[tuple[str, str, str]] = []
-        for path in json.loads(row["item"]["paths"]):
+    def __call__(self, paths: list[str]) -> tuple[list[Plane], list[Problem]]:
+        planes: list[Plane] = []
+        problems: list[Problem] = []
+        for path in paths:
             found, bad = planes_of(path, self.images)
-            planes += [plane.to_dict() for plane in found]
-            problems += [(problem.tile, problem.band, problem.message) for problem in bad]
-        return {"outcome": json.dumps([planes, problems])}
+            planes += found
+            problems += bad
+        return planes, problems
 
 
 def group_planes(
@@ -204,28 +195,23 @@ def _state(path: str) -> tuple[int, int]:
 
 
 class _TileWorker:
-    """Makes one tile's cube unless it is there; never raises for bad input."""
+    """Makes one tile's cube unless it is there; bad input is a problem in its result."""
 
     def __init__(self, url: str, mask_bits: int | None) -> None:
         self.store, self.mask_bits = Store(url), mask_bits
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        item = row["item"]
-        planes = [Plane.from_dict(values) for values in json.loads(item["planes"])]
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         outcome: dict[str, Any] = {
             "row": None,
             "written": False,
             "bytes": 0,
             "problems": [],
-            "store_error": "",
         }
         try:
-            outcome |= _make_tile(self.store, item["tile"], planes, self.mask_bits)
+            outcome |= _make_tile(self.store, item["tile"], item["planes"], self.mask_bits)
         except InputError as error:
             outcome["problems"] = [f"tile {item['tile']}: {error}"]
-        except StoreError as error:
-            outcome["store_error"] = str(error)
-        return {"outcome": json.dumps(outcome)}
+        return outcome
 
 
 def _make_tile(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
@@ -35,9 +33,9 @@ class LabelWorker:
         bands, size = unit.image_needs(self.products, config.images.bands)
         self.reader = CutoutReader(self.store, read_tiles(self.store), bands) if size else None
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Rows of partition `row["item"]["partition"]` that match a label, as Arrow IPC bytes."""
-        part = self.catalog.partitions[row["item"]["partition"]]
+    def __call__(self, number: int) -> tuple[int, pa.Table]:
+        """The number of a partition, and those of its rows that match a label."""
+        part = self.catalog.partitions[number]
         leaf = f"{self.catalog.key}/{hats.leaf_key(part.order, part.pixel)}"
         inputs = {name for product in self.products for name in product.inputs.columns}
         table = hats.read_leaf(self.store, leaf, sorted({"ra", "dec", *inputs}))
@@ -57,12 +55,8 @@ class LabelWorker:
             "dec": table["dec"].to_numpy(),
             **unit.compute(table, self.products, self.reader),
         }
-        sink = pa.BufferOutputStream()
         numbers = {name: values for name, values in columns.items() if values.dtype != object}
-        result = pa.table(numbers)
-        with pa.ipc.new_stream(sink, result.schema) as writer:
-            writer.write_table(result)
-        return {"part": row["item"]["partition"], "table": sink.getvalue().to_pybytes()}
+        return number, pa.table(numbers)
 
 
 def measured_training_set(
@@ -83,12 +77,14 @@ def measured_training_set(
     fluxes = [f"flux_{section.bands.get(band, band)}" for band in bands]
     before = config.products[: config.products.index(section)]
     check_columns([build_product(one, config, store) for one in before], [])
-    items = [{"partition": number} for number in range(len(catalog.partitions))]
-    parts: dict[int, pa.Table] = {}
-    for done in cluster.stream(
-        items, LabelWorker, workers=workers, arguments=(config, section.name, labels)
-    ):
-        parts[done["part"]] = pa.ipc.open_stream(done["table"]).read_all()
+    parts: dict[int, pa.Table] = dict(
+        cluster.stream(
+            range(len(catalog.partitions)),
+            LabelWorker,
+            workers=workers,
+            arguments=(config, section.name, labels),
+        )
+    )
     table = pa.concat_tables([parts[number] for number in sorted(parts)])
     if not table.num_rows:
         raise InputError(

@@ -52,9 +52,8 @@ class UnitWorker:
         bands, size = unit.image_needs(self.plan.products, config.images.bands)
         self.reader = CutoutReader(self.store, list(self.plan.tiles), bands) if size else None
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Compute the unit `row["item"]["unit"]`; an error of the unit is reported, not raised."""
-        name = row["item"]["unit"]
+    def __call__(self, name: str) -> dict[str, Any]:
+        """Compute the unit of that name; an error of the unit is reported, not raised."""
         try:
             done = self.process(self.units[name])
         except Exception as error:
@@ -111,9 +110,11 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
             cluster.session(config.run.address, config.run.workers) as workers,
             Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter,
         ):
-            items = [{"unit": one.name} for one in todo]
             for done in cluster.stream(
-                items, UnitWorker, workers=workers, arguments=(config, plan.run)
+                [one.name for one in todo],
+                UnitWorker,
+                workers=workers,
+                arguments=(config, plan.run),
             ):
                 meter.advance(objects=done["rows"], nbytes=done["nbytes"])
                 if done["error"]:

@@ -38,6 +38,7 @@ def make_tile(
     )  # fmt: skip
     attributes = {"has_weight": weights, "has_mask": False}
     arrays = create_cube(store, tile.key, data.shape, attributes)
+    store.put_json(f"{tile.key}/tile.json", {})
     step = chunk_grid(SHAPE)[1][0]
     for array in arrays:
         for y in range(0, ny, step):
@@ -212,7 +213,7 @@ def test_a_corrupt_chunk_costs_only_the_objects_that_touch_it(store):
     assert np.isfinite(batch.images[inside]).all()
 
 
-@pytest.mark.parametrize("damage", ["shard gone", "short shard", "index", "metadata", "all gone"])
+@pytest.mark.parametrize("damage", ["shard gone", "short shard", "index", "metadata"])
 def test_other_damage_is_flagged_too(store, damage):
     tile, _ = make_tile(store)
     path = shard_files(store, tile)[0]
@@ -222,16 +223,22 @@ def test_other_damage_is_flagged_too(store, damage):
         path.write_bytes(path.read_bytes()[:50])
     elif damage == "index":
         path.write_bytes(path.read_bytes()[:-8] + b"12345678")
-    elif damage == "metadata":
-        Path(store.path(f"{tile.key}/image/zarr.json")).write_text("{")
     else:
-        shutil.rmtree(store.path(tile.key))
+        Path(store.path(f"{tile.key}/image/zarr.json")).write_text("{")
     x, y = spread(20)
     (batch,) = CutoutReader(store, [tile], ["g", "r"]).batches(*positions(tile, x, y), 16, 99)
     assert len(batch.index) == 20
     assert (batch.flags & flag("corrupt_data") > 0).all()
     with pytest.raises(StoreError, match=tile.key):
         read_window(store, tile, 0, 9, 0, 9, ["g"])
+
+
+def test_a_cube_that_is_gone_is_an_error_not_a_flag(store):
+    tile, _ = make_tile(store)
+    shutil.rmtree(store.path(tile.key))
+    x, y = spread(5)
+    with pytest.raises(StoreError, match=f"{tile.key}, is gone"):
+        list(CutoutReader(store, [tile], ["g"]).batches(*positions(tile, x, y), 16, 99))
 
 
 @given(size=st.integers(1, 20_000))

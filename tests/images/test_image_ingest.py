@@ -27,7 +27,7 @@ def in_this_process(monkeypatch):
     def stream(items, worker, *, workers, arguments=(), max_restarts=-1):
         call = worker(*arguments)
         for item in items:
-            yield call({"item": item})
+            yield call(item)
 
     monkeypatch.setattr(ingest.cluster, "stream", stream)
 
