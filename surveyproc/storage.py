@@ -8,13 +8,15 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from surveyproc.errors import StoreError
 
@@ -106,6 +108,23 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot read {self.url_of(key)}: {error}") from error
         return data
+
+    def read_table(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The named columns (all by default) of the Parquet file `key`.
+
+        Raises
+        ------
+        StoreError
+            If it is missing or damaged.
+        """
+        try:
+            with self.fs.open(self.path(key), "rb") as stream:
+                # Arrow's I/O threads would free Python's buffers; one that does so while the
+                # interpreter ends aborts the process after its work is done.
+                file = pq.ParquetFile(stream, pre_buffer=False)
+                return file.read(columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"cannot read {self.url_of(key)}: {error}") from error
 
     def read_json(self, key: str) -> Any:
         """The JSON document `key`, or None if there is none.

@@ -336,11 +336,7 @@ def read_leaf(store: Store, key: str, columns: Sequence[str] | None = None) -> p
         If the leaf is missing, damaged, or lacks a column.
     """
     wanted = None if columns is None else list(columns)
-    try:
-        with store.fs.open(store.path(key), "rb") as stream:
-            table = pq.ParquetFile(stream).read(columns=wanted, use_threads=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StoreError(f"cannot read {store.url_of(key)}: {error}") from error
+    table = store.read_table(key, wanted)
     if wanted is None:
         return table
     if lacking := set(wanted) - set(table.column_names):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from hats.io.file_io.file_io import write_fits_image
 from numpy.typing import NDArray
 
 
@@ -24,6 +23,7 @@ def properties_file(document: Mapping[str, str]) -> bytes:
 def point_map(histogram: NDArray[np.int64]) -> bytes:
     """A FITS map of rows a HEALPix pixel (nested), which readers take as the coverage."""
     # Importing hats takes over a second; whoever only reads leaves does without.
+    from hats.io.file_io.file_io import write_fits_image
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "point_map.fits"

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore
@@ -162,9 +161,8 @@ def read_tiles(store: Store) -> list[Tile]:
     if not store.exists(TILES_KEY):
         raise InputError(f"{store.url_of(TILES_KEY)} does not exist; run `surveyproc ingest` first")
     try:
-        table = pq.read_table(pa.BufferReader(store.read(TILES_KEY)))
-        return [Tile.from_row(row) for row in table.to_pylist()]
-    except (pa.ArrowException, KeyError) as error:
+        return [Tile.from_row(row) for row in store.read_table(TILES_KEY).to_pylist()]
+    except (StoreError, KeyError) as error:
         raise StoreError(f"{store.url_of(TILES_KEY)} is damaged ({error}); ingest again") from error
 
 
