@@ -122,7 +122,7 @@ def report(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
     from surveyproc.report.page import write_report
 
     done = write_report(_load(survey, overrides))
-    _show(done, as_json, [done["report"]])
+    _show(done, as_json, [done["report"], _rows(done)])
 
 
 @app.command()
@@ -202,7 +202,7 @@ def demo(
 
     done = show(out, objects=objects, seed=seed)
     lines = [
-        f"catalog: {done['catalog']}",
+        f"catalog: {done['catalog']} ({_rows(done['metrics'])})",
         f"report:  {done['report']}",
         f"z_phot against truth, {done['metrics']['matched']} galaxies not trained on: "
         f"{_metrics(done['metrics']['all'])}",

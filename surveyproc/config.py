@@ -25,6 +25,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
 
 
+# What a model is called: `name`, `name@version`, or the path or URL of a package's folder.
+ModelReference = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -112,8 +116,10 @@ class ProductSection(Section):
     """One product of the run."""
 
     name: Name = Field(description="photometry or photoz.")
-    model: Name | None = Field(
-        None, description="A package under <root>/models or a registered network to train."
+    model: ModelReference | None = Field(
+        None,
+        description="A package under <root>/models (name or name@version), the path or URL of a "
+        "package's folder (anything with a slash), or a registered network to train.",
     )
     bands: dict[str, str] = Field(
         default_factory=dict, description="Model band to survey band where the names differ."
@@ -187,8 +193,9 @@ class SurveyConfig(Section):
         """
         found: set[str] = set()
         for pattern in self.images.tiles:
-            resolved = self.resolve(pattern)
-            matches = [resolved] if "://" in resolved else glob.glob(resolved, recursive=True)
+            # The folder of survey.toml is no pattern, whatever characters its name has.
+            anchored = str(Path(glob.escape(str(Path(self.base).absolute()))) / pattern)
+            matches = [pattern] if "://" in pattern else glob.glob(anchored, recursive=True)
             if not matches:
                 raise ConfigError(f"images.tiles: {pattern!r} matches no file in {self.base}")
             found.update(matches)
@@ -260,13 +267,19 @@ def _value(text: str) -> Any:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section, field in SurveyConfig.model_fields.items():
+        prefix = f"SURVEYPROC_{section}_".upper()
+        given = sorted(variable for variable in environment if variable.startswith(prefix))
         model = _section_of(field.annotation)
         if model is None:
+            if given:
+                raise ConfigError(f"{given[0]}: {section} cannot be set by a variable; use --set")
             continue
-        for key in model.model_fields:
-            variable = f"SURVEYPROC_{section}_{key}".upper()
-            if variable in environment:
-                found.setdefault(section, {})[key] = _value(environment[variable])
+        known = {f"{prefix}{key.upper()}": key for key in model.model_fields}
+        for variable in given:
+            if variable not in known:
+                close = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)
+                raise ConfigError(f"{variable}: unknown; the nearest known variable is {close[0]}")
+            found.setdefault(section, {})[known[variable]] = _value(environment[variable])
     return found
 
 
@@ -297,7 +310,8 @@ def _override(document: dict[str, Any], item: str) -> None:
     place: Any = document
     for key in keys[:-1]:
         if isinstance(place, list):
-            named = [entry for entry in place if entry.get("name") == key]
+            tables = [entry for entry in place if isinstance(entry, dict)]
+            named = [entry for entry in tables if entry.get("name") == key]
             if not named:
                 raise ConfigError(f"--set {item!r}: no {keys[0]} entry is called {key!r}")
             place = named[0]
@@ -316,7 +330,9 @@ def _explain(problem: dict[str, Any], document: Mapping[str, Any]) -> str:
     location = [part for part in problem["loc"] if not isinstance(part, int)]
     indexes = [part for part in problem["loc"] if isinstance(part, int)]
     if location[:1] == ["products"] and indexes:
-        location.insert(1, document["products"][indexes[0]].get("name", str(indexes[0])))
+        entry = document["products"][indexes[0]]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        location.insert(1, name or str(indexes[0]))
     dotted = ".".join(str(part) for part in location) or "survey.toml"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"][:-1])
@@ -324,6 +340,8 @@ def _explain(problem: dict[str, Any], document: Mapping[str, Any]) -> str:
         return f"unknown key {dotted!r}; the nearest known key is {close[0]!r}"
     if problem["type"] == "missing":
         return f"key {dotted!r} is missing"
+    if problem["type"] == "model_type":
+        return f"key {dotted!r}: must be a section (a table), not {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return message if dotted == "survey.toml" else f"key {dotted!r}: {message}"

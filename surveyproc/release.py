@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from surveyproc.catalogs import hats
 from surveyproc.config import GatesSection
 from surveyproc.errors import GateError, InputError, StoreError
@@ -71,9 +73,12 @@ def pointer_key(survey: str) -> str:
 
 
 def is_published(store: Store, plan: Plan) -> bool:
-    """Whether readers are already being sent to the release of this plan."""
+    """Whether readers are already sent to the release of this plan and no leaf of it is gone."""
     current = store.read_json(pointer_key(plan.survey))
-    return current is not None and current["release"] == plan.run
+    if current is None or current["release"] != plan.run:
+        return False
+    expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
+    return expected <= set(hats.leaf_keys(store, plan.release_key))
 
 
 def publish(
@@ -100,8 +105,18 @@ def publish(
             f"release {plan.run} is not published; gates refused:\n"
             + "\n".join(str(reason) for reason in reasons)
         )
+    done = store.read_json(f"{plan.run_key}/done.json")
+    url = store.url_of(plan.release_key)
+    if damaged := commit.forget_damaged(store, plan):
+        raise StoreError(
+            f"{damaged} leaves are gone or cut short since they were written: repeat the command "
+            "to compute them anew"
+        )
+    if done is not None and is_valid(url):
+        # Published before, and immutable since: only the pointer moves.
+        store.put_json(pointer_key(plan.survey), done)
+        return {**done, "url": url}
     drop_strangers(store, plan)
-    check_leaves(store, plan, commits)
     hats.finish_catalog(
         store,
         plan.release_key,
@@ -110,7 +125,6 @@ def publish(
         columns=plan.columns,
         properties=plan.provenance,
     )
-    url = store.url_of(plan.release_key)
     if not is_valid(url):
         raise GateError(f"release {plan.run} is not published: {url} is not a valid HATS catalog")
     current = {
@@ -118,6 +132,8 @@ def publish(
         "path": plan.release_key,
         "rows": plan.rows,
         "rejected": plan.catalog.rejected,
+        "duplicates": plan.catalog.duplicates,
+        "partitions": len(plan.units),
         "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
         "flags": commit.total_flags(commits),
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -125,27 +141,6 @@ def publish(
     store.put_json(f"{plan.run_key}/done.json", current)
     store.put_json(pointer_key(plan.survey), current)
     return {**current, "url": url}
-
-
-def check_leaves(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> None:
-    """Refuse to publish leaves that are gone or cut short; forget their records.
-
-    Raises
-    ------
-    StoreError
-        Naming them. The next run computes just these again.
-    """
-    damaged = []
-    for unit, record in zip(plan.units, commits, strict=True):
-        key = f"{plan.release_key}/{hats.leaf_key(unit.order, unit.pixel)}"
-        if store.size(key) != record.leaf.nbytes:
-            store.remove(commit.record_key(plan.run_key, unit.name))
-            damaged.append(key)
-    if damaged:
-        raise StoreError(
-            f"{len(damaged)} leaves are gone or cut short since they were written, "
-            f"{damaged[0]} for one: run again to compute them anew"
-        )
 
 
 def drop_strangers(store: Store, plan: Plan) -> None:
@@ -161,7 +156,10 @@ def is_valid(url: str) -> bool:
     # Importing hats takes over a second, which a run with nothing to do need not pay.
     from hats.io.validation import is_valid_catalog
 
-    return bool(is_valid_catalog(url, strict=True))
+    try:
+        return bool(is_valid_catalog(url, strict=True))
+    except (OSError, ValueError, pa.ArrowException):
+        return False  # damaged metadata
 
 
 def current_release(store: Store, survey: str) -> dict[str, Any]:

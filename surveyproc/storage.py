@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -119,10 +120,7 @@ class Store:
         """
         try:
             with self.fs.open(self.path(key), "rb") as stream:
-                # Arrow's I/O threads would free Python's buffers; one that does so while the
-                # interpreter ends aborts the process after its work is done.
-                file = pq.ParquetFile(stream, pre_buffer=False)
-                return file.read(columns=columns, use_threads=False)
+                return parse_table(stream, columns)
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"cannot read {self.url_of(key)}: {error}") from error
 
@@ -225,7 +223,14 @@ class Store:
             # Another driver may finish or drop its file between the listing and this line.
             with suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > older_than_s:
-                    left.unlink()
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def parse_table(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
+    """The named columns (all by default) of a Parquet file given as a binary stream or buffer."""
+    # Arrow's I/O threads would free Python's buffers; one that does so while the interpreter ends
+    # aborts the process after its work is done.
+    return pq.ParquetFile(source, pre_buffer=False).read(columns=columns, use_threads=False)
 
 
 def store_error(error: OSError, where: str) -> StoreError:

@@ -9,11 +9,11 @@ import time
 from typing import Any
 
 from surveyproc import release
+from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import ProductSection, SurveyConfig
-from surveyproc.errors import ConfigError
+from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.redshift import redshift_metrics
-from surveyproc.models.photoz import column_prefix
 from surveyproc.run import commit
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
@@ -46,7 +46,7 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
     sections = [config.product(name)] if name else [p for p in config.products if p.training]
     if not sections:
         raise ConfigError("products: none has a [products.training] section; add one to train")
-    with cluster.session(config.run.address) as workers:
+    with cluster.session(config.run.address, config.run.workers) as workers:
         return {section.name: _train_one(config, section, workers) for section in sections}
 
 
@@ -121,11 +121,18 @@ def evaluate(config: SurveyConfig) -> dict[str, Any]:
         raise ConfigError("evaluate needs a [truth] section: source, redshift, ra, dec")
     store = Store(config.root)
     current = release.current_release(store, config.survey.name)
-    prefix = column_prefix(config.product("photoz").model or "")
     labels = read_labels(config.truth, config)
-    name = f"{prefix}_z_median"
-    key = f"releases/{config.survey.name}/{current['release']}"
-    values, redshift = match_catalog(store, key, labels, [name, "photoz_flag"])
+    leaf = hats.leaf_keys(store, current["path"])[0]
+    columns = hats.leaf_schema(store, f"{current['path']}/{leaf}").names
+    name = next((column for column in columns if column.endswith("_z_median")), None)
+    if name is None:
+        raise ConfigError("evaluate: the published release has no redshifts (no *_z_median column)")
+    values, redshift = match_catalog(store, current["path"], labels, [name, "photoz_flag"])
+    if not len(redshift):
+        raise InputError(
+            f"no object of the release lies within {labels.radius} arcsec of a row of "
+            f"{config.truth.source}: check truth.ra, truth.dec and truth.radius"
+        )
     good = values["photoz_flag"] == 0
     return {
         "release": current["release"],

@@ -1,5 +1,6 @@
 """The store: atomic puts, create-if-absent, and keys that cannot leave the root."""
 
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -101,6 +102,17 @@ def test_fingerprint_ignores_key_order(document):
     reordered = dict(reversed(list(document.items())))
     assert fingerprint(document) == fingerprint(reordered)
     assert len(fingerprint(document)) == 16
+
+
+def test_old_staging_is_cleared_files_and_folders_alike(tmp_path):
+    store = Store(str(tmp_path))
+    old = tmp_path / STAGING / "cube"
+    old.mkdir(parents=True)
+    (old / "chunk").write_bytes(b"x")
+    (tmp_path / STAGING / "young").write_bytes(b"x")
+    os.utime(old, (1, 1))
+    store.clear_staging()
+    assert [path.name for path in (tmp_path / STAGING).iterdir()] == ["young"]
 
 
 def test_local_file_urls_are_paths(tmp_path: Path):

@@ -10,7 +10,7 @@ from surveyproc.models.base import RedshiftNetwork
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
 from surveyproc.models.pdf import summarise
 
-BLOCK = 4096
+BLOCK = 512
 """Rows of one forward pass. The last block is padded to it, so that no result depends on how many
 rows the caller hands over: matrix products may round differently for different shapes."""
 _NAMES = ("point", "median", "mean", "mode", "err68_low", "err68_high", "quantiles")

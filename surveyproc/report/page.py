@@ -10,7 +10,6 @@ import numpy as np
 
 from surveyproc import schemas
 from surveyproc.catalogs import hats
-from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import SurveyConfig
 from surveyproc.evaluate.redshift import redshift_metrics
@@ -55,14 +54,13 @@ def write_report(config: SurveyConfig) -> dict[str, Any]:
     """
     store = Store(config.root)
     current = current_release(store, config.survey.name)
-    key = f"releases/{config.survey.name}/{current['release']}"
+    key = str(current["path"])
     names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
     redshift = next((name for name in names if name.endswith("_z_median")), None)
     bands = [band for band in config.images.bands if f"flux_{band}" in names]
     summary = summarise(store, key, redshift, bands)
-    catalog = read_catalog(store, config.survey.name)
     sections = [
-        _tiles(current, catalog.rejected, catalog.duplicates, len(catalog.partitions)),
+        _tiles(current),
         "<h2>On the sky</h2>" + _figure(figures.sky_map(summary), "sky map"),
         "<h2>Distributions</h2><div class='row'>"
         + (_figure(figures.redshift_histogram(summary), "N(z)") if redshift else "")
@@ -73,17 +71,25 @@ def write_report(config: SurveyConfig) -> dict[str, Any]:
         values, known = match_catalog(store, key, read_labels(config.truth, config), [redshift])
         metrics = redshift_metrics(values[redshift], known)
         good = np.isfinite(values[redshift])
-        sections.append(
-            f"<h2>Against {len(known):,} known redshifts</h2><div class='row'>"
-            + _figure(figures.redshift_against_truth(values[redshift][good], known[good]), "z, z")
-            + _metrics_table(metrics)
-            + "</div>"
-        )
+        if good.any():
+            sections.append(
+                f"<h2>Against {len(known):,} known redshifts</h2><div class='row'>"
+                + _figure(
+                    figures.redshift_against_truth(values[redshift][good], known[good]), "z, z"
+                )
+                + _metrics_table(metrics)
+                + "</div>"
+            )
     sections += [_flag_table(current), _open_it(str(current["url"]))]
     page = _page(config.survey.name, current, "".join(sections))
     target = f"runs/{current['release']}/report.html"
     store.put(target, page.encode())
-    return {"report": store.url_of(target), "release": current["release"]}
+    return {
+        "report": store.url_of(target),
+        "release": current["release"],
+        "rows": current["rows"],
+        "rejected": current["rejected"],
+    }
 
 
 def _page(survey: str, current: dict[str, Any], body: str) -> str:
@@ -97,13 +103,13 @@ def _page(survey: str, current: dict[str, Any], body: str) -> str:
     )
 
 
-def _tiles(current: dict[str, Any], rejected: int, duplicates: int, partitions: int) -> str:
+def _tiles(current: dict[str, Any]) -> str:
     cells = [
         (f"{current['rows']:,}", "objects"),
-        (f"{partitions:,}", "partitions"),
+        (f"{current['partitions']:,}", "partitions"),
         (f"{current['rows_per_second']:,.0f}", "objects a second and worker"),
-        (f"{rejected:,}", "source rows rejected"),
-        (f"{duplicates:,}", "rows with a duplicate id"),
+        (f"{current['rejected']:,}", "source rows rejected"),
+        (f"{current['duplicates']:,}", "rows with a duplicate id"),
     ]
     for product, counts in current["flags"].items():
         cells.append(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from surveyproc import schemas
+from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import StoreError
 from surveyproc.product import Product
@@ -134,6 +135,24 @@ def read_all(store: Store, plan: Plan) -> Iterator[Commit]:
     """The records of all units, in plan order, a few read at a time."""
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(lambda unit: read(store, plan.run_key, unit), plan.units)
+
+
+def forget_damaged(store: Store, plan: Plan) -> int:
+    """Remove the records of leaves that are gone or cut short; how many. Reads no leaf."""
+
+    def is_damaged(unit: Unit) -> bool:
+        leaf = read(store, plan.run_key, unit).leaf
+        return (
+            store.size(f"{plan.release_key}/{hats.leaf_key(leaf.order, leaf.pixel)}") != leaf.nbytes
+        )
+
+    recorded = set(store.names(f"{plan.run_key}/commits"))
+    done = [unit for unit in plan.units if f"{unit.name}.json" in recorded]
+    with ThreadPoolExecutor(READERS) as pool:
+        damaged = [unit for unit, bad in zip(done, pool.map(is_damaged, done), strict=True) if bad]
+    for unit in damaged:
+        store.remove(record_key(plan.run_key, unit.name))
+    return len(damaged)
 
 
 def pending(store: Store, plan: Plan) -> list[Unit]:

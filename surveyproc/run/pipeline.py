@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from surveyproc import cluster
 from surveyproc.catalogs import hats
 from surveyproc.config import SurveyConfig
-from surveyproc.errors import SurveyError, UnitsFailedError
+from surveyproc.errors import StoreError, SurveyError, UnitsFailedError
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.progress import Meter
 from surveyproc.run import commit, unit
 from surveyproc.run.plan import Plan, Unit, make_plan
-from surveyproc.storage import Store
+from surveyproc.storage import Store, digest, parse_table
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,8 @@ class UnitWorker:
         inputs = {name for product in plan.products for name in product.inputs.columns}
         own = {column.name for column in plan.catalog.columns}
         wanted = [column.name for column in plan.columns if column.name in own]
-        table = hats.read_leaf(
-            self.store, f"{plan.catalog.key}/{source}", wanted + sorted(inputs & own - set(wanted))
-        )
+        wanted += sorted(inputs & own - set(wanted))
+        table = self.read_source(f"{plan.catalog.key}/{source}", planned.source_sha256, wanted)
         output = unit.compute(table, plan.products, self.reader)
         result = unit.to_table(table, output, plan.columns)
         leaf = hats.write_leaf(self.store, f"{plan.release_key}/{source}", result, plan.columns)
@@ -91,6 +93,16 @@ class UnitWorker:
         commit.write(self.store, plan.run_key, record)
         return record
 
+    def read_source(self, key: str, sha256: str, columns: list[str]) -> pa.Table:
+        """Rows of a source leaf, if it is still the one that was planned with."""
+        data = self.store.read(key)
+        if digest(data) != sha256:
+            raise StoreError(
+                f"{self.store.url_of(key)} is not the leaf that was ingested: if an ingest is "
+                "under way, repeat the command after it; else ingest again"
+            )
+        return parse_table(pa.BufferReader(data), columns).select(columns)
+
 
 def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
     """Compute every unit of `plan` that has no commit record yet.
@@ -101,6 +113,7 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
         Naming the units that failed and why, after all others were done.
     """
     started = time.monotonic()
+    commit.forget_damaged(store, plan)
     todo = commit.pending(store, plan)
     resumed = len(plan.units) - len(todo)
     failed: list[str] = []
@@ -119,12 +132,29 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
                 meter.advance(objects=done["rows"], nbytes=done["nbytes"])
                 if done["error"]:
                     failed.append(f"{done['unit']}: {done['error']}")
+        write_log(store, plan, resumed, len(todo), failed, started)
     if failed:
         raise UnitsFailedError(
             f"{len(failed)} of {len(plan.units)} units failed; the others are kept and the same "
             "command resumes:\n" + "\n".join(failed)
         )
     return Computed(resumed, len(todo), sum(one.rows for one in todo), time.monotonic() - started)
+
+
+def write_log(
+    store: Store, plan: Plan, resumed: int, computed: int, failed: list[str], started: float
+) -> None:
+    """One document for every driver that computed units of this run."""
+    now = datetime.datetime.now(datetime.UTC)
+    store.put_json(
+        f"{plan.run_key}/log/{now:%Y%m%dT%H%M%S.%f}.json",
+        {
+            "ended": now.isoformat(timespec="seconds"),
+            "seconds": time.monotonic() - started,
+            "units": {"resumed": resumed, "computed": computed - len(failed), "failed": failed},
+            "provenance": plan.provenance,
+        },
+    )
 
 
 def write_plan(store: Store, plan: Plan) -> None:

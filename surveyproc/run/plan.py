@@ -31,6 +31,8 @@ class Unit:
         The HEALPix pixel of the partition.
     rows : int
         Objects in it.
+    source_sha256 : str
+        Checksum of the partition's leaf in the source catalog.
     fingerprint : str
         Hash of the source leaf, the tiles it touches, the products and the code's revision.
     """
@@ -38,6 +40,7 @@ class Unit:
     order: int
     pixel: int
     rows: int
+    source_sha256: str
     fingerprint: str
 
     @property
@@ -59,12 +62,15 @@ class Plan:
         Sorted by position on the sky.
     columns : tuple of Column
         The leaf's columns.
+    settings : str
+        Hash of the configuration, without the sections that cannot change a leaf.
     """
 
     survey: str
     run: str
     units: tuple[Unit, ...]
     columns: tuple[Column, ...]
+    settings: str
     catalog: CatalogInfo
     tiles: tuple[Tile, ...]
     products: tuple[Product, ...]
@@ -92,6 +98,7 @@ class Plan:
             "surveyproc_version": surveyproc.__version__,
             "surveyproc_revision": str(OUTPUT_REVISION),
             "surveyproc_run": self.run,
+            "surveyproc_configuration": self.settings,
             "surveyproc_catalog": self.catalog.fingerprint,
             "surveyproc_tiles": fingerprint([[tile.id, tile.version] for tile in self.tiles]),
             **made_by,
@@ -123,6 +130,7 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
             part.order,
             part.pixel,
             part.rows,
+            part.sha256,
             fingerprint({**made_by, "leaf": part.sha256, "tiles": versions}),
         )
         for part, versions in zip(catalog.partitions, touched, strict=True)
@@ -136,7 +144,8 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
         }
     )
     columns = schemas.load("object") + tuple(c for product in products for c in product.columns)
-    return Plan(config.survey.name, run, units, columns, catalog, tiles, products)
+    settings = fingerprint(config.model_dump(mode="json", exclude={"run", "gates", "truth"}))
+    return Plan(config.survey.name, run, units, columns, settings, catalog, tiles, products)
 
 
 def _tiles_touched(catalog: CatalogInfo, tiles: Sequence[Tile]) -> list[list[list[str]]]:

@@ -36,7 +36,9 @@ def build_product(section: ProductSection, config: SurveyConfig, store: Store) -
         if section.model is None:
             raise ConfigError("key 'products.photoz.model' is missing: name a model package")
         try:
-            package = load_package(store, section.model)
+            # Anything with a slash is a folder, relative to survey.toml.
+            model = config.resolve(section.model) if "/" in section.model else section.model
+            package = load_package(store, model)
         except InputError as error:
             raise InputError(
                 f"products.photoz.model: {error}; `surveyproc train` makes a package of this name"

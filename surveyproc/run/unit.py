@@ -17,8 +17,8 @@ from surveyproc.images.cutouts import CutoutReader, Cutouts
 from surveyproc.product import Batch, Product
 from surveyproc.schemas import Column
 
-# Objects a batch. With images, 256 nine-band 64-pixel cutouts are 38 MB; without, only columns.
-IMAGE_ROWS = 256
+# Objects a batch. With images, 512 nine-band 64-pixel cutouts are 75 MB; without, only columns.
+IMAGE_ROWS = 512
 COLUMN_ROWS = 65_536
 
 

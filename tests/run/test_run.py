@@ -3,10 +3,13 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import lsdb
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from astropy import units
@@ -16,7 +19,7 @@ from hats.io.validation import is_valid_catalog
 from surveyproc import schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
-from surveyproc.errors import ConfigError, GateError, InputError, StoreError, UnitsFailedError
+from surveyproc.errors import ConfigError, GateError, InputError, UnitsFailedError
 from surveyproc.report.page import write_report
 from surveyproc.run import commit
 from surveyproc.run.plan import make_plan
@@ -122,10 +125,55 @@ def test_a_leaf_damaged_after_its_record_is_not_published_but_made_again(
     store.remove(f"releases/{plan.survey}/current.json")
     leaf_of(plan, store, 1).write_bytes(b"cut")
     leaf_of(plan, store, 3).unlink()
-    with pytest.raises(StoreError, match="2 leaves are gone or cut short"):
-        verbs.run(config)
     assert verbs.run(config)["units_resumed"] == len(plan.units) - 2
     assert leaf_hashes(release_folder(survey)) == expected
+
+
+def test_a_leaf_lost_after_publication_is_made_again(published_survey, tmp_path):
+    shutil.copytree(published_survey.parent, tmp_path / "copy")
+    survey = tmp_path / "copy" / "survey.toml"
+    config, expected = load(survey), leaf_hashes(release_folder(survey))
+    leaf_of(make_plan(config, Store(config.root)), Store(config.root), 0).unlink()
+    assert verbs.validate(config)["problems"]
+    done = verbs.run(config)
+    assert done["units_resumed"] == done["units"] - 1
+    assert leaf_hashes(release_folder(survey)) == expected
+    assert verbs.validate(config)["problems"] == []
+
+
+def test_a_catalog_that_changes_under_a_plan_is_noticed(survey_copy):
+    config = load(survey_copy)
+    store = Store(config.root)
+    plan = make_plan(config, store)
+    unit = plan.units[0]
+    key = f"{plan.catalog.key}/{leaf_key(unit.order, unit.pixel)}"
+    table = store.read_table(key)
+    with store.writing(key) as stream:
+        pq.write_table(table.set_column(1, "ra", pc.add(table["ra"], 1e-3)), stream)
+    with pytest.raises(UnitsFailedError, match="is not the leaf that was ingested"):
+        verbs.run(config)
+
+
+def test_two_drivers_at_once_end_in_one_valid_release(survey_copy, published_survey):
+    command = [sys.executable, "-m", "surveyproc", "run", str(survey_copy), "--json"]
+    drivers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [driver.wait(300) for driver in drivers] == [0, 0]
+    assert verbs.validate(load(survey_copy))["problems"] == []
+    assert leaf_hashes(release_folder(survey_copy)) == leaf_hashes(release_folder(published_survey))
+
+
+def test_going_back_to_an_earlier_setting_publishes_the_same_release_untouched(
+    published_survey, tmp_path
+):
+    shutil.copytree(published_survey.parent, tmp_path / "copy")
+    survey = tmp_path / "copy" / "survey.toml"
+    first = release_folder(survey)
+    properties = (first / "hats.properties").read_bytes()
+    verbs.run(load(survey, ["products.photometry.aperture=1.5"]))
+    assert release_folder(survey) != first
+    assert verbs.run(load(survey))["rows_computed"] == 0
+    assert release_folder(survey) == first
+    assert (first / "hats.properties").read_bytes() == properties
 
 
 def test_a_gate_refuses_and_the_pointer_stays(published_survey, tmp_path):
