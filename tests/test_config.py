@@ -85,6 +85,63 @@ def test_unusable_overrides_are_refused(write, item):
         load(write(MINIMAL), [item])
 
 
+def test_products_that_are_no_tables_are_named(write):
+    text = MINIMAL[: MINIMAL.index("[[products]]")]
+    path = write('products = ["photometry"]\n' + text)
+    with pytest.raises(ConfigError, match=r"'products\.0': must be a section"):
+        load(path, environment={})
+    with pytest.raises(ConfigError, match="no products entry is called 'photometry'"):
+        load(path, ["products.photometry.aperture=2.0"], environment={})
+    with pytest.raises(ConfigError, match="'products'"):
+        load(write('products = "photometry"\n' + text), environment={})
+
+
+@pytest.mark.parametrize(
+    "model", ["gaznet-c9", "gaznet-c9@3f2a", "../models/my net", "s3://bucket/models/x@1"]
+)
+def test_a_model_is_a_name_a_version_or_a_path(write, model):
+    config = load(write(MINIMAL + f'model = "{model}"\n'), environment={})
+    assert config.product("photometry").model == model
+
+
+@pytest.mark.parametrize("model", ["", "a\\nb", "a\\u0000b", "x" * 2000])
+def test_a_model_reference_is_one_line_of_text(write, model):
+    with pytest.raises(ConfigError, match=r"products\.photometry\.model"):
+        load(write(MINIMAL + f'model = "{model}"\n'), environment={})
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("SURVEYPROC_RUN_WORKER", "nearest known variable is SURVEYPROC_RUN_WORKERS"),
+        ("SURVEYPROC_TRUTH_SORCE", "nearest known variable is SURVEYPROC_TRUTH_SOURCE"),
+        ("SURVEYPROC_PRODUCTS_PHOTOMETRY_APERTURE", "use --set"),
+    ],
+)
+def test_unknown_variables_of_a_section_are_named(write, variable, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(write(MINIMAL), environment={variable: "1"})
+    assert variable in str(caught.value)
+
+
+def test_variables_of_no_section_are_not_ours(write):
+    load(write(MINIMAL), environment={"SURVEYPROC_TRACEBACK": "1", "SURVEYPROC_RUNNER": "x"})
+
+
+def test_tiles_are_found_under_a_folder_with_glob_characters(tmp_path):
+    base = tmp_path / "run [2026] *"
+    (base / "tiles").mkdir(parents=True)
+    for name in ("b.fits", "a.fits"):
+        (base / "tiles" / name).touch()
+    (base / "survey.toml").write_text(MINIMAL)
+    found = load(base / "survey.toml", environment={}).tile_files()
+    assert found == [str(base / "tiles" / name) for name in ("a.fits", "b.fits")]
+    elsewhere = MINIMAL.replace('"tiles/*.fits"', f'"{tmp_path}/*/tiles/a.fits", "s3://b/*.fits"')
+    (tmp_path / "survey.toml").write_text(elsewhere)
+    found = load(tmp_path / "survey.toml", environment={}).tile_files()
+    assert found == [str(base / "tiles" / "a.fits"), "s3://b/*.fits"]
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.toml"):
         load(tmp_path / "absent.toml")

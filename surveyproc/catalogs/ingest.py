@@ -21,7 +21,7 @@ import surveyproc
 from surveyproc.catalogs import hats, leaves, rows, spill
 from surveyproc.catalogs.hats import Leaf, Partition
 from surveyproc.catalogs.partition import Assigner, SkyCounts, choose
-from surveyproc.catalogs.readers import TableReader, checksum, open_table, table_kind
+from surveyproc.catalogs.readers import TableReader, checksum, open_table, public_url, table_kind
 from surveyproc.catalogs.rejected import RejectedRows
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import InputError, StoreError
@@ -221,7 +221,7 @@ class _Build:
                 written.append(done)
         record = {
             "settings": settings,
-            "source": self.reader.url.rstrip("/").rsplit("/", 1)[-1],
+            "source": public_url(self.reader.url).rstrip("/").rsplit("/", 1)[-1],
             "surveyproc": surveyproc.__version__,
             "columns": [asdict(column) for column in self.columns],
             "partitions": len(written),

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from surveyproc import sky
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.crossmatch import nearest
-from surveyproc.catalogs.readers import open_table
+from surveyproc.catalogs.readers import read_numbers, truth
 from surveyproc.config import LabelsSection, SurveyConfig
 from surveyproc.errors import InputError
 from surveyproc.storage import Store
-
-BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -43,27 +40,15 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     Raises
     ------
     InputError
-        If the table lacks a column, or no row is usable.
+        If the table lacks a column, one is not numeric, or no row is usable.
     """
     url = config.resolve(section.source)
-    table = open_table(url)
-    wanted = [section.ra, section.dec, section.redshift] + (
-        [section.select] if section.select else []
-    )
-    for name in wanted:
-        if name not in table.schema.names:
-            raise InputError(
-                f"{url}: no column {name!r}; there are {', '.join(table.schema.names)}"
-            )
-    parts = [pa.table(batch.select(wanted)) for batch in table.batches(BATCH_ROWS)]
-    whole = pa.concat_tables(parts)
-    ra, dec, redshift = (
-        whole[name].cast(pa.float64()).to_numpy().astype(float)
-        for name in (section.ra, section.dec, section.redshift)
-    )
+    names = [section.ra, section.dec, section.redshift]
+    columns = read_numbers(url, names + ([section.select] if section.select else []))
+    ra, dec, redshift = (columns[name] for name in names)
     good = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(redshift)
     if section.select:
-        good &= whole[section.select].fill_null(False).to_numpy().astype(bool)
+        good &= truth(columns[section.select], url, section.select)
     if not good.any():
         raise InputError(f"{url}: no selected row has a position and a finite {section.redshift!r}")
     return Labels(ra[good] % 360.0, dec[good], redshift[good], section.radius)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from surveyproc.catalogs.formats.base import STREAM_ERRORS, TableReader, damaged, open_stream
 from surveyproc.catalogs.formats.fits import FitsReader
@@ -16,9 +20,19 @@ from surveyproc.catalogs.formats.text import CsvReader, EcsvReader
 from surveyproc.catalogs.formats.votable import VOTableReader
 from surveyproc.errors import InputError
 
-__all__ = ["TableReader", "checksum", "nearest_name", "open_table", "table_kind"]
+__all__ = [
+    "TableReader",
+    "checksum",
+    "nearest_name",
+    "open_table",
+    "public_url",
+    "read_numbers",
+    "table_kind",
+    "truth",
+]
 
 HASH_CHUNK = 8 << 20
+BATCH_ROWS = 65_536
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 _KNOWN = "FITS, VOTable, Parquet (a file or a folder), CSV, ECSV or a HATS catalog"
 
@@ -86,7 +100,7 @@ def _file_kind(url: str, head: bytes) -> str:
         return "ecsv"
     if text.startswith(b"<") and (b"VOTABLE" in head or text.startswith(b"<?xml")):
         return "votable"
-    if url.lower().endswith(_TEXT_SUFFIXES) and b"\0" not in head:
+    if public_url(url).lower().endswith(_TEXT_SUFFIXES) and b"\0" not in head:
         return "csv"
     raise InputError(f"{url}: is not a table that can be read; give {_KNOWN}")
 
@@ -133,6 +147,67 @@ def checksum(url: str) -> str:
         # Names count: they fix the order in which the files are read.
         total.update(f"{one[len(path) :]} {file.hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def read_numbers(url: str, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Columns of a table as float64, shape (n,); booleans are 0 and 1, null is NaN.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, a column is absent, or it is not numeric.
+    """
+    names = list(dict.fromkeys(names))
+    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+    with open_table(url) as table:
+        for name in names:
+            if name not in table.names:
+                raise InputError(f"{url}: no column {name!r}; there are {', '.join(table.names)}")
+        for batch in table.batches(BATCH_ROWS, names):
+            for name, values in zip(names, batch.columns, strict=True):
+                try:
+                    # Arrow turns booleans into numbers only by way of an integer.
+                    whole = values.cast("int8") if pa.types.is_boolean(values.type) else values
+                    parts[name].append(whole.cast("float64").to_numpy(zero_copy_only=False))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise InputError(f"{url}: column {name!r} is not numeric") from error
+    return {
+        name: np.concatenate(part) if part else np.empty(0, np.float64)
+        for name, part in parts.items()
+    }
+
+
+def truth(values: NDArray[np.float64], url: str, name: str) -> NDArray[np.bool_]:
+    """Where a column of 0 and 1, as `read_numbers` gives it, is 1; null is not.
+
+    Raises
+    ------
+    InputError
+        If it holds another number: a quality code, say, of which nobody said what is good.
+    """
+    strange = np.isfinite(values) & (values != 0) & (values != 1)
+    if strange.any():
+        raise InputError(
+            f"{url}: column {name!r} selects rows and must be true or false (1 or 0), not "
+            f"{values[strange][0]:g}"
+        )
+    chosen: NDArray[np.bool_] = values == 1
+    return chosen
+
+
+def public_url(url: str) -> str:
+    """`url` without what may give access: user, password and the signature in its query.
+
+    Examples
+    --------
+    >>> public_url("https://me:word@host/a/b.fits?X-Amz-Signature=1f/2e")
+    'https://host/a/b.fits'
+    >>> public_url("/data/a?b@c.fits")
+    '/data/a?b@c.fits'
+    """
+    if "://" not in url:
+        return url
+    return re.sub(r"://[^/?#]*@", "://", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ from surveyproc.storage import Store, store_error
 
 Int = NDArray[np.int64]
 _ABANDONED_S = 2 * 86_400
+# Names of the folders that ingests of this very process are using.
+_IN_USE: set[str] = set()
 
 
 class Spill:
@@ -161,8 +163,8 @@ def repeated(ids: Int) -> Int:
 def own_folder(store: Store, key: str) -> Iterator[str]:
     """A folder for this process's temporary files; those of processes that died are removed.
 
-    Two ingests of one survey at once do not share it. Both write the same leaves, so the one that
-    ends last leaves what the other one did.
+    Two ingests of one survey at once, in one process or in two, do not share it. Both write the
+    same leaves, so the one that ends last leaves what the other one did.
     """
     base = f"{key}/.spill"
     host = socket.gethostname().replace("~", "-")
@@ -172,21 +174,25 @@ def own_folder(store: Store, key: str) -> Iterator[str]:
         started = started.partition("~")[0]
         here = owner == host and pid.isdigit()
         old = started.isdigit() and time.time() - int(started) > _ABANDONED_S
-        if (here and not _alive(int(pid))) or (not here and old):
+        if (here and not _alive(int(pid), name)) or (not here and old):
             store.remove(f"{base}/{name}")
-    folder = f"{base}/{host}~{os.getpid()}~{int(time.time())}~{uuid.uuid4().hex[:8]}"
+    mine = f"{host}~{os.getpid()}~{int(time.time())}~{uuid.uuid4().hex[:8]}"
+    _IN_USE.add(mine)
     try:
-        yield folder
+        yield f"{base}/{mine}"
     finally:
-        store.remove(folder)
-        if not store.names(base):
-            store.remove(base)
+        store.remove(f"{base}/{mine}")
+        _IN_USE.discard(mine)
+        if store.is_local:
+            # Refused by the system while it holds another's folder; object stores have no folders.
+            with suppress(OSError):
+                store.fs.rmdir(store.path(base))
 
 
-def _alive(pid: int) -> bool:
+def _alive(pid: int, name: str) -> bool:
     if pid == os.getpid():
         # A container that was started again has the same host name and process numbers.
-        return False
+        return name in _IN_USE
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

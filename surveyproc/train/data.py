@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from surveyproc.catalogs.readers import open_table
+from surveyproc.catalogs.readers import read_numbers, truth
 from surveyproc.config import TrainingSection
 from surveyproc.errors import InputError
 from surveyproc.models.features import flux_from_magnitude
@@ -32,8 +30,6 @@ SPLIT_PIXELS = 40
 """Sky pixels that a split wants at least; decides the HEALPix order."""
 
 MAX_SPLIT_ORDER = 13
-
-BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
     wanted = [section.redshift, section.ra, section.dec, *section.magnitudes.values()]
     wanted += section.magnitude_errors.values()
     wanted += [section.select] if section.select else []
-    columns = _read_columns(path, list(dict.fromkeys(wanted)))
+    columns = read_numbers(path, wanted)
     low, high = MAGNITUDE_LIMITS
     magnitudes = np.stack([columns[section.magnitudes[band]] for band in bands], axis=1)
     with np.errstate(invalid="ignore"):
@@ -173,39 +169,12 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
         bands=bands,
     )
     if section.select:
-        chosen = columns[section.select] == 1
+        chosen = truth(columns[section.select], path, section.select)
         whole = replace(whole.take(chosen), dropped={"not selected": int((~chosen).sum())})
     try:
         return whole.usable()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _read_columns(path: str, names: list[str]) -> Mapping[str, Float]:
-    """Columns of any table as float64; null is NaN.
-
-    Raises
-    ------
-    InputError
-        If a column is absent or is not numeric.
-    """
-    parts: dict[str, list[Float]] = {name: [] for name in names}
-    with open_table(path) as table:
-        for name in names:
-            if name not in table.names:
-                raise InputError(f"{path}: no column {name!r}; there are {', '.join(table.names)}")
-        for batch in table.batches(BATCH_ROWS, names):
-            for name, values in zip(names, batch.columns, strict=True):
-                try:
-                    # Arrow turns booleans into numbers only by way of an integer.
-                    whole = values.cast("int8") if pa.types.is_boolean(values.type) else values
-                    parts[name].append(whole.cast("float64").to_numpy(zero_copy_only=False))
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                    raise InputError(f"{path}: column {name!r} is not numeric") from error
-    return {
-        name: np.concatenate(part) if part else np.empty(0, np.float64)
-        for name, part in parts.items()
-    }
 
 
 def sky_split(
