@@ -1,0 +1,87 @@
+"""Training rows from the survey itself: which bands, and fluxes of whoever has them."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from surveyproc.catalogs.ingest import ingest_catalog
+from surveyproc.config import SurveyConfig, load
+from surveyproc.errors import ConfigError
+from surveyproc.run.labels import measured_training_set
+from surveyproc.storage import Store
+
+ROWS = 12
+
+
+def catalog_survey(tmp_path, **photoz):
+    """A survey whose fluxes come with its catalog; no images, no product before photoz."""
+    number = np.arange(ROWS)
+    flux = np.where(number == 3, np.nan, 100.0 + number)
+    columns = {
+        "object_id": number,
+        "ra": 10 + 0.01 * number,
+        "dec": np.zeros(ROWS),
+        "flux_g": flux,
+        "flux_err_g": 0.1 * flux,
+        "flux_r": 1000 + number,
+        "flux_Ks": 10_000.0 + number,
+        "flux_err_Ks": np.ones(ROWS),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "sources.parquet")
+    labels = {"ra": columns["ra"][::2], "dec": np.zeros(ROWS // 2), "z": number[::2] / 10 + 0.1}
+    pq.write_table(pa.table(labels), tmp_path / "labels.parquet")
+    training = {"source": str(tmp_path / "labels.parquet"), "redshift": "z"}
+    config = SurveyConfig.model_validate(
+        {
+            "survey": {"name": "test", "root": str(tmp_path / "store")},
+            "images": {"tiles": [], "bands": ["g", "r", "Ks"]},
+            "catalog": {"source": str(tmp_path / "sources.parquet"), "partition_rows": 5},
+            "products": [{"name": "photoz", "model": "x", "training": training, **photoz}],
+        }
+    )
+    store = Store(config.root)
+    ingest_catalog(config, store, workers=1)
+    return config, store
+
+
+def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path, workers):
+    config, store = catalog_survey(tmp_path, bands={"K": "Ks"})
+    found = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    assert found.bands == ("g", "r", "K")
+    order = np.argsort(found.ra)
+    number = np.arange(ROWS)[::2]
+    np.testing.assert_allclose(found.redshift[order], number / 10 + 0.1)
+    expected = np.stack([100.0 + number, 1000.0 + number, 10_000.0 + number], axis=1)
+    np.testing.assert_allclose(found.flux[order], expected)
+    np.testing.assert_allclose(found.flux_err[order, 0], 0.1 * expected[:, 0])
+    assert np.isnan(found.flux_err[:, 1]).all()
+    assert (found.flux_err[:, 2] == 1).all()
+
+
+@pytest.mark.parametrize("bands", [{"g": "r"}, {"K": "Ks", "k": "Ks"}])
+def test_band_maps_that_are_not_one_to_one_are_refused(tmp_path, bands):
+    config, store = catalog_survey(tmp_path, bands=bands)
+    with pytest.raises(ConfigError, match=r"products\.photoz\.bands"):
+        measured_training_set(config, store, config.product("photoz"), workers=1)
+
+
+def test_fluxes_that_nobody_has_are_named(tmp_path):
+    config, store = catalog_survey(tmp_path)
+    images = config.images.model_copy(update={"bands": ["g", "r", "Ks", "W1"]})
+    config = config.model_copy(update={"images": images})
+    with pytest.raises(ConfigError, match=r"flux_W1.* neither the catalog nor"):
+        measured_training_set(config, store, config.product("photoz"), workers=1)
+
+
+def test_measured_photometry_of_every_band_of_the_survey(trained_survey, workers):
+    config = load(trained_survey)
+    last = config.images.bands[-1]
+    plain = config.product("photoz").model_copy(update={"bands": {}})
+    renamed = plain.model_copy(update={"bands": {"other": last}})
+    for section, name in ((plain, last), (renamed, "other")):
+        whole = config.model_copy(update={"products": [config.products[0], section]})
+        found = measured_training_set(whole, Store(config.root), section, workers=workers)
+        assert found.bands == (*config.images.bands[:-1], name)
+        assert np.isfinite(found.flux).mean() > 0.8
+        assert np.isfinite(found.flux_err).mean() > 0.8
