@@ -4,6 +4,7 @@ import gzip
 import tracemalloc
 
 import fitsio
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pytest
 from astropy.table import QTable, Table
 from sample_tables import sky_table
 
-from surveyproc.catalogs.readers import checksum, nearest_name, open_table
+from surveyproc.catalogs.readers import checksum, nearest_name, open_table, public_url
 from surveyproc.errors import InputError
 
 ROWS = 53
@@ -258,3 +259,23 @@ def test_checksum_follows_content_and_names(tmp_path):
 
 def test_nearest_name():
     assert nearest_name("RAJ2000", ["dec", "raj_2000", "z"]) == "raj_2000"
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("s3://key:secr@et@bucket/a@b.fits", "s3://bucket/a@b.fits"),
+        ("https://h/a.csv?X-Amz-Signature=ab/cd@ef#g", "https://h/a.csv"),
+        ("https://me@h?token=1", "https://h"),
+        ("/data/a?b#c@d.fits", "/data/a?b#c@d.fits"),
+    ],
+)
+def test_public_urls_hold_no_secret(url, public):
+    assert public_url(url) == public
+
+
+def test_csv_behind_a_signed_url():
+    with fsspec.open("memory://signed/t.csv?signature=x", "wb") as stream:
+        stream.write(b"a,b\n1,2\n")
+    with open_table("memory://signed/t.csv?signature=x") as table:
+        assert table.names == ["a", "b"]

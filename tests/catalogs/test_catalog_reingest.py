@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import fitsio
+import fsspec
 import numpy as np
 import pytest
 from hats.io.validation import is_valid_catalog
 from sample_tables import KEY, rejected, run, sky_table, tree
 
-from surveyproc.catalogs import hats
+from surveyproc.catalogs import hats, spill
 from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.errors import InputError
 from surveyproc.storage import Store
@@ -170,3 +171,36 @@ def test_memory_of_ten_times_the_rows(tmp_path):
         used.append(int(done.stdout))
     # All rows of the larger catalog would be 17 MB and a few times that in copies.
     assert used[1] < used[0] + 20_000
+
+
+def test_two_ingests_of_one_process_leave_each_other_alone(tmp_path):
+    store = Store(str(tmp_path))
+    with spill.own_folder(store, KEY) as first:
+        store.put(f"{first}/a", b"1")
+        with spill.own_folder(store, KEY) as second:
+            store.put(f"{second}/b", b"2")
+            assert store.read(f"{first}/a") == b"1"
+        assert store.read(f"{first}/a") == b"1"
+    assert not store.exists(f"{KEY}/.spill")
+
+
+def test_spill_of_an_earlier_process_with_our_number_is_removed(tmp_path):
+    # A container that was started again: same host name, same process number.
+    store = Store(str(tmp_path))
+    with spill.own_folder(store, KEY) as folder:
+        left = folder[:-8] + "0" * 8
+    store.put(f"{left}/a", b"1")
+    with spill.own_folder(store, KEY):
+        assert not store.exists(left)
+
+
+def test_records_hold_no_signature_of_the_source(tmp_path, fits):
+    source = "memory://signed/source.fits?X-Amz-Signature=se/cret"
+    with fsspec.open(source, "wb") as stream:
+        stream.write(fits.read_bytes())
+    store, _ = run(tmp_path, source)
+    written = [path for path in Path(store.path(KEY)).rglob("*") if path.is_file()]
+    assert not [path for path in written if b"cret" in path.read_bytes()]
+    assert store.read_json(f"{KEY}/ingest.json")["source"] == "source.fits"
+    properties = store.read(f"{KEY}/hats.properties").decode()
+    assert "surveyproc_source=source.fits" in properties.replace(" ", "")
