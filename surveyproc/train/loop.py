@@ -3,26 +3,34 @@
 A training is known by the hash of its data and settings. Its run lies in
 `runs/train-<name>/<hash>/` while it goes on; when it is done, the model package holds the hash, so
 that the same training asked for again returns the package that is there.
+
+Two processes may run one training at once: they share the folder and end with the same weights.
+The first to finish saves the package and removes the folder; the other one then fails, sees the
+package, and returns it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from surveyproc import __version__, cluster
 from surveyproc.config import TrainingSection
-from surveyproc.errors import InputError, SurveyError
+from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.base import RedshiftNetwork, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.models.package import Package, find_trained, read_tensors, save_package, set_current
+from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.storage import Store, fingerprint
 from surveyproc.train.data import HELD_OUT_SHARE, TrainingSet, sky_split
 from surveyproc.train.fit import STATE, FitSettings, FitState, fit
@@ -119,7 +127,8 @@ def train(
     address : str
         Ray cluster, as for `cluster.session`, unless Ray runs already.
     say : callable, optional
-        Told one line an event.
+        Told one line an event, and of the epochs at most every five seconds; by default the lines
+        are printed on standard error.
 
     Returns
     -------
@@ -135,7 +144,7 @@ def train(
     SurveyError
         If the training diverged or its workers died more than three times.
     """
-    tell = say or (lambda line: None)
+    tell = say or _print
     usable = training_set.usable()
     held_out = sky_split(usable.ra, usable.dec, settings.seed)
     _check_size(usable, held_out, settings)
@@ -161,10 +170,19 @@ def train(
         store.remove(folder)
         return done
     scaling = fit_scaling(usable.flux[~held_out], usable.flux_err[~held_out], usable.bands)
-    _write_data(store, folder, usable, held_out, scaling)
     tell(f"train {name}: {(~held_out).sum()} rows, {held_out.sum()} held out, {folder}")
-    with cluster.session(address):
-        state = _run(store, folder, recipe, tell)
+    try:
+        _write_data(store, folder, usable, held_out, scaling)
+        with cluster.session(address), _watch(store, f"{folder}/ray", recipe, name, tell):
+            state = _run(store, folder, recipe, tell)
+    except (SurveyError, OSError):
+        # Another process may have finished this training and removed the folder under us.
+        done = find_trained(store, name, key)
+        if done is None:
+            raise
+        tell(f"train {name}: version {done.version} was trained by another process meanwhile")
+        store.remove(folder)
+        return done
     package = _finish(store, name, recipe, key, usable, held_out, scaling, state)
     tell(f"train {name}: version {package.version}, best epoch {state.best_epoch}")
     store.remove(folder)
@@ -245,9 +263,49 @@ def _epochs_done(store: Store, place: str) -> int:
     except ValueError:
         store.remove(place)
         return 0
+    return int(_state_of(store, place, snapshot).get("epoch", 0))
+
+
+def _state_of(store: Store, place: str, snapshot: dict[str, Any]) -> dict[str, Any]:
+    """state.json of the checkpoint that Ray Train's record calls the latest; {} if it is gone."""
     latest = (snapshot.get("latest_checkpoint_result") or {}).get("checkpoint_dir_name", "")
-    state = store.read_json(f"{place}/{latest}/{STATE}") or {}
-    return int(state.get("epoch", 0))
+    return store.read_json(f"{place}/{latest}/{STATE}") or {}
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _watch(
+    store: Store, place: str, recipe: Recipe, name: str, tell: Callable[[str], None]
+) -> Iterator[None]:
+    """Tell of the last epoch every five seconds while the block runs.
+
+    Read from the checkpoints: the workers are other processes, and so is what controls them.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        told = 0
+        while not over.wait(PLAIN_INTERVAL_S):
+            try:
+                snapshot = store.read_json(f"{place}/{SNAPSHOT}") or {}
+                state = _state_of(store, place, snapshot)
+            except StoreError:
+                continue  # read while it is written
+            if state and state["epoch"] != told:
+                told = state["epoch"]
+                loss = state["history"][-1]["loss"]
+                tell(f"train {name}: epoch {told} of {recipe.fit.total_epochs}, loss {loss:.4f}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _cpus_per_worker(workers: int) -> float:

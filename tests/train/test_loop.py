@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,11 @@ import torch
 
 from surveyproc import cluster
 from surveyproc.config import TrainingSection
-from surveyproc.errors import ConfigError, InputError
+from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.models.photoz import PhotozProduct
 from surveyproc.product import Batch
 from surveyproc.storage import Store
+from surveyproc.train import loop
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.loop import train
 
@@ -158,6 +161,39 @@ def test_command_killed_and_repeated_goes_on(undisturbed, tmp_path):
     curve, whole = (p.document["training"]["loss_curve"] for p in (package, expected))
     assert curve[0]["loss"] == 123.0
     assert curve[1:] == whole[1:]
+
+
+def test_another_process_that_finishes_first_is_no_harm(undisturbed, tmp_path, monkeypatch):
+    original = loop._run
+
+    def overtaken(store, folder, recipe, tell):
+        monkeypatch.setattr(loop, "_run", original)
+        shutil.copytree(undisturbed[0] / "models", tmp_path / "models")
+        store.remove(folder)
+        return original(store, folder, recipe, tell)
+
+    monkeypatch.setattr(loop, "_run", overtaken)
+    monkeypatch.setattr(loop, "MAX_FAILURES", 0)
+    said = []
+    same_weights(go(tmp_path, say=said.append), undisturbed[1])
+    assert any("trained by another process" in line for line in said)
+    assert not list(tmp_path.glob("runs/train-gaznet-c4/*"))
+
+
+def test_a_failure_without_another_process_is_told(ray_session, tmp_path, monkeypatch):
+    def broken(*_):
+        raise SurveyError("no luck")
+
+    monkeypatch.setattr(loop, "_run", broken)
+    with pytest.raises(SurveyError, match="no luck"):
+        go(tmp_path)
+
+
+def test_epochs_and_loss_are_told_while_it_goes_on(undisturbed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "PLAIN_INTERVAL_S", 0.05)
+    go(tmp_path)
+    lines = capsys.readouterr().err
+    assert re.search(r"^train gaznet-c4: epoch \d+ of 40, loss -?\d+\.\d+$", lines, re.MULTILINE)
 
 
 def test_set_smaller_than_a_batch(tmp_path):
