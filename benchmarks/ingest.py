@@ -77,10 +77,8 @@ def main() -> None:
                 ingest_tiles(config, Store(config.root), workers=workers)
                 again = time.perf_counter() - started
                 rates = [nbytes / 1e6 / seconds for seconds in (copying, ingesting, again)]
-                print(
-                    f"{rates[0]:10.0f} {rates[1]:12.0f} {rates[2]:11.0f} {rates[1] / rates[0]:6.2f}",
-                    flush=True,
-                )
+                ratio = rates[1] / rates[0]
+                print(f"{rates[0]:10.0f} {rates[1]:12.0f} {rates[2]:11.0f} {ratio:6.2f}", flush=True)
 
 
 if __name__ == "__main__":
