@@ -76,9 +76,11 @@ def main() -> None:
                 started = time.perf_counter()
                 ingest_tiles(config, Store(config.root), workers=workers)
                 again = time.perf_counter() - started
-                rates = [nbytes / 1e6 / seconds for seconds in (copying, ingesting, again)]
-                ratio = rates[1] / rates[0]
-                print(f"{rates[0]:10.0f} {rates[1]:12.0f} {rates[2]:11.0f} {ratio:6.2f}", flush=True)
+                copied, made, repeated = (nbytes / 1e6 / s for s in (copying, ingesting, again))
+                print(
+                    f"{copied:10.0f} {made:12.0f} {repeated:11.0f} {made / copied:6.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
