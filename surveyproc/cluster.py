@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ import ray.exceptions
 
 from surveyproc.errors import ClusterError, SurveyError
 
+CONNECT_S = 15.0
+
 
 @contextmanager
 def session(address: str = "local", workers: int | None = None) -> Iterator[int]:
@@ -30,23 +33,42 @@ def session(address: str = "local", workers: int | None = None) -> Iterator[int]
     Parameters
     ----------
     address : str
-        "local" starts a cluster of this machine's CPUs that ends with the block; anything else is
-        handed to `ray.init`. Inside a Ray job (`RAY_ADDRESS` set) the job's cluster is used.
+        "local" starts a cluster of this machine's CPUs that ends with the block, except where
+        `RAY_ADDRESS` names one, as inside a Ray job; anything else is handed to `ray.init`.
     workers : int, optional
         Worker processes wanted; by default, and at most, one a CPU of the cluster.
+
+    Raises
+    ------
+    ClusterError
+        If no cluster answers at the address, or none can be started.
     """
     if ray.is_initialized():
         yield _workers(workers)
         return
-    address = os.environ.get("RAY_ADDRESS", address)
+    if address == "local":
+        address = os.environ.get("RAY_ADDRESS", address)
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    with _silent_stderr():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        _knock(address)
+        with _silent_stderr():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(
+            f"run.address: no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}"
+        ) from error
     quiet_ray_data()
     try:
         yield _workers(workers)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Connect to a `host:port` once: Ray itself would try a dead address for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 @contextmanager

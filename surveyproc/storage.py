@@ -1,4 +1,4 @@
-"""A URL (local path, s3://, ...) as a store: atomic puts, create-if-absent, small JSON records."""
+"""A URL (local path, s3://, ...) as a store: atomic puts, small JSON records."""
 
 from __future__ import annotations
 
@@ -179,28 +179,6 @@ class Store:
             raise store_error(error, self.url_of(key)) from error
         finally:
             staged.unlink(missing_ok=True)
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Write `data` as `key` only if it does not exist yet; say whether this call wrote it."""
-        if not self.is_local:
-            try:
-                self.fs.pipe_file(self.path(key), data, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        target, staged = Path(self.path(key)), Path(self.root) / STAGING / uuid.uuid4().hex
-        try:
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_bytes(data)
-            os.link(staged, target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise store_error(error, self.url_of(key)) from error
-        finally:
-            staged.unlink(missing_ok=True)
-        return True
 
     def names(self, prefix: str) -> list[str]:
         """Sorted names (last path parts) directly under the folder `prefix`; [] if it is absent."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +87,13 @@ def test_bad_rows_and_a_truncated_tile_are_named_and_cost_nothing_else(survey_co
     assert "241 objects, 3 rejected rows" in done.stdout
     flags = verbs.run(load(survey_copy))["flags"]
     assert flags["photometry"]["missing_band"] > 0
+
+
+def test_job_entry_points_are_the_verbs(published_survey):
+    jobs = Path(__file__).parent.parent / "jobs"
+    for job, found in (("ingest", "0 new"), ("run", "nothing to do")):
+        done = subprocess.run(
+            [sys.executable, jobs / f"{job}.py", published_survey], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert found in done.stdout

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,21 @@ def test_session_inside_a_session_shares_it(workers):
     with cluster.session() as inner:
         assert inner >= workers
     assert ray.is_initialized()
+
+
+def test_an_address_where_no_cluster_is_gives_a_clear_error():
+    code = (
+        "from surveyproc import cluster\n"
+        "from surveyproc.errors import ClusterError\n"
+        "try:\n"
+        "    with cluster.session('127.0.0.1:1'):\n"
+        "        print('attached')\n"
+        "except ClusterError as error:\n"
+        "    print(error)\n"
+    )
+    # Another process: this one is attached to the tests' cluster already.
+    environment = {**os.environ, "RAY_ADDRESS": "auto"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert "run.address: no Ray cluster at '127.0.0.1:1'" in done.stdout

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -40,20 +39,6 @@ def test_failed_write_leaves_the_old_object_and_no_litter(tmp_path):
         interrupted()
     assert store.read("x") == b"old"
     assert list((tmp_path / STAGING).iterdir()) == []
-
-
-def test_create_has_one_winner(tmp_path):
-    store = Store(str(tmp_path))
-    won = []
-    threads = [
-        threading.Thread(target=lambda n=n: won.append(store.create("lock", str(n).encode())))
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert won.count(True) == 1
 
 
 @pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a/../../x"])
