@@ -155,7 +155,7 @@ print(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 
 def test_memory_of_ten_times_the_rows(tmp_path):
     used = []
-    for rows in (30_000, 300_000):
+    for rows in (100_000, 1_000_000):
         data = np.zeros(rows, [("object_id", "i8"), ("ra", "f8"), ("dec", "f8"), ("x", "f4", 8)])
         rng = np.random.default_rng(1)
         data["object_id"], data["ra"] = np.arange(rows), rng.uniform(10, 30, rows)
@@ -169,8 +169,9 @@ def test_memory_of_ten_times_the_rows(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         )
         used.append(int(done.stdout))
-    # All rows of the larger catalog would be 17 MB and a few times that in copies.
-    assert used[1] < used[0] + 20_000
+    # All rows of the larger catalog would be 56 MB and a few times that in copies; what does grow
+    # are the footers of ten times as many partitions.
+    assert used[1] < 1.05 * used[0] + 10_000
 
 
 def test_two_ingests_of_one_process_leave_each_other_alone(tmp_path):
