@@ -146,8 +146,8 @@ import re, sys
 from sample_tables import survey
 from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.storage import Store
-config = survey(sys.argv[1], sys.argv[2], partition_rows=5000)
-ingest_catalog(config, Store(config.root), workers=1, rows_per_batch=5000, spill_bytes=1_000_000)
+config = survey(sys.argv[1], sys.argv[2], partition_rows=20_000)
+ingest_catalog(config, Store(config.root), workers=1, rows_per_batch=5000, spill_bytes=4_000_000)
 # The peak that getrusage gives starts at that of the process which started this one.
 print(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 """
@@ -155,7 +155,7 @@ print(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 
 def test_memory_of_ten_times_the_rows(tmp_path):
     used = []
-    for rows in (100_000, 1_000_000):
+    for rows in (200_000, 2_000_000):
         data = np.zeros(rows, [("object_id", "i8"), ("ra", "f8"), ("dec", "f8"), ("x", "f4", 8)])
         rng = np.random.default_rng(1)
         data["object_id"], data["ra"] = np.arange(rows), rng.uniform(10, 30, rows)
@@ -169,9 +169,9 @@ def test_memory_of_ten_times_the_rows(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         )
         used.append(int(done.stdout))
-    # All rows of the larger catalog would be 56 MB and a few times that in copies; what does grow
-    # are the footers of ten times as many partitions.
-    assert used[1] < 1.05 * used[0] + 10_000
+    # All rows of the larger catalog would be 112 MB and a few times that in copies. What still fills
+    # up between the two are buffers that have a limit: ids of a bucket, rows to spill.
+    assert used[1] < used[0] + 60_000
 
 
 def test_two_ingests_of_one_process_leave_each_other_alone(tmp_path):
