@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from surveyproc.errors import ConfigError
 
+AB_ZEROPOINT_NJY = 31.4
+"""AB magnitude of 1 nJy, the unit of every flux: 2.5 log10(3631 Jy / 1 nJy)."""
+
 
 @dataclass(frozen=True)
 class Column:

@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from surveyproc.errors import InputError
+from surveyproc.schemas import AB_ZEROPOINT_NJY
 
 Float = NDArray[np.float64]
-
-AB_ZERO = 31.4
-"""AB magnitude of 1 nJy: 2.5 log10(3631 Jy / 1 nJy)."""
 
 POGSON = 2.5 / np.log(10.0)
 
@@ -84,7 +82,7 @@ def input_count(n_bands: int) -> int:
 
 def flux_from_magnitude(magnitude: ArrayLike) -> Float:
     """Flux density in nJy of an AB magnitude: 10^((31.4 - m) / 2.5); NaN stays NaN."""
-    flux: Float = 10.0 ** ((AB_ZERO - np.asarray(magnitude, dtype=np.float64)) / 2.5)
+    flux: Float = 10.0 ** ((AB_ZEROPOINT_NJY - np.asarray(magnitude, dtype=np.float64)) / 2.5)
     return flux
 
 
@@ -106,7 +104,7 @@ def asinh_magnitudes(flux: Float, softening: Float) -> Float:
     float ndarray, shape (m, n)
         Magnitudes; NaN where the flux is.
     """
-    magnitudes: Float = AB_ZERO - POGSON * (
+    magnitudes: Float = AB_ZEROPOINT_NJY - POGSON * (
         np.arcsinh(flux / (2.0 * softening)) + np.log(softening)
     )
     return magnitudes

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from surveyproc import sky
 from surveyproc.catalogs import hats
+from surveyproc.schemas import AB_ZEROPOINT_NJY
 from surveyproc.storage import Store
 
 MAX_SKY_BINS = 160
 Z_BINS = 80
 MAG_EDGES = np.arange(14.0, 28.01, 0.2)
-NJY_ZEROPOINT = 31.4  # AB magnitude of 1 nJy (Oke & Gunn 1983 definition, 3631 Jy).
 
 
 @dataclass
@@ -94,7 +94,7 @@ def summarise(store: Store, key: str, redshift_column: str | None, bands: list[s
             out.redshift += np.histogram(_floats(table, redshift_column), z_edges)[0]
         for band in bands:
             flux = _floats(table, f"flux_{band}")
-            magnitude = NJY_ZEROPOINT - 2.5 * np.log10(flux[flux > 0])
+            magnitude = AB_ZEROPOINT_NJY - 2.5 * np.log10(flux[flux > 0])
             out.magnitudes[band] += np.histogram(magnitude, MAG_EDGES)[0]
     return out
 
