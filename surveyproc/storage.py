@@ -188,6 +188,21 @@ class Store:
             return []
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of every object in the folder `prefix`, however deep, by its name from there on.
+
+        Raises
+        ------
+        StoreError
+            If the folder cannot be listed. An absent one is empty.
+        """
+        folder = self.path(prefix)
+        try:
+            found = self.fs.find(folder, detail=True)
+        except OSError as error:
+            raise StoreError(f"cannot list {self.url_of(prefix)}: {error}") from error
+        return {name.partition(f"{folder}/")[2]: int(info["size"]) for name, info in found.items()}
+
     def remove(self, key: str) -> None:
         """Remove the object or folder `key` with all it holds; nothing happens if it is absent."""
         if self.exists(key):

@@ -24,9 +24,9 @@ from surveyproc.images.fits import Plane, PlaneReader
 from surveyproc.images.grid import Grid, regrid_flux, regrid_mask, regrid_weight, same_grid
 from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
+from surveyproc.schemas import AB_ZEROPOINT_NJY
 from surveyproc.storage import STAGING, Store, store_error
 
-AB_ZEROPOINT_NJY = 31.4
 RECORD = "tile.json"
 
 
@@ -104,7 +104,7 @@ def build_cube(
     mask_bits: int | None,
     record: Callable[[Grid, list[str], dict[str, bool]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Write the cube `key` and, last of all, its commit record `tile.json`.
+    """Write the cube `key` and, last of all, its commit record `tile.json`, which lists the rest.
 
     On a local disk the folder appears whole, by one rename. In an object store the record is what
     makes the objects before it a cube.
@@ -131,7 +131,7 @@ def build_cube(
     BandError
         If a band turns out to be unusable while it is read; nothing is left behind then.
     StoreError
-        If the store cannot take the cube.
+        If an input cannot be read now, or the store cannot take the cube.
     """
     try:
         with ExitStack() as stack:
@@ -167,7 +167,7 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
 
     def write(folder: str) -> dict[str, Any]:
         _write(store, folder, bands, grid, attributes)
-        made: dict[str, Any] = record(grid, names, has)
+        made: dict[str, Any] = {**record(grid, names, has), "sizes": store.sizes(folder)}
         store.put_json(f"{folder}/{RECORD}", made)
         return made
 
@@ -182,9 +182,13 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
         try:
             os.rename(store.path(staged), target)
         except OSError as error:
-            # Another ingest of the same bytes was first: its cube equals ours.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / RECORD).exists():
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            # Either another ingest of the same bytes was first, and its cube equals ours, or what
+            # is there lacks a part.
+            if read_record(store, key) is None:
+                shutil.rmtree(target)
+                os.rename(store.path(staged), target)
     finally:
         shutil.rmtree(store.path(staged), ignore_errors=True)
     return made
@@ -227,6 +231,14 @@ def _open(stack: ExitStack, name: str, kinds: dict[str, Plane], mask_bits: int |
         Grid(image.wcs, image.shape),
         -1 if mask_bits is None else mask_bits,
     )
+
+
+def read_record(store: Store, key: str) -> dict[str, Any] | None:
+    """The commit record of the cube `key`; None if there is none, or if the cube lacks a part."""
+    record: dict[str, Any] | None = store.read_json(f"{key}/{RECORD}")
+    if record is None or not record.get("sizes", {}).items() <= store.sizes(key).items():
+        return None
+    return record
 
 
 def clear_debris(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore
 
 from surveyproc.errors import InputError, StoreError
-from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray
+from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray, unreadable
 from surveyproc.storage import Store
 
+LOG = logging.getLogger(__name__)
 TILES_KEY = "images/tiles.parquet"
 # A chunk is what one checksum covers and the least that is read; a shard is one file. Both hold
 # all bands: a cutout wants them all, and fewer, larger pieces read faster. Measured with Zarr on
@@ -229,18 +231,23 @@ class Cube:
     def _fill(
         self, name: str, box: Rectangle, bands: list[int], out: NDArray[Any], damaged: Any
     ) -> None:
+        where = self.store.url_of(f"{self.tile.key}/{name}")
         try:
             array = self._array(name)
-        except (OSError, ValueError, KeyError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             damaged(box, f"{name}: {error}")
             return
+        except OSError as error:
+            raise unreadable(where, error) from error
         if isinstance(array, ShardedArray):
             array.read(box, bands, out, damaged)
             return
         y0, y1, x0, x1 = box
         try:
             out[:] = array.oindex[bands, y0:y1, x0:x1]
-        except (OSError, ValueError, RuntimeError) as error:
+        except OSError as error:
+            raise unreadable(where, error) from error
+        except (ValueError, RuntimeError) as error:
             _, height, width = array.chunks
             rows, columns = (
                 range(y0 // height, -(-y1 // height)),
@@ -271,19 +278,27 @@ class Cube:
             Keep what can be read of a damaged window instead of raising.
         scratch : Scratch, optional
             Memory to use again: the window is valid until the next read with the same scratch.
+
+        Raises
+        ------
+        StoreError
+            If a part that may be whole cannot be read now, tolerant or not.
         """
         y0, y1, x0, x1 = box
         height, width = self.tile.shape
         if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
             raise ValueError(f"window {box} does not lie within tile {self.tile.id}")
         rectangles: list[Rectangle] = []
+        complaint = ""
 
         def damaged(rectangle: Rectangle, reason: str) -> None:
+            nonlocal complaint
+            complaint = complaint or (
+                f"{self.store.url_of(self.tile.key)}: corrupt data ({reason}); "
+                "remove that folder and ingest again"
+            )
             if not tolerant:
-                raise StoreError(
-                    f"{self.store.url_of(self.tile.key)}: corrupt data ({reason}); "
-                    "remove that folder and ingest again"
-                )
+                raise StoreError(complaint)
             rectangles.append(rectangle)
 
         present = [self.tile.bands.index(band) for band in bands if band in self.tile.bands]
@@ -314,6 +329,8 @@ class Cube:
             variance[np.isinf(variance)] = np.nan
         if self.tile.has_mask:
             image[load("mask", "bool")] = np.nan
+        if complaint:
+            LOG.warning(complaint)
         for a, b, c, d in rectangles:
             lost = np.s_[:, max(a - y0, 0) : b - y0, max(c - x0, 0) : d - x0]
             image[lost] = np.nan

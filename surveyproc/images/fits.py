@@ -5,18 +5,33 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import fitsio
 import numpy as np
 from astropy.io.fits import Header
+from fitsio.hdu import ImageHDU
 from numpy.typing import NDArray
 
 from surveyproc.config import ImagesSection
-from surveyproc.errors import InputError
+from surveyproc.errors import InputError, StoreError
+from surveyproc.images.cube import TILES_KEY
 from surveyproc.images.grid import wcs_text
-from surveyproc.images.hdus import Hdu, big_endian, scan
+from surveyproc.images.hdus import (
+    BITPIX,
+    MAX_NAXIS,
+    Hdu,
+    big_endian,
+    integer,
+    keyword,
+    reading,
+    scan,
+    unreadable,
+)
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
 KINDS = {
@@ -27,6 +42,10 @@ KIND_LETTERS = {"i": "image", "w": "weight", "d": "mask", "m": "mask"}
 # A tile-compressed plane that claims to unpack to more than this many times its file is refused
 # before anything of that size is allocated; gzip of constant data reaches about 1,000.
 MAX_RATIO = 4000
+POSITIVE = range(1, sys.maxsize)
+TABLE_NAME = TILES_KEY.rsplit("/", 1)[-1]
+# CFITSIO says in a number whether it is the disk that failed (could not open, could not read).
+CFITSIO_IO = re.compile(r"FITSIO status = (104|108)\b")
 
 
 @dataclass(frozen=True)
@@ -78,11 +97,16 @@ class Plane:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one plane; tile and band are empty where they could not be told."""
+    """Something wrong with one plane; tile and band are empty where they could not be told.
+
+    `unread` is the path of a file that could not be read now, which says nothing about its
+    content: a tile it belongs to has to wait.
+    """
 
     tile: str
     band: str
     message: str
+    unread: str = ""
 
 
 def planes_of(path: str, images: ImagesSection) -> tuple[list[Plane], list[Problem]]:
@@ -90,35 +114,41 @@ def planes_of(path: str, images: ImagesSection) -> tuple[list[Plane], list[Probl
 
     Reads headers only. Never raises for a bad file: the problem names file and key.
     """
-    try:
-        hdus = scan(path)
-    except InputError as error:
-        tile, band, _ = _from_name(path, images)
-        return [], [Problem(tile, band, str(error))]
+    place = _from_name(path, images)[:2]
     planes: list[Plane] = []
     problems: list[Problem] = []
+    hdus: list[Hdu] = []
+    try:
+        for hdu in scan(path):
+            hdus.append(hdu)  # one by one: those before a broken one are good
+    except InputError as error:
+        problems.append(Problem(*place, str(error)))
+    except StoreError as error:
+        return [], [Problem(*place, str(error), unread=path)]
     last_image = ("", "")
     for hdu in hdus:
-        if not _is_image(hdu.header):
-            continue
         naming = _Naming(path, hdu, hdus[0].header, images)
         try:
+            if not _is_image(hdu, naming.where):
+                continue
             tile, band, kind = naming.identify(last_image)
             if kind == "image":
                 last_image = (tile, band)
             planes.append(_plane(path, hdu, hdus[0].header, images, (tile, band, kind)))
         except InputError as error:
-            problems.append(Problem(naming.tile, naming.band, str(error)))
+            problems.append(Problem(naming.tile, naming.band, hdu.fault or str(error)))
     if not planes and not problems:
-        problems.append(Problem(*_from_name(path, images)[:2], f"{path}: holds no image"))
+        problems.append(Problem(*place, f"{path}: holds no image"))
     return planes, problems
 
 
-def _is_image(header: Header) -> bool:
-    if header.get("ZIMAGE"):
+def _is_image(hdu: Hdu, where: str) -> bool:
+    if keyword(hdu.header, "ZIMAGE", where):
         return True
-    kind = str(header.get("XTENSION", "IMAGE")).strip()
-    return kind == "IMAGE" and int(header["NAXIS"]) > 0
+    kind = str(keyword(hdu.header, "XTENSION", where) or "IMAGE").strip()
+    if hdu.fault and kind != "IMAGE":
+        raise InputError(hdu.fault)
+    return kind == "IMAGE" and (bool(hdu.fault) or bool(hdu.header["NAXIS"]))
 
 
 def _stem(path: str) -> str:
@@ -146,24 +176,27 @@ class _Naming:
     """Finds tile, band and kind of one HDU; remembers them for the message if one is bad."""
 
     def __init__(self, path: str, hdu: Hdu, primary: Header, images: ImagesSection) -> None:
-        self.path, self.hdu, self.primary, self.images = path, hdu, primary, images
-        self.tile = self.band = ""
-        self.words = set(re.split(r"[^A-Za-z0-9]+", str(hdu.header.get("EXTNAME", ""))))
+        self.path, self.hdu, self.images = path, hdu, images
+        self.where = f"{path}[{hdu.index}]"
+        # What a broken HDU does not say itself must not be blamed on what the file begins with.
+        self.headers = (hdu.header,) if hdu.fault else (hdu.header, primary)
+        self.tile, self.band, self.kind = _from_name(path, images)
+        self.words: set[str] = set()
 
     def identify(self, last_image: tuple[str, str]) -> tuple[str, str, str]:
-        tile, band, kind = _from_name(self.path, self.images)
-        kind = self._kind(kind)
+        self.words = set(re.split(r"[^A-Za-z0-9]+", self._text(self.hdu.header, "EXTNAME")))
+        tile, band, kind = self.tile, self.band, self._kind(self.kind)
         inherited = last_image if kind != "image" else ("", "")
         self.tile = self._tile(tile, inherited[0])
         self.band = self._band(band, inherited[1])
         return self.tile, self.band, kind
 
+    def _text(self, header: Header, key: str) -> str:
+        value = keyword(header, key, self.where)
+        return "" if value is None else str(value).strip()
+
     def _own_or_primary(self, key: str) -> str:
-        for header in (self.hdu.header, self.primary):
-            value = header.get(key)
-            if value is not None and str(value).strip():
-                return str(value).strip()
-        return ""
+        return next(filter(None, (self._text(header, key) for header in self.headers)), "")
 
     def _kind(self, named: str) -> str:
         if not named:
@@ -180,29 +213,33 @@ class _Naming:
 
     def _tile(self, named: str, inherited: str) -> str:
         key = self.images.tile_keyword
-        found = named or str(self.hdu.header.get(key, "")).strip() or inherited
+        found = named or self._text(self.hdu.header, key) or inherited
         source = "images.file_pattern: tile" if named else f"keyword {key}: tile"
         found = found or self._own_or_primary(key)
-        if not found:
+        if not found and not self.hdu.fault:
             found, source = _stem(self.path), "file name: tile"
+        remedy = "set images.tile_keyword or a group 'tile' in images.file_pattern"
         if not SAFE_NAME.match(found):
             raise InputError(
-                f"{self.path}[{self.hdu.index}]: {source} id {found!r} may hold only letters, "
-                "digits, '_', '.' and '-', and may not begin with '.'; set images.tile_keyword "
-                "or a group 'tile' in images.file_pattern"
+                f"{self.where}: {source} id {found!r} may hold only letters, digits, '_', '.' and "
+                f"'-', and may not begin with '.'; {remedy}"
+            )
+        if found.lower() == TABLE_NAME:
+            raise InputError(
+                f"{self.where}: {source} id {found!r} is the name of the table of tiles; {remedy}"
             )
         return found
 
     def _band(self, named: str, inherited: str) -> str:
         key, bands = self.images.band_keyword, self.images.bands
-        own = str(self.hdu.header.get(key, "")).strip()
+        own = self._text(self.hdu.header, key)
         found = named or own or inherited or self._own_or_primary(key)
         if not found:
             by_name = [band for band in bands if band in self.words]
             if by_name:
                 return by_name[0]
             raise InputError(
-                f"{self.path}[{self.hdu.index}]: keyword {key} (the band) is missing; set "
+                f"{self.where}: keyword {key} (the band) is missing; set "
                 "images.band_keyword, or a group 'band' in images.file_pattern"
             )
         for candidate in (found, found.split()[0]):
@@ -211,7 +248,7 @@ class _Naming:
         close = difflib.get_close_matches(found, bands, n=1, cutoff=0.0)[0]
         source = "images.file_pattern" if named else f"keyword {key}"
         raise InputError(
-            f"{self.path}[{self.hdu.index}]: {source}: band {found!r} is not in images.bands "
+            f"{self.where}: {source}: band {found!r} is not in images.bands "
             f"({', '.join(bands)}); the nearest is {close!r}"
         )
 
@@ -221,23 +258,27 @@ def _plane(
 ) -> Plane:
     tile, band, kind = names
     header, where = hdu.header, f"{path}[{hdu.index}]"
-    compressed = bool(header.get("ZIMAGE"))
+    if hdu.fault:
+        raise InputError(hdu.fault)
+    compressed = bool(keyword(header, "ZIMAGE", where))
     prefix = "Z" if compressed else ""
-    axes = int(header.get(f"{prefix}NAXIS", 0))
-    sizes = [int(header.get(f"{prefix}NAXIS{i + 1}", 0)) for i in range(axes)]
+    axes = integer(header, f"{prefix}NAXIS", where, range(MAX_NAXIS + 1))
+    sizes = [integer(header, f"{prefix}NAXIS{axis + 1}", where) for axis in range(axes)]
     if axes != 2 or min(sizes) < 1:
-        raise InputError(f"{where}: NAXIS: a two-dimensional image is expected, not {sizes}")
+        raise InputError(
+            f"{where}: {prefix}NAXIS: a two-dimensional image is expected, not {sizes}"
+        )
     if not hdu.complete:
         raise InputError(
             f"{where}: truncated: the header claims {sizes[0]} x {sizes[1]} pixels "
             f"({hdu.nbytes} bytes), the file ends before them"
         )
-    bitpix = int(header[f"{prefix}BITPIX"])
-    if bitpix not in (8, 16, 32, 64, -32, -64):
-        raise InputError(f"{where}: BITPIX = {bitpix} is not a FITS type")
+    bitpix = integer(header, f"{prefix}BITPIX", where, BITPIX)
     if compressed:
         _check_compressed(header, sizes, bitpix, hdu, where)
-    blank = header.get("ZBLANK", header.get("BLANK")) if compressed else header.get("BLANK")
+    blank = keyword(header, "ZBLANK", where) if compressed else None
+    if blank is None:
+        blank = keyword(header, "BLANK", where)
     return Plane(
         path=path,
         hdu=hdu.index,
@@ -249,23 +290,36 @@ def _plane(
         zeropoint=_zeropoint(header, primary, images, band, where) if kind == "image" else math.nan,
         offset=hdu.offset,
         bitpix=bitpix,
-        bscale=float(header.get("BSCALE", 1.0)),
-        bzero=float(header.get("BZERO", 0.0)),
+        bscale=_number(header, "BSCALE", where, 1.0),
+        bzero=_number(header, "BZERO", where, 0.0),
         blank=int(blank) if isinstance(blank, int) and bitpix > 0 else None,
         compressed=compressed,
     )
 
 
 def _check_compressed(header: Header, sizes: list[int], bitpix: int, hdu: Hdu, where: str) -> None:
-    tiles = 1
-    for axis, size in enumerate(sizes):
-        tiles *= -(-size // int(header.get(f"ZTILE{axis + 1}", size if axis == 0 else 1)))
-    claimed = sizes[0] * sizes[1] * abs(bitpix) // 8
-    if tiles != int(header["NAXIS2"]) or claimed > MAX_RATIO * max(1, hdu.nbytes):
+    pieces = [
+        integer(header, f"ZTILE{axis + 1}", where, POSITIVE, default=size if axis == 0 else 1)
+        for axis, size in enumerate(sizes)
+    ]
+    tiles = math.prod(-(-size // piece) for size, piece in zip(sizes, pieces, strict=True))
+    most = max(math.prod(sizes), math.prod(pieces))
+    claimed = most * abs(bitpix) // 8
+    rows = integer(header, "NAXIS2", where)
+    if tiles != rows or claimed > MAX_RATIO * max(1, hdu.nbytes):
         raise InputError(
             f"{where}: ZNAXIS: claims {sizes[0]} x {sizes[1]} pixels, which {hdu.nbytes} bytes "
-            f"in {header['NAXIS2']} compressed tiles cannot hold"
+            f"in {rows} compressed tiles cannot hold"
         )
+
+
+def _number(header: Header, key: str, where: str, default: float) -> float:
+    value = keyword(header, key, where)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{where}: keyword {key} is {value!r}, not a number")
+    return float(value)
 
 
 def _zeropoint(
@@ -274,7 +328,9 @@ def _zeropoint(
     if band in images.zeropoints:
         return images.zeropoints[band]
     key = images.zeropoint_keyword
-    value = header.get(key, primary.get(key))
+    value = keyword(header, key, where)
+    if value is None:
+        value = keyword(primary, key, where)
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -300,26 +356,39 @@ class PlaneReader:
     """
 
     def __init__(self, plane: Plane, path: str) -> None:
-        self.plane = plane
+        self.plane, self.path = plane, path
+        self._unpacking = self._compressed() if plane.compressed else None
+
+    def _compressed(self) -> Any:
+        with self._cfitsio():
+            hdu = fitsio.FITS(self.path)[self.plane.hdu]
+            # CFITSIO reads headers in its own way, and decides alone how much it unpacks.
+            if not isinstance(hdu, ImageHDU) or tuple(hdu.get_dims()) != self.plane.shape:
+                raise ValueError(f"CFITSIO finds no image of {self.plane.shape} pixels here")
+            return hdu
+
+    @contextmanager
+    def _cfitsio(self) -> Iterator[None]:
         try:
-            if plane.compressed:
-                self._source: Any = fitsio.FITS(path)[plane.hdu]
-            else:
-                self._source = np.memmap(
-                    path, big_endian(plane.bitpix), "r", offset=plane.offset, shape=plane.shape
-                )
+            yield
         except (OSError, ValueError) as error:
-            raise InputError(f"{plane.where}: cannot be read: {error}") from error
+            if CFITSIO_IO.match(str(error)):
+                raise unreadable(self.plane.path, error) from error
+            raise InputError(f"{self.plane.where}: damaged compressed data: {error}") from error
 
     def _stored(self, y0: int, y1: int) -> NDArray[Any]:
-        if not self.plane.compressed:
-            rows: NDArray[Any] = self._source[y0:y1]
+        if self._unpacking is not None:
+            with self._cfitsio():
+                rows: NDArray[Any] = self._unpacking[y0:y1, :]
             return rows
-        try:
-            rows = self._source[y0:y1, :]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.plane.where}: damaged compressed data: {error}") from error
-        return rows
+        plane = self.plane
+        out = np.empty((y1 - y0, plane.shape[1]), big_endian(plane.bitpix))
+        # Read, not mapped: a disk that fails under a mapping kills the process.
+        with reading(plane.where), open(self.path, "rb") as stream:
+            stream.seek(plane.offset + y0 * out.strides[0])
+            if stream.readinto(out.data) < out.nbytes:
+                raise InputError(f"{plane.where}: truncated: the file ends before row {y1}")
+        return out
 
     def rows(self, y0: int, y1: int) -> NDArray[np.float32]:
         """Rows y0 to y1 (excluded) as float32, shape (y1 - y0, nx), in counts; blanks are NaN.
@@ -327,7 +396,9 @@ class PlaneReader:
         Raises
         ------
         InputError
-            If compressed data are damaged.
+            If compressed data are damaged, or the file ends too soon.
+        StoreError
+            If the file cannot be read now.
         """
         plane, stored = self.plane, self._stored(y0, y1)
         out: NDArray[np.float32] = stored.astype(np.float32)

@@ -100,12 +100,13 @@ def wcs_text(
     for key in ("CPDIS1", "CPDIS2", "D2IMDIS1", "D2IMDIS2"):
         if key in source:
             raise InputError(f"{where}: keyword {key}: table distortions are not supported")
-    chosen = Header([card for card in source.cards if WCS_CARD.match(card.keyword)])
-    for key in ("RADESYS", "RADECSYS", "EQUINOX"):
-        # RADESYS given by the extension beats the primary's obsolete spelling of it.
-        if key in primary and key not in chosen and "RADESYS" not in chosen:
-            chosen[key] = primary[key]
     try:
+        chosen = Header([card for card in source.cards if WCS_CARD.match(card.keyword)])
+        list(chosen.values())  # a card that cannot be parsed raises here; wcslib would pass it over
+        for key in ("RADESYS", "RADECSYS", "EQUINOX"):
+            # RADESYS given by the extension beats the primary's obsolete spelling of it.
+            if key in primary and key not in chosen and "RADESYS" not in chosen:
+                chosen[key] = primary[key]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FITSFixedWarning)
             wcs = WCS(chosen, naxis=2)

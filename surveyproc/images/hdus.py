@@ -5,24 +5,29 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import math
 import os
+import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import fsspec
 import numpy as np
-from astropy.io.fits import Header
+from astropy.io.fits import Header, VerifyError
+from astropy.io.fits.card import Undefined
 
-from surveyproc.errors import InputError
+from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.storage import store_error
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000
 COPY_BYTES = 1 << 22
+MAX_NAXIS = 999  # FITS standard 4.0, section 4.4.1
+BITPIX = (8, 16, 32, 64, -32, -64)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class Hdu:
         Where its data begin, and their length without padding, in the uncompressed file.
     complete : bool
         Whether the file holds all of them.
+    fault : str
+        What is wrong with the header if it does not tell where the data end; it is the last one
+        that can be found then. Empty if nothing is.
     """
 
     index: int
@@ -46,6 +54,7 @@ class Hdu:
     offset: int
     nbytes: int
     complete: bool
+    fault: str = ""
 
 
 class _Cursor:
@@ -90,43 +99,87 @@ def _unpacked(path: str, stream: IO[bytes]) -> IO[bytes]:
     return stream
 
 
-def scan(path: str) -> list[Hdu]:
-    """All headers of the file, in order, without reading data that can be skipped.
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Name what goes wrong while `path` is read: its content, or the disk or network under it.
 
     Raises
     ------
     InputError
-        If the file cannot be opened, is not FITS, or ends within a header. Data that end too soon
-        are no error here: the HDU says `complete=False`.
+        If the content is damaged: another time it will be so too.
+    StoreError
+        If it cannot be read now, which says nothing about the content.
     """
     try:
-        with _open(path) as stream:
-            if is_packed(path):
-                return list(_hdus(_Cursor(_unpacked(path, stream), None), path))
+        yield
+    except SurveyError:
+        raise
+    except (EOFError, zlib.error, gzip.BadGzipFile, IsADirectoryError) as error:
+        raise InputError(f"{path}: truncated or damaged: {error}") from error
+    except OSError as error:
+        if type(error) is OSError and error.errno is None:  # bz2 complains about content like this
+            raise InputError(f"{path}: truncated or damaged: {error}") from error
+        raise unreadable(path, error) from error
+    except Exception as error:
+        # Clients of object stores and web servers have families of errors of their own.
+        if "://" not in path:
+            raise
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: Exception) -> StoreError:
+    """The error of a file that cannot be read now, whatever its content."""
+    return StoreError(
+        f"{path}: cannot be read ({error or type(error).__name__}): check that it is there and "
+        "that its disk or network works, then ingest again"
+    )
+
+
+def scan(path: str) -> Iterator[Hdu]:
+    """All headers of the file, in order, without reading data that can be skipped.
+
+    Data that end too soon are no error here (the HDU says `complete=False`), nor is a header that
+    makes no sense (it says so in `fault`); both come last.
+
+    Raises
+    ------
+    InputError
+        If the file is not FITS, or ends within a header; HDUs before that were good.
+    StoreError
+        If the file cannot be read now.
+    """
+    with reading(path), _open(path) as stream:
+        if is_packed(path):
+            yield from _hdus(_Cursor(_unpacked(path, stream), None), path)
+        else:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
-            return list(_hdus(_Cursor(stream, size), path))
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+            yield from _hdus(_Cursor(stream, size), path)
 
 
 def _hdus(cursor: _Cursor, path: str) -> Iterator[Hdu]:
     index = 0
     while True:
+        where = f"{path}[{index}]"
         try:
-            header = _header(cursor, path, first=index == 0)
-        except (EOFError, zlib.error, OSError) as error:
+            with reading(where):
+                header = _header(cursor, where, first=index == 0)
+        except InputError as error:
             if index == 0:
                 raise
-            # A packed file that breaks off after some whole HDUs: those were good.
-            raise InputError(f"{path}: truncated after HDU {index - 1}: {error}") from error
+            raise InputError(f"{error}; what follows HDU {index - 1} is not used") from error
         if header is None:
             return
-        nbytes = data_bytes(header)
         offset = cursor.place
         try:
-            found = cursor.skip(-(-nbytes // BLOCK) * BLOCK)
-        except (EOFError, zlib.error, OSError):
+            nbytes = data_bytes(header, where)
+        except InputError as error:
+            yield Hdu(index, header, offset, 0, complete=False, fault=str(error))
+            return
+        try:
+            with reading(where):
+                found = cursor.skip(-(-nbytes // BLOCK) * BLOCK)
+        except InputError:
             found = 0
         yield Hdu(index, header, offset, nbytes, found >= nbytes)
         if found < nbytes:
@@ -134,36 +187,84 @@ def _hdus(cursor: _Cursor, path: str) -> Iterator[Hdu]:
         index += 1
 
 
-def _header(cursor: _Cursor, path: str, *, first: bool) -> Header | None:
+def _header(cursor: _Cursor, where: str, *, first: bool) -> Header | None:
     text = b""
     for _ in range(MAX_HEADER_BLOCKS):
         block = cursor.read(BLOCK)
         if not text:
             if first and not block.startswith(b"SIMPLE  ="):
-                raise InputError(f"{path}: is not a FITS file (no SIMPLE keyword at its start)")
+                raise InputError(f"{where}: is not a FITS file (no SIMPLE keyword at its start)")
             # Whatever follows the last extension (padding, special records) is not ours to judge.
             if not first and not block.startswith(b"XTENSION"):
                 return None
         if len(block) < BLOCK:
-            raise InputError(f"{path}: truncated within a header")
+            raise InputError(f"{where}: truncated within a header")
         for start in range(0, BLOCK, 80):
             if block[start : start + 80].rstrip() == b"END":
                 cards = text + block[:start]
                 return Header.fromstring(cards.decode("ascii", "replace"))
         text += block
-    raise InputError(f"{path}: a header without END")
+    raise InputError(f"{where}: a header without END")
 
 
-def data_bytes(header: Header) -> int:
-    """Bytes of an HDU's data without padding (FITS standard 4.0, equations 1 and 2)."""
-    sizes = [max(0, int(header.get(f"NAXIS{i + 1}", 0))) for i in range(int(header["NAXIS"]))]
+def data_bytes(header: Header, where: str) -> int:
+    """Bytes of an HDU's data without padding (FITS standard 4.0, equations 1 and 2).
+
+    Raises
+    ------
+    InputError
+        If a keyword that this takes is missing or makes no sense; the message names it.
+    """
+    axes = integer(header, "NAXIS", where, range(MAX_NAXIS + 1))
+    sizes = [integer(header, f"NAXIS{axis + 1}", where) for axis in range(axes)]
     if not sizes:
         return 0
-    count = 1
-    for size in sizes:
-        count *= size
-    groups, extra = int(header.get("GCOUNT", 1)), int(header.get("PCOUNT", 0))
-    return abs(int(header["BITPIX"])) // 8 * groups * (extra + count)
+    bitpix = integer(header, "BITPIX", where, BITPIX)
+    groups = integer(header, "GCOUNT", where, default=1)
+    extra = integer(header, "PCOUNT", where, default=0)
+    return abs(bitpix) // 8 * groups * (extra + math.prod(sizes))
+
+
+def keyword(header: Header, key: str, where: str) -> Any:
+    """The value of a keyword; None if it is absent or has none.
+
+    Raises
+    ------
+    InputError
+        If its card cannot be parsed.
+    """
+    try:
+        value = header.get(key)
+    except (VerifyError, ValueError) as error:
+        raise InputError(f"{where}: keyword {key}: its card is not valid FITS") from error
+    return None if isinstance(value, Undefined) else value
+
+
+def integer(
+    header: Header,
+    key: str,
+    where: str,
+    allowed: Sequence[int] = range(sys.maxsize),
+    *,
+    default: int | None = None,
+) -> int:
+    """The value of a keyword that is one of the `allowed` integers, by default not negative.
+
+    Raises
+    ------
+    InputError
+        If it is not, or is missing and there is no default; the message names it.
+    """
+    value = keyword(header, key, where)
+    if value is None:
+        if default is None:
+            raise InputError(f"{where}: keyword {key} is missing")
+        return default
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{where}: keyword {key} is {value!r}, not an integer")
+    if value not in allowed:
+        raise InputError(f"{where}: keyword {key} = {value} is not possible")
+    return value
 
 
 @contextmanager
@@ -176,9 +277,9 @@ def local_copy(path: str) -> Iterator[str]:
     Raises
     ------
     InputError
-        If the file is truncated or cannot be read.
+        If the file is truncated or damaged.
     StoreError
-        If the temporary file cannot be written.
+        If it cannot be read now, or the temporary file cannot be written.
     """
     if "://" not in path and not is_packed(path):
         yield path
@@ -194,12 +295,9 @@ def local_copy(path: str) -> Iterator[str]:
 
 
 def _pieces(path: str) -> Iterator[bytes]:
-    try:
-        with _open(path) as raw, _unpacked(path, raw) as stream:
-            while data := stream.read(COPY_BYTES):
-                yield data
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: truncated or damaged: {error}") from error
+    with reading(path), _open(path) as raw, _unpacked(path, raw) as stream:
+        while data := stream.read(COPY_BYTES):
+            yield data
 
 
 def checksum(path: str) -> tuple[str, int]:
@@ -207,21 +305,18 @@ def checksum(path: str) -> tuple[str, int]:
 
     Raises
     ------
-    InputError
-        If the file cannot be read.
+    StoreError
+        If the file cannot be read now.
     """
-    try:
-        with _open(path) as stream:
-            if "://" not in path:
-                found = hashlib.file_digest(cast(Any, stream), "sha256")
-                return found.hexdigest(), stream.tell()
-            total, found = 0, hashlib.sha256()
-            while data := stream.read(COPY_BYTES):
-                found.update(data)
-                total += len(data)
-            return found.hexdigest(), total
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    with reading(path), _open(path) as stream:
+        if "://" not in path:
+            found = hashlib.file_digest(cast(Any, stream), "sha256")
+            return found.hexdigest(), stream.tell()
+        total, found = 0, hashlib.sha256()
+        while data := stream.read(COPY_BYTES):
+            found.update(data)
+            total += len(data)
+        return found.hexdigest(), total
 
 
 def big_endian(bitpix: int) -> np.dtype[Any]:

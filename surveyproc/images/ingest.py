@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from surveyproc import cluster
 from surveyproc.config import ImagesSection, SurveyConfig
-from surveyproc.errors import InputError
-from surveyproc.images.build import RECORD, BandError, build_cube, clear_debris
+from surveyproc.errors import InputError, StoreError
+from surveyproc.images.build import BandError, build_cube, clear_debris, read_record
 from surveyproc.images.cube import TILES_KEY, TILES_SCHEMA, cube_key
 from surveyproc.images.fits import Plane, Problem, planes_of
 from surveyproc.images.grid import Grid
-from surveyproc.images.hdus import checksum
+from surveyproc.images.hdus import checksum, unreadable
 from surveyproc.progress import Meter
 from surveyproc.storage import Store, fingerprint
 
@@ -68,24 +68,28 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
     Raises
     ------
     InputError
-        If no tile at all could be used; the message lists why.
+        If there are files and no tile at all could be made of them; the message lists why.
     StoreError
-        If the store cannot take a cube (disk full). Finished cubes are kept.
+        If an input could not be read now, or the store could not take a cube (disk full). Raised
+        when all other tiles are done and in the table; a tile that failed keeps the row it had.
     """
     clear_debris(store)
-    planes, problems = _scan(config.tile_files(), config.images, workers)
+    paths = config.tile_files()
+    planes, problems = _scan(paths, config.images, workers)
     groups = group_planes(planes, problems, config.images.bands)
-    summary = TilesSummary(problems=[problem.message for problem in problems])
+    before = _former_rows(store)
+    failures = _unread(problems, before)
+    summary = TilesSummary(problems=[one.message for one in problems if not one.unread])
     items = [
         {
             "tile": tile,
             "planes": [plane for kinds in bands.values() for plane in kinds.values()],
         }
         for tile, bands in sorted(groups.items())
-        if bands
+        if bands and tile not in failures
     ]
     for tile, bands in sorted(groups.items()):
-        if not bands:
+        if not bands and tile not in failures:
             summary.problems.append(f"tile {tile}: no usable band; skipped")
     rows: list[dict[str, Any]] = []
     results = cluster.stream(
@@ -95,6 +99,8 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
         for outcome in results:
             summary.bytes += outcome["bytes"]
             summary.problems += outcome["problems"]
+            if outcome["failure"]:
+                failures[outcome["tile"]] = f"tile {outcome['tile']}: {outcome['failure']}"
             if outcome["row"] is not None:
                 rows.append(outcome["row"])
                 summary.written += outcome["written"]
@@ -102,10 +108,43 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
             meter.advance(objects=1, nbytes=outcome["bytes"])
     summary.tiles = len(rows)
     summary.problems.sort()
-    if not rows:
+    rows += [before[tile] for tile in failures if tile in before]
+    if paths and not rows and not failures:
         raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
-    _write_table(store, sorted(rows, key=lambda row: str(row["id"])))
+    if rows or not paths:
+        _write_table(store, sorted(rows, key=lambda row: str(row["id"])))
+    if failures:
+        raise StoreError(
+            f"{len(failures)} tiles or files failed; the other tiles are done, and the same "
+            "command tries again:\n" + "\n".join(failures[name] for name in sorted(failures))
+        )
     return summary
+
+
+def _former_rows(store: Store) -> dict[str, dict[str, Any]]:
+    """Rows of the table of tiles that is there, by id; none if there is none that can be used."""
+    if not store.exists(TILES_KEY):
+        return {}
+    try:
+        return {row["id"]: row for row in store.read_table(TILES_KEY).to_pylist()}
+    except StoreError:
+        return {}  # it is written anew
+
+
+def _unread(problems: Sequence[Problem], before: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Tile to message for the files that could not be read; the file where no tile is known.
+
+    A cube made without such a file would lack its bands, and nobody would know.
+    """
+    failures: dict[str, str] = {}
+    for problem in (one for one in problems if one.unread):
+        name = problem.unread.rsplit("/", 1)[-1]
+        tiles = {tile for tile, row in before.items() if name in row["files"]}
+        tiles |= {problem.tile} - {""}
+        failures |= {tile: f"tile {tile}: {problem.message}" for tile in tiles}
+        if not tiles:
+            failures[problem.unread] = problem.message
+    return failures
 
 
 def _scan(
@@ -190,18 +229,20 @@ def _state(path: str) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     return status.st_size, status.st_mtime_ns
 
 
 class _TileWorker:
-    """Makes one tile's cube unless it is there; bad input is a problem in its result."""
+    """Makes one tile's cube unless it is there; what goes wrong is in its result."""
 
     def __init__(self, url: str, mask_bits: int | None) -> None:
         self.store, self.mask_bits = Store(url), mask_bits
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         outcome: dict[str, Any] = {
+            "tile": item["tile"],
+            "failure": "",
             "row": None,
             "written": False,
             "bytes": 0,
@@ -211,6 +252,8 @@ class _TileWorker:
             outcome |= _make_tile(self.store, item["tile"], item["planes"], self.mask_bits)
         except InputError as error:
             outcome["problems"] = [f"tile {item['tile']}: {error}"]
+        except StoreError as error:
+            outcome["failure"] = str(error)
         return outcome
 
 
@@ -234,7 +277,7 @@ def _make_tile(
         }
     )
     key = cube_key(tile, version)
-    record = store.read_json(f"{key}/{RECORD}")
+    record = read_record(store, key)
     if record is not None:
         return {
             "row": record["row"],
@@ -249,7 +292,7 @@ def _make_tile(
 
     def finish(grid: Grid, names: list[str], has: dict[str, bool]) -> dict[str, Any]:
         if before != {path: _state(path) for path in paths}:
-            raise InputError(f"a file changed while it was read: {', '.join(paths)}; ingest again")
+            raise StoreError(f"a file changed while it was read: {', '.join(paths)}; ingest again")
         files = sorted({path.rsplit("/", 1)[-1] for path in paths})
         row = _row(tile, version, grid, names, has, files)
         combined = "".join(sorted(found for found, _ in sums.values()))

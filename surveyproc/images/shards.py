@@ -17,6 +17,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from surveyproc.errors import StoreError
+
 CRC_BYTES = 4
 Rectangle = tuple[int, int, int, int]
 
@@ -104,8 +106,8 @@ class ShardedArray:
         ------
         LayoutError
             If it is not sharded, uncompressed and checksummed as expected.
-        OSError, ValueError, KeyError
-            If the metadata are missing or damaged.
+        OSError, ValueError, KeyError, TypeError
+            If the metadata are missing or damaged, or cannot be read.
         """
         meta = json.loads((path / "zarr.json").read_text())
         codecs = meta["codecs"]
@@ -140,6 +142,11 @@ class ShardedArray:
         damaged : callable
             Called with the rectangle (y0, y1, x0, x1) of the array and a reason for every chunk
             that is missing or fails its checksum. May raise.
+
+        Raises
+        ------
+        StoreError
+            If a shard that is there cannot be read now.
         """
         y0, y1, x0, x1 = box
         _, height, width = self.shard
@@ -160,8 +167,10 @@ class ShardedArray:
                     with open(path, "rb", buffering=0) as stream:
                         index = self._index(stream)
                         self._shard(stream, index, corner, box, chosen, out, buffer, damaged)
-                except (OSError, ValueError) as error:
+                except (FileNotFoundError, ValueError) as error:
                     damaged(whole, f"{path}: {error}")
+                except OSError as error:
+                    raise unreadable(path, error) from error
 
     def _index(self, stream: IO[bytes]) -> NDArray[np.uint64]:
         counts = (self.shard[1] // self.chunk[1], self.shard[2] // self.chunk[2])
@@ -213,6 +222,13 @@ class ShardedArray:
             return False
         stream.seek(offset)
         return stream.readinto(buffer.data) == nbytes and _intact(buffer)
+
+
+def unreadable(where: str | Path, error: OSError) -> StoreError:
+    """The error of a part of a cube that may be whole and cannot be read now."""
+    return StoreError(
+        f"{where}: cannot be read ({error}): check the disk or network, then repeat the command"
+    )
 
 
 def _intact(data: Any) -> bool:

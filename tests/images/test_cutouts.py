@@ -1,3 +1,5 @@
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -6,8 +8,10 @@ import pytest
 from conftest_images import WCS_CARDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.storage import FsspecStore
 
 from surveyproc.errors import StoreError
+from surveyproc.images import shards
 from surveyproc.images.build import create_cube, write_rows
 from surveyproc.images.cube import Cube, Tile, chunk_grid, read_window
 from surveyproc.images.cutouts import CutoutReader, cut, split_windows
@@ -239,6 +243,52 @@ def test_a_cube_that_is_gone_is_an_error_not_a_flag(store):
     x, y = spread(5)
     with pytest.raises(StoreError, match=f"{tile.key}, is gone"):
         list(CutoutReader(store, [tile], ["g"]).batches(*positions(tile, x, y), 16, 99))
+
+
+@pytest.mark.parametrize("part", ["metadata", "shard"])
+def test_a_disk_that_fails_is_an_error_not_a_flag(store, monkeypatch, part):
+    tile, _ = make_tile(store)
+    reader = CutoutReader(store, [tile], ["g", "r"])
+    where = positions(tile, *spread(20))
+
+    def fails(*arguments, **keywords):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        if part == "metadata":
+            patch.setattr(Path, "read_text", fails)
+        else:
+            patch.setattr(shards, "open", fails, raising=False)
+        with pytest.raises(StoreError, match=f"{tile.key}/image.*cannot be read"):
+            list(reader.batches(*where, 16, 99))
+    (batch,) = reader.batches(*where, 16, 99)
+    assert not (batch.flags & flag("corrupt_data")).any()
+
+
+def test_a_store_that_fails_is_an_error_not_a_flag(tmp_path, monkeypatch):
+    store = Store(f"memory://{tmp_path.name}")
+    tile, _ = make_tile(store)
+    cube = Cube(store, tile)
+    cube.read((0, 9, 0, 9), ["g"])
+
+    async def fails(*arguments, **keywords):
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr(FsspecStore, "get", fails)
+    with pytest.raises(StoreError, match=f"{tile.key}/image.*cannot be read"):
+        cube.read((0, 9, 0, 9), ["g"], tolerant=True)
+
+
+def test_a_damaged_window_is_logged_once(store, caplog):
+    tile, _ = make_tile(store, weights=True)
+    for name in ("image", "weight"):
+        for path in shard_files(store, tile, name):
+            path.unlink()
+    Cube(store, tile).read((0, 700, 0, 900), ["g"], tolerant=True)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert tile.key in record.message
+    assert "ingest again" in record.message
 
 
 @given(size=st.integers(1, 20_000))

@@ -1,15 +1,24 @@
 import bz2
+import contextlib
+import errno
 import gzip
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from conftest_images import header, pixels, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from surveyproc.config import ImagesSection
+from surveyproc.errors import InputError, StoreError
+from surveyproc.images import fits as fits_planes
+from surveyproc.images import hdus
 from surveyproc.images.fits import Plane, PlaneReader, planes_of
-from surveyproc.images.hdus import checksum, local_copy
+from surveyproc.images.hdus import checksum, local_copy, reading
 
 
 def images(**settings) -> ImagesSection:
@@ -216,3 +225,151 @@ def test_masks_as_integers(tmp_path):
     path = write(tmp_path / "m.fits", np.array([[0, 1], [4, 65535]], np.uint16), band="r")
     (plane,), _ = planes_of(str(path), images(file_pattern="(?P<kind>m)"))
     np.testing.assert_array_equal(PlaneReader(plane, plane.path).bits(0, 2), [[0, 1], [4, 65535]])
+
+
+def change(path: Path, key: str, value: str | None, hdu: int = 0) -> None:
+    """Put `value` in the card of `key` as it stands, or take the card away."""
+    with fits.open(path) as hdus:
+        start = hdus[hdu]._header_offset
+    text = path.read_bytes()
+    place = text.index(f"{key:8s}=".encode(), start)
+    card = (f"{key:8s}= {value}" if value is not None else "COMMENT").ljust(80).encode()
+    path.write_bytes(text[:place] + card + text[place + 80 :])
+
+
+@pytest.mark.parametrize("key", ["NAXIS", "NAXIS1", "BITPIX"])
+@pytest.mark.parametrize("value", [None, "", "abc", "'two'", "2.5", "-7", "T", "10" * 30])
+def test_headers_that_make_no_sense(tmp_path, key, value):
+    path = tmp_path / "a.fits"
+    fits.HDUList(
+        [
+            fits.PrimaryHDU(pixels(), header()),
+            fits.ImageHDU(pixels(), header(band="r")),
+            fits.ImageHDU(pixels(), header(band="z")),
+        ]
+    ).writeto(path)
+    change(path, key, value, 1)
+    (plane,), (problem,) = planes_of(str(path), images())
+    assert plane.band == "g"
+    assert f"{path}[1]" in problem.message
+    # Twenty digits of pixels are possible; the file ends before them.
+    assert key in problem.message or "truncated" in problem.message
+    assert (problem.tile, problem.band) == ("T1", "r")
+
+
+@pytest.mark.parametrize("key", ["FILTER", "OBJECT", "MAGZERO", "CRVAL1", "BLANK"])
+def test_a_card_that_cannot_be_parsed(tmp_path, key):
+    path = write(tmp_path / "a.fits", BLANK=3)
+    change(path, key, "not 'valid")
+    assert key in only_problem(path)
+
+
+@pytest.mark.parametrize("key", ["ZNAXIS", "ZBITPIX", "ZNAXIS1", "ZTILE1", "NAXIS2"])
+@pytest.mark.parametrize("value", [None, "0", "abc", "-3", "9000000000"])
+def test_compressed_headers_that_make_no_sense(tmp_path, key, value):
+    path = tmp_path / "a.fits.fz"
+    hdu = fits.CompImageHDU(pixels(), header(), compression_type="RICE_1")
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+    change(path, key, value)
+    if (key, value) == ("ZTILE1", None):  # a row by default, as here
+        assert len(planes_of(str(path), images())[0]) == 1
+    else:
+        message = only_problem(path)
+        assert f"{path}[1]" in message
+        assert "ZNAXIS" in message or key in message or "truncated" in message
+
+
+def test_a_weight_with_a_broken_header_takes_its_band_with_it(tmp_path):
+    path = tmp_path / "a.fits"
+    bare = header(OBJECT=None, FILTER=None)
+    fits.HDUList(
+        [fits.PrimaryHDU(pixels(), header()), fits.ImageHDU(pixels(), bare, name="WHT")]
+    ).writeto(path)
+    change(path, "BITPIX", "abc", 1)
+    _, (problem,) = planes_of(str(path), images())
+    assert (problem.tile, problem.band) == ("T1", "g")
+
+
+def test_images_before_a_truncated_header_are_kept(tmp_path):
+    path = tmp_path / "a.fits"
+    fits.HDUList(
+        [
+            fits.PrimaryHDU(pixels(), header()),
+            fits.ImageHDU(pixels(), header(band="r")),
+            fits.ImageHDU(pixels(), header(band="z", **{f"KEY{i}": i for i in range(60)})),
+        ]
+    ).writeto(path)
+    with fits.open(path) as hdus:
+        start = [hdu._header_offset for hdu in hdus][2]
+    path.write_bytes(path.read_bytes()[: start + 3000])
+    planes, (problem,) = planes_of(str(path), images())
+    assert [plane.band for plane in planes] == ["g", "r"]
+    assert f"{path}[2]: truncated" in problem.message
+    assert (problem.tile, problem.band) == ("", "")
+    _, (problem,) = planes_of(str(path), images(file_pattern="(?P<tile>a)"))
+    assert problem.tile == "a"
+
+
+@pytest.mark.parametrize("name", ["tiles.parquet", "Tiles.Parquet"])
+def test_a_tile_never_takes_the_place_of_the_table_of_tiles(tmp_path, name):
+    assert "table of tiles" in only_problem(write(tmp_path / "a.fits", tile=name))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOENT])
+def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, number):
+    path = str(write(tmp_path / "a.fits"))
+    (plane,), _ = planes_of(path, images())
+    reader = PlaneReader(plane, path)
+
+    def fails(*arguments, **keywords):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fits_planes, "open", fails, raising=False)
+    monkeypatch.setattr(hdus, "open", fails, raising=False)
+    with pytest.raises(StoreError, match=re.escape(path)):
+        reader.rows(0, 10)
+    with pytest.raises(StoreError, match=re.escape(path)):
+        checksum(path)
+    planes, (problem,) = planes_of(path, images())
+    assert not planes
+    assert problem.unread == path
+
+
+def test_cfitsio_tells_a_failing_disk_from_damage(tmp_path, monkeypatch):
+    path = tmp_path / "a.fits.fz"
+    hdu = fits.CompImageHDU(pixels(), header(), compression_type="RICE_1")
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+    (plane,), _ = planes_of(str(path), images())
+    with pytest.raises(StoreError, match=re.escape(str(path))):
+        PlaneReader(plane, str(tmp_path / "gone.fits"))
+    (tmp_path / "b.fits.fz").write_bytes(path.read_bytes()[:2880])
+    with pytest.raises(InputError, match="damaged"):
+        PlaneReader(plane, str(tmp_path / "b.fits.fz"))
+
+
+def test_a_connection_that_breaks_is_no_damage():
+    class Broken(Exception):
+        """Clients of web servers have errors of their own."""
+
+    with pytest.raises(StoreError, match="reset"), reading("https://there/a.fits"):
+        raise Broken("reset")
+    with pytest.raises(Broken), reading("/here/a.fits"):
+        raise Broken
+
+
+@settings(max_examples=2500, deadline=None)
+@given(place=st.integers(0, 35), junk=st.binary(min_size=1, max_size=72), extension=st.booleans())
+def test_junk_in_any_card_is_a_problem_at_most(tmp_path_factory, place, junk, extension):
+    path = tmp_path_factory.mktemp("junk") / "a.fits"
+    first = fits.PrimaryHDU() if extension else fits.PrimaryHDU(pixels(), header())
+    rest = [fits.CompImageHDU(pixels(), header(), compression_type="RICE_1")] if extension else []
+    fits.HDUList([first, *rest]).writeto(path)
+    text = bytearray(path.read_bytes())
+    start = 2880 * extension + 80 * place + 8
+    text[start : start + len(junk)] = junk
+    path.write_bytes(bytes(text))
+    planes, problems = planes_of(str(path), images())
+    assert planes or problems
+    for plane in planes:
+        with contextlib.suppress(InputError):
+            read(plane)

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import subprocess
@@ -11,7 +12,8 @@ import zarr
 from conftest_images import pixels, write
 
 from surveyproc.errors import InputError, StoreError
-from surveyproc.images import ingest
+from surveyproc.images import fits as fits_planes
+from surveyproc.images import hdus, ingest
 from surveyproc.images.build import nanojansky_of_count
 from surveyproc.images.cube import read_tiles, read_window
 from surveyproc.images.ingest import ingest_tiles
@@ -337,3 +339,98 @@ def test_real_decam_exposures_with_weights_and_masks(survey_data, tmp_path, make
     )
     assert np.isfinite(flux).all()
     assert (error > 0).all()
+
+
+def fail_to_read(monkeypatch, name: str, number: int = errno.EIO) -> None:
+    """From now on opening the file `name` fails, as a disk or network may."""
+
+    def opens(path, *arguments):
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return open(path, *arguments)
+
+    for module in (hdus, fits_planes):
+        monkeypatch.setattr(module, "open", opens, raising=False)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.ENOENT])
+@pytest.mark.parametrize("stage", ["headers", "checksum", "pixels"])
+def test_a_read_error_fails_its_tile_until_the_next_ingest(
+    tmp_path, make_config, monkeypatch, stage, number
+):
+    write_two_bands(tmp_path)
+    write(tmp_path / "b_g.fits", pixels(5), tile="T2")
+    config = make_config(file_pattern="(?P<tile>[ab])_")
+    with monkeypatch.context() as patch:
+        step = {"headers": "_scan", "checksum": "_checksum", "pixels": "build_cube"}[stage]
+        real = getattr(ingest, step)
+
+        def fails(*arguments):
+            fail_to_read(patch, "a_r.fits", number)
+            return real(*arguments)
+
+        patch.setattr(ingest, step, fails)
+        with pytest.raises(StoreError, match=r"tile a: .*a_r\.fits"):
+            run(config)
+    store = Store(config.root)
+    assert [tile.id for tile in read_tiles(store)] == ["b"]
+    assert not store.exists("images/a")
+    summary, _ = run(config)
+    assert (summary.written, summary.unchanged, summary.problems) == (1, 1, [])
+    assert read_tiles(store)[0].bands == ("g", "r")
+
+
+def test_a_tile_that_fails_keeps_the_row_it_had(tmp_path, make_config, monkeypatch):
+    write_two_bands(tmp_path)
+    write(tmp_path / "b_g.fits", pixels(5), tile="T2")
+    _, store = run(make_config())
+    before = snapshot(store.root)
+    with monkeypatch.context() as patch:
+        # No file name says to which tile this one belongs; the table of tiles does.
+        fail_to_read(patch, "a_r.fits")
+        with pytest.raises(StoreError, match=r"tile T1: .*a_r\.fits"):
+            run(make_config())
+    assert snapshot(store.root) == before
+
+
+def test_a_file_of_an_unknown_tile_that_cannot_be_read_is_named(tmp_path, make_config):
+    write_two_bands(tmp_path)
+    (tmp_path / "gone.fits").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match=r"gone\.fits: cannot be read"):
+        run(make_config())
+    assert len(read_tiles(Store(make_config().root))) == 1
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "metadata", "record"])
+def test_a_cube_that_lacks_a_part_is_built_anew(tmp_path, make_config, damage):
+    write_two_bands(tmp_path)
+    _, store = run(make_config())
+    before = {name: content for name, (_, content) in snapshot(store.root).items()}
+    folder = Path(store.path(read_tiles(store)[0].key))
+    if damage == "gone":
+        (folder / "image/c/0/0/0").unlink()
+    elif damage == "short":
+        os.truncate(folder / "image/c/0/0/0", 1000)
+    else:
+        (folder / ("image/zarr.json" if damage == "metadata" else "tile.json")).unlink()
+    summary, _ = run(make_config())
+    assert (summary.written, summary.unchanged) == (1, 0)
+    assert {name: content for name, (_, content) in snapshot(store.root).items()} == before
+    assert run(make_config())[0].unchanged == 1
+
+
+def test_a_cube_in_an_object_store_that_lacks_a_part_is_built_anew(tmp_path, make_config):
+    write_two_bands(tmp_path)
+    config = make_config(root=f"memory://{tmp_path.name}")
+    _, store = run(config)
+    (tile,) = read_tiles(store)
+    store.remove(f"{tile.key}/image/c/0/0/0")
+    assert run(config)[0].written == 1
+    assert run(config)[0].unchanged == 1
+    assert np.isfinite(whole(store, tile).image).all()
+
+
+def test_a_survey_without_images(make_config):
+    summary, store = run(make_config(tiles=[]))
+    assert (summary.tiles, summary.problems) == (0, [])
+    assert read_tiles(store) == []
