@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -119,8 +119,10 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
     products = build_products(config, store)
     check_columns(products, [column.name for column in catalog.columns])
     tiles = tuple(read_tiles(store)) if any(p.inputs.cutout for p in products) else ()
+    columns = schemas.load("object") + tuple(c for product in products for c in product.columns)
     made_by = {
         "products": [[product.name, product.version] for product in products],
+        "columns": [asdict(column) for column in columns],
         "bands": list(config.images.bands),
         "revision": OUTPUT_REVISION,
     }
@@ -143,7 +145,6 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
             "units": [[unit.order, unit.pixel, unit.fingerprint] for unit in units],
         }
     )
-    columns = schemas.load("object") + tuple(c for product in products for c in product.columns)
     settings = fingerprint(config.model_dump(mode="json", exclude={"run", "gates", "truth"}))
     return Plan(config.survey.name, run, units, columns, settings, catalog, tiles, products)
 

@@ -169,8 +169,8 @@ def test_memory_of_ten_times_the_rows(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         )
         used.append(int(done.stdout))
-    # All rows of the larger catalog would be 112 MB and a few times that in copies. What still fills
-    # up between the two are buffers that have a limit: ids of a bucket, rows to spill.
+    # All rows of the larger catalog would be 112 MB and a few times that in copies. What still
+    # fills up between the two are buffers that have a limit: ids of a bucket, rows to spill.
     assert used[1] < used[0] + 60_000
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lsdb
@@ -283,3 +284,18 @@ def test_commit_records_hold_what_the_design_says(published_survey):
     assert records
     document = json.loads(records[0].read_text())
     assert set(document) == {"unit", "leaf", "stats", "flags", "seconds", "provenance"}
+
+
+def test_a_changed_column_declaration_makes_another_run(published_survey, monkeypatch):
+    config = load(published_survey)
+    store = Store(config.root)
+    before = make_plan(config, store)
+    declared = schemas.load
+
+    def reworded(name, **names):
+        return tuple(replace(c, description="Other words.") for c in declared(name, **names))
+
+    monkeypatch.setattr(schemas, "load", reworded)
+    after = make_plan(config, store)
+    assert after.run != before.run
+    assert not {unit.name for unit in after.units} & {unit.name for unit in before.units}
