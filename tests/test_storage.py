@@ -22,6 +22,8 @@ def test_put_read_names_remove(tmp_path):
     assert store.names("a") == ["b.bin", "c.json"]
     assert store.read_json("a/none.json") is None
     assert store.names("nowhere") == []
+    assert store.sizes("") == {"a/b.bin": 3, "a/c.json": store.size("a/c.json")}
+    assert store.sizes("nowhere") == {}
     store.remove("a")
     assert not store.exists("a/b.bin")
 

@@ -75,6 +75,9 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
     """
     clear_debris(store)
     paths = config.tile_files()
+    if not paths:  # a survey of catalogs alone
+        _write_table(store, [])
+        return TilesSummary()
     planes, problems = _scan(paths, config.images, workers)
     groups = group_planes(planes, problems, config.images.bands)
     before = _former_rows(store)
@@ -109,14 +112,15 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
     summary.tiles = len(rows)
     summary.problems.sort()
     rows += [before[tile] for tile in failures if tile in before]
-    if paths and not rows and not failures:
+    if not rows and not failures:
         raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
-    if rows or not paths:
+    if rows:
         _write_table(store, sorted(rows, key=lambda row: str(row["id"])))
     if failures:
+        lines = [*sorted(failures.values()), *(f"problem: {one}" for one in summary.problems)]
         raise StoreError(
             f"{len(failures)} tiles or files failed; the other tiles are done, and the same "
-            "command tries again:\n" + "\n".join(failures[name] for name in sorted(failures))
+            "command tries again:\n" + "\n".join(lines)
         )
     return summary
 
