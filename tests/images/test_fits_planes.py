@@ -357,6 +357,7 @@ def test_a_connection_that_breaks_is_no_damage():
         raise Broken
 
 
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
 @settings(max_examples=150, deadline=None)
 @given(place=st.integers(0, 35), junk=st.binary(min_size=1, max_size=72), extension=st.booleans())
 def test_junk_in_any_card_is_a_problem_at_most(tmp_path_factory, place, junk, extension):

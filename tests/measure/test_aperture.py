@@ -40,7 +40,7 @@ def test_weights_are_the_exact_overlap(radius):
     np.testing.assert_allclose(weights.sum(axis=(1, 2)), np.pi * radius**2, rtol=1e-12)
     half = weights.shape[1] // 2
     for offset, weight in zip(offsets, weights, strict=True):
-        mask = CircularAperture(half + offset, radius).to_mask("exact")
+        mask = CircularAperture(half + offset, radius).to_mask(method="exact")
         np.testing.assert_allclose(weight, mask.to_image(weight.shape), atol=1e-12)
 
 
