@@ -70,42 +70,59 @@ class GaZNetC(RedshiftNetwork):
         super().__init__()
         self.bands, self.inputs = tuple(bands), input_count(len(bands))
         self.declared_name = f"gaznet-c{len(bands)}"
-        self.components = components
         self.huber_delta, self.point_weight = huber_delta, point_weight
         self.target_mean, self.target_std = target_mean, target_std
-        sizes = [self.inputs, *widths]
-        self.first = _group(sizes[:5])
-        self.flatten = nn.Flatten()
-        self.second = _group(sizes[4:])
-        self.head = nn.Linear(sizes[-1], 1 + 3 * components)
-        with torch.no_grad():
-            # Components start at different redshifts, or they would all learn the same.
-            spread = torch.linspace(-1.0, 1.0, components) if components > 1 else torch.zeros(1)
-            self.head.bias.zero_()
-            self.head.bias[1 + components : 1 + 2 * components] = spread
+        self.first, self.flatten, self.second = catalog_path(self.inputs, widths)
+        self.head = mixture_head(widths[-1], components)
 
     def forward(self, features: Tensor) -> RedshiftOutput:
         """Point estimate and mixture of inputs of shape (n, 3 bands - 1)."""
         raw = self.head(self.second(self.flatten(self.first(features))))
-        k = self.components
-        x = (self.target_mean + self.target_std * raw[:, 0]).clamp(-math.log(2.0), X_MAX)
-        means = self.target_mean + self.target_std * raw[:, 1 + k : 1 + 2 * k]
-        sigmas = raw[:, 1 + 2 * k :] + math.log(0.3 * self.target_std)
-        return RedshiftOutput(
-            point=torch.expm1(x),
-            log_weights=functional.log_softmax(raw[:, 1 : 1 + k], dim=1),
-            # Means cannot be negative, so at least half of every component lies at z >= 0.
-            means=functional.softplus(means, beta=50.0).clamp(max=X_MAX),
-            sigmas=sigmas.clamp(*LOG_SIGMA_RANGE).exp(),
-        )
+        return mixture_output(raw, self.target_mean, self.target_std)
 
     def loss(self, output: RedshiftOutput, redshift: Tensor) -> Tensor:
         """Huber loss of the point estimate plus negative log likelihood of the mixture, (n,)."""
-        huber = functional.huber_loss(
-            output.point, redshift, delta=self.huber_delta, reduction="none"
-        )
-        likelihood = log_density(output, torch.log1p(redshift))
-        return self.point_weight * huber / self.huber_delta - likelihood
+        return huber_and_likelihood(output, redshift, self.huber_delta, self.point_weight)
+
+
+def mixture_head(inputs: int, components: int) -> nn.Linear:
+    """The last layer: one raw point estimate, then raw weights, means and log sigmas."""
+    head = nn.Linear(inputs, 1 + 3 * components)
+    with torch.no_grad():
+        # Components start at different redshifts, or they would all learn the same.
+        spread = torch.linspace(-1.0, 1.0, components) if components > 1 else torch.zeros(1)
+        head.bias.zero_()
+        head.bias[1 + components : 1 + 2 * components] = spread
+    return head
+
+
+def mixture_output(raw: Tensor, target_mean: float, target_std: float) -> RedshiftOutput:
+    """Point estimate and mixture from what `mixture_head` gave, shape (n, 1 + 3 components).
+
+    `target_mean` and `target_std` are those of ln(1 + z) over the training set.
+    """
+    k = (raw.shape[1] - 1) // 3
+    x = (target_mean + target_std * raw[:, 0]).clamp(-math.log(2.0), X_MAX)
+    means = target_mean + target_std * raw[:, 1 + k : 1 + 2 * k]
+    sigmas = raw[:, 1 + 2 * k :] + math.log(0.3 * target_std)
+    return RedshiftOutput(
+        point=torch.expm1(x),
+        log_weights=functional.log_softmax(raw[:, 1 : 1 + k], dim=1),
+        # Means cannot be negative, so at least half of every component lies at z >= 0.
+        means=functional.softplus(means, beta=50.0).clamp(max=X_MAX),
+        sigmas=sigmas.clamp(*LOG_SIGMA_RANGE).exp(),
+    )
+
+
+def huber_and_likelihood(
+    output: RedshiftOutput, redshift: Tensor, huber_delta: float, point_weight: float
+) -> Tensor:
+    """point_weight * Huber / huber_delta of the point estimate - ln p of the mixture, shape (n,).
+
+    See `GaZNetC` for the two numbers.
+    """
+    huber = functional.huber_loss(output.point, redshift, delta=huber_delta, reduction="none")
+    return point_weight * huber / huber_delta - log_density(output, torch.log1p(redshift))
 
 
 def log_density(output: RedshiftOutput, x: Tensor) -> Tensor:
@@ -121,7 +138,14 @@ def log_density(output: RedshiftOutput, x: Tensor) -> Tensor:
     )
 
 
-def _group(sizes: Sequence[int]) -> nn.Sequential:
+def catalog_path(inputs: int, widths: Sequence[int]) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Four dense layers, a flatten layer, and the rest of the dense layers."""
+    sizes = [inputs, *widths]
+    return dense_layers(sizes[:5]), nn.Flatten(), dense_layers(sizes[4:])
+
+
+def dense_layers(sizes: Sequence[int]) -> nn.Sequential:
+    """Dense layers from sizes[0] inputs to sizes[-1] outputs, SiLU after each."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.SiLU()]
