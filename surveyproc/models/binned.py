@@ -6,6 +6,7 @@ object, shape (n,), whose mean over a batch is what the paper minimises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -97,7 +98,7 @@ def root_mean_square_error(point: Tensor, redshift: Tensor) -> Tensor:
     """sqrt(mean((z_pred - z_spec)^2)) of appendix A: one value, repeated, shape (n,)."""
     # A norm, unlike a square root, has a finite gradient where all residuals vanish.
     norm: Tensor = torch.linalg.vector_norm(_residual(point, redshift))
-    return (norm / len(redshift) ** 0.5).expand(len(redshift))
+    return (norm / math.sqrt(len(redshift))).expand(len(redshift))
 
 
 def joint_loss(logits: Tensor, point: Tensor, redshift: Tensor, index: Tensor) -> Tensor:
