@@ -3,11 +3,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import norm
 
 from surveyproc.errors import InputError
+from surveyproc.evaluate import bootstrap as resampling
 from surveyproc.evaluate.redshift import (
     bias,
     binned_metrics,
+    bootstrap_errors,
+    dz_bias,
+    dz_nmad,
+    dz_outlier_fraction,
+    equal_count_edges,
     nmad,
     outlier_fraction,
     redshift_metrics,
@@ -78,3 +85,79 @@ def test_wrong_shapes_and_edges_are_named():
         binned_metrics([0.1], [0.1], [0.1], [1.0, 0.0])
     with pytest.raises(InputError, match="binned column"):
         binned_metrics([0.1], [0.1], [0.1, 0.2], [0.0, 1.0])
+
+
+def test_functions_of_dz_agree_with_those_of_redshifts_row_by_row():
+    dz = np.random.default_rng(0).normal(0.02, 0.1, (3, 50))
+    for row, first, second, third in zip(
+        dz, dz_nmad(dz), dz_outlier_fraction(dz, 0.05), dz_bias(dz), strict=True
+    ):
+        zeros = np.zeros(50)
+        assert (first, second, third) == (
+            nmad(row, zeros),
+            outlier_fraction(row, zeros, 0.05),
+            bias(row, zeros),
+        )
+
+
+def test_bootstrap_errors_are_those_of_normal_scatter():
+    n, sigma = 4000, 0.05
+    dz = np.random.default_rng(5).normal(0.0, sigma, n)
+    found = bootstrap_errors(dz, np.zeros(n), 0.05, resamples=1000, seed=1)
+    share = 2 * norm.cdf(-1)
+    expected = {
+        "bias_err": sigma / np.sqrt(n),
+        "outlier_fraction_err": np.sqrt(share * (1 - share) / n),
+        # Of a median of |dz|: half over its density there, which is twice the normal density.
+        "nmad_err": 1.4826 * sigma / (4 * norm.pdf(norm.ppf(0.75)) * np.sqrt(n)),
+    }
+    for name, error in expected.items():
+        # The bootstrap of a median converges with n^-1/4 only.
+        assert found[name] == pytest.approx(error, rel=0.2 if name == "nmad_err" else 0.08)
+
+
+def test_bootstrap_errors_are_seeded_and_need_two_objects():
+    dz, zeros = np.random.default_rng(5).normal(0.0, 0.1, 100), np.zeros(100)
+    assert bootstrap_errors(dz, zeros, seed=3) == bootstrap_errors(dz, zeros, seed=3)
+    assert bootstrap_errors(dz, zeros, seed=3) != bootstrap_errors(dz, zeros, seed=4)
+    dz[50:] = np.nan
+    assert bootstrap_errors(dz, zeros) == bootstrap_errors(dz[:50], zeros[:50])
+    assert all(np.isnan(value) for value in bootstrap_errors([0.1], [0.1]).values())
+
+
+def test_large_samples_are_drawn_in_blocks(monkeypatch):
+    sizes = []
+
+    def statistic(first, second):
+        sizes.append(first.size)
+        np.testing.assert_array_equal(second, first + 1)
+        return first.mean(axis=-1)
+
+    monkeypatch.setattr(resampling, "BLOCK", 100)
+    sample = np.arange(30.0)
+    found = resampling.bootstrap(statistic, [sample, sample + 1], 10, seed=0)
+    assert found.shape == (10,)
+    assert max(sizes) == 90
+    assert sum(sizes) == 300
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float64, st.integers(0, 60), elements=st.floats(-5, 5) | st.just(np.nan)),
+    st.integers(1, 8),
+)
+def test_equal_count_bins_hold_every_finite_value_once(values, bins):
+    edges = equal_count_edges(values, bins)
+    assert len(edges) <= bins + 1
+    if len(edges) > 1:
+        zeros = np.zeros(len(values))
+        rows = binned_metrics(zeros, zeros, values, edges, resamples=2)
+        assert sum(row["n"] for row in rows) == np.isfinite(values).sum()
+    else:
+        assert len(np.unique(values[np.isfinite(values)])) < 2
+
+
+def test_equal_counts():
+    edges = equal_count_edges(np.random.default_rng(0).random(800), 8)
+    rows = binned_metrics(np.zeros(800), np.zeros(800), np.random.default_rng(0).random(800), edges)
+    assert [row["n"] for row in rows] == [100] * 8
