@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -36,9 +37,22 @@ def _load(survey: Path, overrides: list[str] | None) -> SurveyConfig:
 
 def _show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     if as_json:
-        print(json.dumps(result, default=_plain, indent=1, sort_keys=True))
+        print(_as_json(result))
     else:
         print("\n".join(lines))
+
+
+def _as_json(result: dict[str, Any]) -> str:
+    return json.dumps(_strict(result), default=_plain, indent=1, sort_keys=True)
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinities as null: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
@@ -126,17 +140,36 @@ def report(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
 
 
 @app.command()
-def evaluate(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(
+    survey: Survey,
+    catalog: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Any published HATS catalog instead of the release."),
+    ] = None,
+    outlier: Annotated[
+        float, typer.Option(min=0.0, help="Scaled error above which an object is an outlier.")
+    ] = 0.15,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Hold the published redshifts against the table of the [truth] section."""
     from surveyproc import verbs
 
-    done = verbs.evaluate(_load(survey, overrides))
+    done = verbs.evaluate(_load(survey, overrides), catalog, outlier)
+    where = f"release {done['release']} ({_rows(done)})" if "release" in done else done["catalog"]
+    samples = [name for name in ("all", "unflagged") if name in done]
     lines = [
-        f"{done['column']} of release {done['release']} ({_rows(done)}) against "
-        f"{done['matched']} of {done['labels']} known redshifts",
-        f"  all:       {_metrics(done['all'])}",
-        f"  unflagged: {_metrics(done['unflagged'])}",
+        f"{done['column']} of {where} against {done['matched']} of {done['labels']} known "
+        f"redshifts; outliers: |dz| > {outlier:g}",
+        "",
+        _BIN_HEADER,
+        *(_bin_line(name, done[name]) for name in samples),
     ]
+    for quantity, rows in done["bins"].items():
+        lines += [quantity.replace("_", " ")]
+        lines += [_bin_line(f"  {row['low']:.4g} to {row['high']:.4g}", row) for row in rows]
+    if "pdf" in done:
+        lines += ["", *(f"PDFs, {name}: {_pdf_metrics(done['pdf'][name])}" for name in samples)]
     _show(done, as_json, lines)
 
 
@@ -220,6 +253,31 @@ def _metrics(metrics: dict[str, Any]) -> str:
     return (
         f"NMAD {metrics['nmad']:.4f}, outliers {100 * metrics['outlier_fraction']:.2f} %, "
         f"bias {metrics['bias']:+.4f} (n = {metrics['n']})"
+    )
+
+
+_BIN_HEADER = (
+    f"{'':<22}{'n':>8}{'missing':>8}  {'NMAD':<17}  {'outliers, %':<13}  {'bias':<18}".rstrip()
+)
+
+
+def _bin_line(name: str, row: dict[str, Any]) -> str:
+    outliers = f"{100 * row['outlier_fraction']:.2f} ± {100 * row['outlier_fraction_err']:.2f}"
+    return (
+        f"{name:<22}{row['n']:>8}{row['n_missing']:>8}  {row['nmad']:.4f} ± {row['nmad_err']:.4f}"
+        f"    {outliers:<13}  {row['bias']:+.4f} ± {row['bias_err']:.4f}"
+    )
+
+
+def _pdf_metrics(metrics: dict[str, Any]) -> str:
+    tests = ", ".join(
+        f"{label} {metrics[key]:.3g} (p = {metrics[key + '_p']:.2g})"
+        for label, key in (("KS", "ks"), ("CvM", "cvm"), ("AD", "ad"))
+    )
+    return (
+        f"n = {metrics['n']}, CRPS {metrics['crps']:.4f}, CDE loss {metrics['cde_loss']:.3f}, "
+        f"68 % intervals hold {100 * metrics['coverage_68']:.1f} %, "
+        f"95 % {100 * metrics['coverage_95']:.1f} %; uniform PIT: {tests}"
     )
 
 

@@ -107,6 +107,14 @@ def load(name: str, *, bands: Iterable[str] = (), model: str = "") -> tuple[Colu
 
 
 @cache
+def pdf_levels() -> tuple[float, ...]:
+    """Probabilities of the quantiles in the column `{model}_z_quantiles`, increasing."""
+    (levels,) = [entry["levels"] for entry in _document("photoz")["column"] if "levels" in entry]
+    assert isinstance(levels, list)
+    return tuple(float(level) for level in levels)
+
+
+@cache
 def flags() -> Mapping[str, int]:
     """Flag names to their bit masks (1, 2, 4, ...); the same bits serve every `<product>_flag`."""
     return {str(flag["name"]): 1 << int(str(flag["bit"])) for flag in _document("flags")["flag"]}

@@ -6,14 +6,15 @@ Ray and torch are imported by the verbs that compute, so that the others answer 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
-from surveyproc import release
+from surveyproc import release, schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.evaluate.redshift import redshift_metrics
+from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
 from surveyproc.run import commit
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
@@ -115,35 +116,89 @@ def run(config: SurveyConfig) -> dict[str, Any]:
     }
 
 
-def evaluate(config: SurveyConfig) -> dict[str, Any]:
-    """Redshift metrics of the published release against the table of the [truth] section."""
+def evaluate(
+    config: SurveyConfig, catalog: str | None = None, outlier: float = OUTLIER_THRESHOLD
+) -> dict[str, Any]:
+    """Redshift metrics of a published catalog against the table of the [truth] section.
+
+    Point estimates are the medians of the PDFs, `*_z_median`. Metrics are binned in true and in
+    predicted redshift, and in the AB magnitude of the reddest band with a flux column.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+        Names the table, and the bands in order of wavelength.
+    catalog : str, optional
+        Path or URL of a HATS catalog; the survey's published release by default.
+    outlier : float
+        |dz| above which an object is an outlier.
+
+    Returns
+    -------
+    dict
+        What `surveyproc.evaluate.summary.summarise` gives, and where it comes from.
+
+    Raises
+    ------
+    ConfigError
+        If there is no [truth] section, or the catalog holds no redshifts.
+    InputError
+        If there is no such catalog, or it holds no object of the table.
+    """
+    from surveyproc.evaluate.summary import summarise
+    from surveyproc.models.features import magnitude_from_flux
+
     if config.truth is None:
         raise ConfigError("evaluate needs a [truth] section: source, redshift, ra, dec")
-    store = Store(config.root)
-    current = release.current_release(store, config.survey.name)
+    store, key, facts = _published(config, catalog)
     labels = read_labels(config.truth, config)
-    leaf = hats.leaf_keys(store, current["path"])[0]
-    columns = hats.leaf_schema(store, f"{current['path']}/{leaf}").names
-    name = next((column for column in columns if column.endswith("_z_median")), None)
-    if name is None:
-        raise ConfigError("evaluate: the published release has no redshifts (no *_z_median column)")
-    values, redshift = match_catalog(store, current["path"], labels, [name, "photoz_flag"])
+    leaves = hats.leaf_keys(store, key)
+    if not leaves:
+        raise InputError(f"{facts['catalog']} is no HATS catalog: there are no leaves under it")
+    names = hats.leaf_schema(store, f"{key}/{leaves[0]}").names
+    point = next((name for name in names if name.endswith("_z_median")), None)
+    if point is None:
+        raise ConfigError(f"evaluate: {facts['catalog']} has no redshifts (no *_z_median column)")
+    pdfs = point.removesuffix("median") + "quantiles"
+    band = next((band for band in reversed(config.images.bands) if f"flux_{band}" in names), None)
+    wanted = [name for name in (point, pdfs, "photoz_flag", f"flux_{band}") if name in names]
+    values, redshift = match_catalog(store, key, labels, wanted)
     if not len(redshift):
         raise InputError(
-            f"no object of the release lies within {labels.radius} arcsec of a row of "
+            f"no object of {facts['catalog']} lies within {labels.radius} arcsec of a row of "
             f"{config.truth.source}: check truth.ra, truth.dec and truth.radius"
         )
-    good = values["photoz_flag"] == 0
+    binned = {"true_redshift": redshift, "predicted_redshift": values[point]}
+    if band is not None:
+        binned[f"magnitude_{band}"] = magnitude_from_flux(values[f"flux_{band}"])
+    known = pdfs in values and values[pdfs].shape[1] > 0
     return {
-        "release": current["release"],
-        "rows": current["rows"],
-        "rejected": current["rejected"],
-        "column": name,
+        **facts,
+        "column": point,
         "labels": len(labels.ra),
         "matched": len(redshift),
-        "all": redshift_metrics(values[name], redshift),
-        "unflagged": redshift_metrics(values[name][good], redshift[good]),
+        **summarise(
+            values[point],
+            redshift,
+            good=values["photoz_flag"] == 0 if "photoz_flag" in values else None,
+            binned=binned,
+            quantiles=values[pdfs] if known else None,
+            levels=schemas.pdf_levels(),
+            threshold=outlier,
+        ),
     }
+
+
+def _published(config: SurveyConfig, catalog: str | None) -> tuple[Store, str, dict[str, Any]]:
+    """Store and key of the catalog to evaluate, and what is known of it."""
+    if catalog is None:
+        store = Store(config.root)
+        current = release.current_release(store, config.survey.name)
+        facts = {name: current[name] for name in ("release", "rows", "rejected")}
+        return store, current["path"], {"catalog": current["url"], **facts}
+    url = catalog.rstrip("/") if "://" in catalog else str(Path(catalog).absolute())
+    root, _, key = url.rpartition("/")
+    return Store(root or "/"), key, {"catalog": url}
 
 
 def validate(config: SurveyConfig) -> dict[str, Any]:

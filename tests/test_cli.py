@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.table import Table, vstack
 
-from surveyproc import verbs
+from surveyproc import cli, verbs
 from surveyproc.config import load
 
 
@@ -35,6 +35,27 @@ def test_current_release_is_one_line_that_lsdb_opens(published_survey):
     done = surveyproc("releases", published_survey, "--current")
     assert len(done.stdout.splitlines()) == 1
     assert len(lsdb.open_catalog(done.stdout.strip()).compute()) == 240
+
+
+def test_evaluation_is_printed_as_a_table(published_survey):
+    url = surveyproc("releases", published_survey, "--current").stdout.strip()
+    done = surveyproc("evaluate", published_survey, "--catalog", url, "--outlier", "0.05")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"of {url} against" in lines[0]
+    assert lines[0].endswith("|dz| > 0.05")
+    for start in ("all ", "unflagged ", "true redshift", "magnitude K", "PDFs, all: n ="):
+        assert sum(line.startswith(start) for line in lines) == 1
+    assert max(map(len, lines[2:-2])) <= 100
+
+
+def test_json_has_no_nan():
+    assert json.loads(
+        cli._as_json({"a": [np.nan, 1.0, (np.inf,)], "b": {"c": np.float64("nan")}})
+    ) == {
+        "a": [None, 1.0, [None]],
+        "b": {"c": None},
+    }
 
 
 def test_a_repeated_run_says_that_there_is_nothing_to_do(published_survey):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from surveyproc import sky
@@ -62,12 +64,20 @@ def match_catalog(
     Returns
     -------
     values : dict of str to float64 ndarray, shape (m,)
-        `columns` of the m matched objects; NaN where null.
+        `columns` of the m matched objects, (m, length) for lists; NaN where null. The length is 0
+        if no list is known.
     redshift : float64 ndarray, shape (m,)
         Their known redshifts.
+
+    Raises
+    ------
+    InputError
+        If the lists of a column are not equally long.
     """
     best = np.full(len(labels.ra), np.inf)
-    found = {name: np.full(len(labels.ra), np.nan) for name in columns}
+    # Which row of all the rows taken from leaves belongs to a label.
+    place = np.zeros(len(labels.ra), np.int64)
+    taken, count = list[pa.Table](), 0
     for leaf in hats.leaf_keys(store, catalog_key):
         table = hats.read_leaf(store, f"{catalog_key}/{leaf}", ["ra", "dec", *columns])
         ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
@@ -80,7 +90,28 @@ def match_catalog(
         closer = (index >= 0) & (separation < best[candidates])
         chosen, rows = candidates[closer], index[closer]
         best[chosen] = separation[closer]
-        for name in columns:
-            found[name][chosen] = table[name].to_numpy().astype(float)[rows]
+        place[chosen] = count + np.arange(len(rows))
+        taken.append(table.select(list(columns)).take(pa.array(rows)))
+        count += len(rows)
     matched = np.isfinite(best)
-    return {name: values[matched] for name, values in found.items()}, labels.redshift[matched]
+    if not taken:
+        return {name: np.empty(0) for name in columns}, labels.redshift[matched]
+    found = pa.concat_tables(taken).take(pa.array(place[matched]))
+    return {name: _numbers(found[name], name) for name in columns}, labels.redshift[matched]
+
+
+def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float64]:
+    """A column as float64, shape (n,), or (n, length) for lists; NaN where null."""
+    if not pa.types.is_nested(column.type):
+        values: NDArray[np.float64] = column.to_numpy().astype(float)
+        return values
+    lengths = pc.unique(pc.list_value_length(column.drop_null())).to_pylist()
+    if len(lengths) > 1:
+        raise InputError(
+            f"column {name!r} holds lists of {min(lengths)} and of {max(lengths)} values; they "
+            "must be equally long"
+        )
+    out = np.empty((len(column), *(lengths or [0])))
+    for k in range(out.shape[1]):
+        out[:, k] = pc.list_element(column, k).to_numpy()
+    return out

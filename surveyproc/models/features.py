@@ -86,6 +86,14 @@ def flux_from_magnitude(magnitude: ArrayLike) -> Float:
     return flux
 
 
+def magnitude_from_flux(flux: ArrayLike) -> Float:
+    """AB magnitude of a flux density in nJy, 31.4 - 2.5 log10 f; NaN where it is not positive."""
+    values = np.asarray(flux, dtype=np.float64)
+    positive = np.where(values > 0, values, np.nan)
+    magnitude: Float = AB_ZERO - 2.5 * np.log10(positive)
+    return magnitude
+
+
 def asinh_magnitudes(flux: Float, softening: Float) -> Float:
     """Asinh magnitudes, AB zero point (Lupton, Gunn & Szalay 1999, equation 3).
 

@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from surveyproc.schemas import pdf_levels
+
 Float32 = NDArray[np.float32]
 
-QUANTILES = tuple(round(0.05 * k, 2) for k in range(1, 20))
+QUANTILES = pdf_levels()
 """Probabilities of the stored quantiles, as schemas/photoz.toml declares them."""
 
 SIGMA_LOW, SIGMA_HIGH = 0.16, 0.84

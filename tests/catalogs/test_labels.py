@@ -6,10 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from sample_tables import survey
 
-from surveyproc.catalogs import labels
+from surveyproc.catalogs import hats, labels
 from surveyproc.catalogs.formats.parquet import ParquetReader
 from surveyproc.config import LabelsSection
 from surveyproc.errors import InputError
+from surveyproc.schemas import Column
+from surveyproc.storage import Store
 
 
 def read(tmp_path, columns, **keys):
@@ -69,3 +71,53 @@ def test_only_the_needed_columns_are_read_and_the_file_is_closed(tmp_path, monke
     read(tmp_path, columns(more=[1, 2, 3]))
     assert asked == [["ra", "dec", "z"]]
     assert closed
+
+
+def catalog(tmp_path, quantiles):
+    """Three objects in two leaves; the third one's list is null."""
+    columns = (
+        *(Column(name, "float64") for name in ("ra", "dec")),
+        Column("_healpix_29", "int64"),
+        Column("size", "float32"),
+        Column("z_quantiles", "float32", length=2),
+    )
+    store = Store(str(tmp_path))
+    for pixel, rows in ((0, [0, 1]), (1, [2])):
+        table = pa.table(
+            {
+                "ra": [45.0 + row for row in rows],
+                "dec": [10.0] * len(rows),
+                "_healpix_29": [(pixel << 58) + row for row in rows],
+                "size": [float(row) for row in rows],
+                "z_quantiles": [quantiles[row] for row in rows],
+            }
+        )
+        hats.write_leaf(store, f"cat/{hats.leaf_key(0, pixel)}", table, columns)
+    return store
+
+
+def test_lists_of_matched_objects_come_in_the_order_of_the_labels(tmp_path):
+    store = catalog(tmp_path, [[0.1, 0.2], [0.3, 0.4], None])
+    known = labels.Labels(
+        np.array([47.0, 45.0, 99.0, 46.0]), np.full(4, 10.0), np.array([3.0, 1.0, 9.0, 2.0]), 1.0
+    )
+    values, redshift = labels.match_catalog(store, "cat", known, ["size", "z_quantiles"])
+    np.testing.assert_array_equal(redshift, [3.0, 1.0, 2.0])
+    np.testing.assert_array_equal(values["size"], [2.0, 0.0, 1.0])
+    expected = np.array([[np.nan, np.nan], [0.1, 0.2], [0.3, 0.4]], np.float32)
+    np.testing.assert_array_equal(values["z_quantiles"], expected)
+
+
+def test_nothing_known_or_matched_gives_empty_arrays(tmp_path):
+    store = catalog(tmp_path, [[0.1, 0.2], [0.3, 0.4], None])
+    for ra, shape in ((47.0, (1, 0)), (300.0, (0,))):
+        one = labels.Labels(np.array([ra]), np.array([10.0]), np.array([1.0]), 1.0)
+        values, _ = labels.match_catalog(store, "cat", one, ["z_quantiles"])
+        assert values["z_quantiles"].shape == shape
+
+
+def test_lists_of_unequal_length_are_named(tmp_path):
+    store = catalog(tmp_path, [[0.1, 0.2], [0.3], None])
+    known = labels.Labels(np.array([45.0, 46.0]), np.full(2, 10.0), np.ones(2), 1.0)
+    with pytest.raises(InputError, match="'z_quantiles' holds lists of 1 and of 2"):
+        labels.match_catalog(store, "cat", known, ["z_quantiles"])

@@ -87,4 +87,5 @@ def test_rows_do_not_depend_on_each_other_and_nan_stays_in_its_row():
 def test_quantiles_are_those_of_the_schema():
     (column,) = [c for c in schemas.load("photoz", model="m") if c.name == "m_z_quantiles"]
     assert column.length == len(QUANTILES)
+    assert schemas.pdf_levels() == QUANTILES == tuple(round(0.05 * k, 2) for k in range(1, 20))
     assert (QUANTILES[0], QUANTILES[9], QUANTILES[-1]) == (0.05, 0.5, 0.95)

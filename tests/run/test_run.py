@@ -253,12 +253,35 @@ def test_missing_cube_fails_its_units_only_and_says_so(survey_copy):
 def test_evaluate_and_report(published_survey):
     metrics = verbs.evaluate(load(published_survey))
     assert metrics["matched"] > 50
-    assert np.isfinite(metrics["all"]["nmad"])
+    assert np.isfinite([metrics["all"]["nmad"], metrics["unflagged"]["nmad_err"]]).all()
+    assert set(metrics["bins"]) == {"true_redshift", "predicted_redshift", "magnitude_K"}
+    for rows in metrics["bins"].values():
+        assert 0 < sum(row["n"] for row in rows) <= metrics["matched"]
+    assert metrics["pdf"]["all"]["n"] == metrics["all"]["n"]
+    assert 0 < metrics["pdf"]["all"]["crps"] < 2
+    assert metrics["pdf"]["levels"][9] == 0.5
     page = Path(write_report(load(published_survey))["report"]).read_text()
     assert "240" in page
     assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_any_catalog_can_be_evaluated(published_survey, tmp_path):
+    config = load(published_survey)
+    own = verbs.evaluate(config, outlier=0.05)
+    copy = shutil.copytree(own["catalog"], tmp_path / "elsewhere")
+    for catalog in (str(copy), f"file://{copy}/"):
+        other = verbs.evaluate(config, catalog, 0.05)
+        assert set(own) - set(other) == {"release", "rows", "rejected"}
+        shared = sorted(set(other) - {"catalog"})
+        # As text, where NaN equals NaN.
+        assert json.dumps([own[key] for key in shared]) == json.dumps(
+            [other[key] for key in shared]
+        )
+    assert own["all"]["outlier_fraction"] > verbs.evaluate(config)["all"]["outlier_fraction"]
+    with pytest.raises(InputError, match="no HATS catalog"):
+        verbs.evaluate(config, str(tmp_path / "nowhere"))
 
 
 def test_verbs_before_ingest_say_what_to_do(tmp_path, published_survey):
