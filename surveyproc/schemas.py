@@ -69,11 +69,14 @@ def _document(name: str) -> Mapping[str, list[dict[str, object]]]:
     return tomllib.loads(_schema_file(name))
 
 
-def load(name: str, *, bands: Iterable[str] = (), model: str = "") -> tuple[Column, ...]:
+def load(
+    name: str, *, bands: Iterable[str] = (), model: str = "", product: str = ""
+) -> tuple[Column, ...]:
     """Columns of the schema file `schemas/<name>.toml`, in file order.
 
     A column whose name holds `{band}` is repeated for every band (all columns of one band together
-    are not required: the file's order is kept and bands vary fastest); `{model}` is replaced once.
+    are not required: the file's order is kept and bands vary fastest); `{model}` and `{product}`
+    are replaced once.
 
     Parameters
     ----------
@@ -83,13 +86,18 @@ def load(name: str, *, bands: Iterable[str] = (), model: str = "") -> tuple[Colu
         Bands that fill `{band}`.
     model : str
         Column prefix that fills `{model}`.
+    product : str
+        Name of the product that fills `{product}`; `name` by default.
     """
     columns: list[Column] = []
     for entry in _document(name)["column"]:
         template = str(entry["name"])
         for band in bands if "{band}" in template else ("",):
             text = {
-                key: str(entry.get(key, "")).replace("{band}", band).replace("{model}", model)
+                key: str(entry.get(key, ""))
+                .replace("{band}", band)
+                .replace("{model}", model)
+                .replace("{product}", product or name)
                 for key in ("name", "dtype", "unit", "ucd", "description")
             }
             limits = entry.get("range")

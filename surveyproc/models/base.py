@@ -1,7 +1,7 @@
 """The registry of architectures and what a redshift network must offer.
 
-An architecture is a function `(bands, settings) -> RedshiftNetwork` registered under a name that
-may hold wildcards. Third parties register theirs through the entry-point group
+An architecture is a function `(name, bands, settings) -> RedshiftNetwork` registered under a name
+that may hold wildcards. Third parties register theirs through the entry-point group
 `surveyproc.models`: the entry's name is the pattern, its object the function.
 """
 
@@ -10,68 +10,81 @@ from __future__ import annotations
 import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError
 
 ENTRY_POINTS = "surveyproc.models"
-OWN_MODULES = ("surveyproc.models.gaznet",)
+OWN_MODULES = (
+    "surveyproc.models.gaznet",
+    "surveyproc.models.gaznet_images",
+    "surveyproc.models.multimodal",
+    "surveyproc.models.inception",
+)
 
 
-class RedshiftOutput(NamedTuple):
-    """What a redshift network returns for n objects.
+@dataclass(frozen=True)
+class Reads:
+    """What a network reads of an object; each name is a keyword of its `forward`.
 
     Attributes
     ----------
-    point : Tensor, shape (n,)
-        Point estimate of the redshift.
-    log_weights : Tensor, shape (n, k)
-        Natural logarithms of the mixture's weights; their exponentials sum to one.
-    means, sigmas : Tensor, shape (n, k)
-        Gaussian components in x = ln(1 + z); means >= 0, sigmas > 0. The PDF is the mixture
-        truncated at z = 0 and normalised again.
+    features : tuple of str
+        Bands of the catalog's fluxes; `features` is their row of `models.features`.
+    images : tuple of str
+        Bands of the cutouts; `images` has shape (n, bands, cutout, cutout).
+    cutout : int
+        Pixels on a side of the cutouts; 0 without images.
+    reddening : bool
+        Whether it wants E(B - V), `reddening`.
     """
 
-    point: Tensor
-    log_weights: Tensor
-    means: Tensor
-    sigmas: Tensor
+    features: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    cutout: int = 0
+    reddening: bool = False
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """All bands, those of the catalog first."""
+        return tuple(dict.fromkeys((*self.features, *self.images)))
 
 
 class RedshiftNetwork(nn.Module, ABC):
-    """Base of networks from standardised catalog features to a redshift and its PDF.
+    """Base of networks from photometry or cutouts to a redshift and its PDF.
 
     Attributes
     ----------
-    bands : tuple of str
-        Bands of the inputs, in order.
-    inputs : int
-        Length of one input row; see `surveyproc.models.features`.
-    declared_name : str
-        The only name under which it may be built, where the name holds the number of bands; empty
-        if any name will do.
+    reads : Reads
+        What `forward` is given: the keywords `features`, `images`, `reddening`, those of the three
+        that the network reads, each with the objects as first axis.
+    redshifts : tuple of float
+        Lowest and highest redshift that it can be trained with.
     """
 
-    declared_name: str = ""
-
-    bands: tuple[str, ...]
-    inputs: int
+    reads: Reads
+    redshifts: tuple[float, float] = (0.0, 20.0)
 
     @abstractmethod
-    def forward(self, features: Tensor) -> RedshiftOutput:
-        """Point estimate and mixture of `features`, float32, shape (n, inputs)."""
+    def loss(self, output: Any, redshift: Tensor) -> Tensor:
+        """Loss of each object, shape (n,), of `forward`'s output against true redshifts, (n,)."""
 
-    @abstractmethod
-    def loss(self, output: RedshiftOutput, redshift: Tensor) -> Tensor:
-        """Loss of each object, shape (n,), against true redshifts of shape (n,)."""
+    @torch.no_grad()
+    def set_targets(self, redshift: Tensor) -> None:
+        """Scale the outputs to the redshifts of the training set, shape (n,), before training."""
+
+    def begin_step(self, generator: torch.Generator) -> None:
+        """Draw what is random in one step of training, the same for all workers."""
 
 
-Builder = Callable[[Sequence[str], Mapping[str, Any]], RedshiftNetwork]
+Builder = Callable[[str, Sequence[str], Mapping[str, Any]], RedshiftNetwork]
 _registry: dict[str, Builder] = {}
 
 
@@ -118,7 +131,7 @@ def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Redsh
     name : str
         An architecture, for example `gaznet-c9`. The longest matching pattern wins.
     bands : sequence of str
-        Bands of the inputs.
+        Bands at hand, in order of wavelength; the network says which of them it reads.
     settings : mapping
         JSON-able settings of the architecture; absent keys take its defaults.
 
@@ -135,13 +148,7 @@ def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Redsh
     pattern = max(matches, key=len)
     if pattern not in _registry:
         _registry[pattern] = _third_parties()[pattern].load()
-    network = _registry[pattern](tuple(bands), settings)
-    if network.declared_name and network.declared_name != name:
-        raise ConfigError(
-            f"architecture {name!r} does not fit {len(bands)} bands ({', '.join(bands)}): "
-            f"that network is {network.declared_name!r}"
-        )
-    return network
+    return _registry[pattern](name, tuple(bands), settings)
 
 
 def count_parameters(network: nn.Module) -> int:

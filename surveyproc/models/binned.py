@@ -8,28 +8,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from surveyproc.errors import InputError
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.models.pdf import QUANTILES, SIGMA_HIGH, SIGMA_LOW, PdfSummary
 
 
 class BinnedOutput(NamedTuple):
-    """What a network with redshift bins returns for n objects; None for a head it does not have.
+    """Redshift PDFs of n objects over bins, beside a point estimate; None = no such head.
 
     Attributes
     ----------
-    logits : Tensor, shape (n, bins)
+    logits : Tensor, shape (n, bins), or None
         Their softmax is the probability of each bin.
-    point : Tensor, shape (n, 1)
+    point : Tensor, shape (n, 1), or None
         Redshift of the regression head.
+    edges : float64 Tensor, shape (bins + 1,)
+        Edges of the bins.
     """
 
     logits: Tensor | None
     point: Tensor | None
+    edges: Tensor
+
+    def redshift(self) -> Tensor:
+        """The regression's redshift, or else the median of the PDF, shape (n,)."""
+        if self.point is not None:
+            return self.point[:, 0]
+        return median(self._pdf(), self.edges)
+
+    def summarise(self) -> PdfSummary:
+        """Median, mean, mode and quantiles; NaN without a classification head."""
+        if self.logits is None:
+            n = len(self.redshift())
+            nothing = np.full(n, np.nan, np.float32)
+            many = np.full((n, len(QUANTILES)), np.nan, np.float32)
+            return PdfSummary(*[nothing.copy() for _ in range(5)], quantiles=many)
+        pdf, edges = self._pdf(), self.edges
+        low, high = quantiles(pdf, edges, (SIGMA_LOW, SIGMA_HIGH)).cpu().numpy().T
+        return PdfSummary(
+            median=median(pdf, edges).cpu().numpy(),
+            mean=mean(pdf, edges).cpu().numpy(),
+            mode=mode(pdf, edges).cpu().numpy(),
+            low=low.copy(),
+            high=high.copy(),
+            quantiles=quantiles(pdf, edges, QUANTILES).cpu().numpy(),
+        )
+
+    def _pdf(self) -> Tensor:
+        if self.logits is None:
+            raise ValueError("a network without classes has no PDF")
+        return self.logits.float().softmax(dim=1)
+
+    @staticmethod
+    def average(outputs: Sequence[BinnedOutput]) -> BinnedOutput:
+        """The mean of several networks' PDFs and of their point estimates."""
+        logits = [output.logits for output in outputs if output.logits is not None]
+        points = [output.point for output in outputs if output.point is not None]
+        mean_log = [one.float().log_softmax(dim=1) for one in logits]
+        return BinnedOutput(
+            torch.logsumexp(torch.stack(mean_log), dim=0) if logits else None,
+            torch.stack(points).mean(dim=0) if points else None,
+            outputs[0].edges,
+        )
 
 
 def uniform_edges(bins: int = 800, low: float = 0.0, high: float = 4.0) -> tuple[float, ...]:
@@ -153,3 +199,19 @@ def _centres(edges: Tensor) -> Tensor:
 def _residual(point: Tensor, redshift: Tensor) -> Tensor:
     # (n, 1) minus (n,) would broadcast to (n, n).
     return point.reshape_as(redshift) - redshift
+
+
+def check_edges(settings: Any) -> tuple[float, ...]:
+    """Edges from a setting `[bins, low, high]`: equal bins in redshift.
+
+    Raises
+    ------
+    ConfigError
+        If it is anything else.
+    """
+    if isinstance(settings, list | tuple) and len(settings) == 3:
+        bins, low, high = settings
+        numbers = all(isinstance(one, int | float) for one in settings)
+        if numbers and bins == int(bins) >= 1 and low < high:
+            return uniform_edges(int(bins), float(low), float(high))
+    raise ConfigError(f"bins: write [number, lowest redshift, highest], not {settings!r}")

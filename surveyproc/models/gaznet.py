@@ -21,20 +21,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import RedshiftNetwork, RedshiftOutput, register
+from surveyproc.models.base import Reads, RedshiftNetwork, register
 from surveyproc.models.features import input_count
+from surveyproc.models.pdf import MixtureOutput
 
 DEFAULTS: dict[str, Any] = {
     "widths": [128, 128, 128, 128, 64, 64, 64, 64],
     "components": 3,
     "huber_delta": 0.001,
     "point_weight": 5.0,
-    "target_mean": 0.4,
-    "target_std": 0.2,
 }
 
 LOG_SIGMA_RANGE = (math.log(1e-3), math.log(1.0))
 X_MAX = math.log1p(20.0)
+
+TARGET = (0.4, 0.2)
+"""Scale of the outputs of a network that has seen no training set."""
 
 
 class GaZNetC(RedshiftNetwork):
@@ -52,9 +54,14 @@ class GaZNetC(RedshiftNetwork):
         Where the Huber loss of the redshift turns from quadratic to linear (paper: 0.001).
     point_weight : float
         Weight of the Huber loss, divided by its delta, beside the mixture's likelihood (ours).
-    target_mean, target_std : float
+
+    Attributes
+    ----------
+    target : Tensor, shape (2,)
         Mean and standard deviation of ln(1 + z) over the training set: the scale of the outputs.
     """
+
+    target: Tensor
 
     def __init__(
         self,
@@ -64,23 +71,24 @@ class GaZNetC(RedshiftNetwork):
         components: int,
         huber_delta: float,
         point_weight: float,
-        target_mean: float,
-        target_std: float,
     ) -> None:
         super().__init__()
-        self.bands, self.inputs = tuple(bands), input_count(len(bands))
-        self.declared_name = f"gaznet-c{len(bands)}"
+        self.reads = Reads(features=tuple(bands))
         self.huber_delta, self.point_weight = huber_delta, point_weight
-        self.target_mean, self.target_std = target_mean, target_std
-        self.first, self.flatten, self.second = catalog_path(self.inputs, widths)
+        self.register_buffer("target", torch.tensor(TARGET))
+        self.first, self.flatten, self.second = catalog_path(input_count(len(bands)), widths)
         self.head = mixture_head(widths[-1], components)
 
-    def forward(self, features: Tensor) -> RedshiftOutput:
+    def forward(self, features: Tensor) -> MixtureOutput:
         """Point estimate and mixture of inputs of shape (n, 3 bands - 1)."""
         raw = self.head(self.second(self.flatten(self.first(features))))
-        return mixture_output(raw, self.target_mean, self.target_std)
+        return mixture_output(raw, self.target)
 
-    def loss(self, output: RedshiftOutput, redshift: Tensor) -> Tensor:
+    def set_targets(self, redshift: Tensor) -> None:
+        """Set `target` from the redshifts of the training set, shape (n,)."""
+        self.target.copy_(target_scale(redshift))
+
+    def loss(self, output: MixtureOutput, redshift: Tensor) -> Tensor:
         """Huber loss of the point estimate plus negative log likelihood of the mixture, (n,)."""
         return huber_and_likelihood(output, redshift, self.huber_delta, self.point_weight)
 
@@ -96,16 +104,24 @@ def mixture_head(inputs: int, components: int) -> nn.Linear:
     return head
 
 
-def mixture_output(raw: Tensor, target_mean: float, target_std: float) -> RedshiftOutput:
+def target_scale(redshift: Tensor) -> Tensor:
+    """Mean and standard deviation of ln(1 + z), shape (2,), float32."""
+    x = torch.log1p(redshift.double())
+    return torch.stack([x.mean(), x.std(unbiased=False).clamp(min=1e-3)]).float()
+
+
+def mixture_output(raw: Tensor, target: Tensor) -> MixtureOutput:
     """Point estimate and mixture from what `mixture_head` gave, shape (n, 1 + 3 components).
 
-    `target_mean` and `target_std` are those of ln(1 + z) over the training set.
+    `target` holds mean and standard deviation of ln(1 + z) over the training set.
     """
+    raw = raw.float()
+    target_mean, target_std = target[0], target[1]
     k = (raw.shape[1] - 1) // 3
     x = (target_mean + target_std * raw[:, 0]).clamp(-math.log(2.0), X_MAX)
     means = target_mean + target_std * raw[:, 1 + k : 1 + 2 * k]
-    sigmas = raw[:, 1 + 2 * k :] + math.log(0.3 * target_std)
-    return RedshiftOutput(
+    sigmas = raw[:, 1 + 2 * k :] + (0.3 * target_std).log()
+    return MixtureOutput(
         point=torch.expm1(x),
         log_weights=functional.log_softmax(raw[:, 1 : 1 + k], dim=1),
         # Means cannot be negative, so at least half of every component lies at z >= 0.
@@ -115,7 +131,7 @@ def mixture_output(raw: Tensor, target_mean: float, target_std: float) -> Redshi
 
 
 def huber_and_likelihood(
-    output: RedshiftOutput, redshift: Tensor, huber_delta: float, point_weight: float
+    output: MixtureOutput, redshift: Tensor, huber_delta: float, point_weight: float
 ) -> Tensor:
     """point_weight * Huber / huber_delta of the point estimate - ln p of the mixture, shape (n,).
 
@@ -125,7 +141,7 @@ def huber_and_likelihood(
     return point_weight * huber / huber_delta - log_density(output, torch.log1p(redshift))
 
 
-def log_density(output: RedshiftOutput, x: Tensor) -> Tensor:
+def log_density(output: MixtureOutput, x: Tensor) -> Tensor:
     """Natural logarithm of the truncated mixture's density in x = ln(1 + z), at x, shape (n,).
 
     The truncation at x = 0 divides by the mixture's mass above 0, sum_k w_k Phi(mu_k / sigma_k).
@@ -153,14 +169,20 @@ def dense_layers(sizes: Sequence[int]) -> nn.Sequential:
 
 
 @register("gaznet-c*")
-def gaznet_c(bands: Sequence[str], settings: Mapping[str, Any]) -> GaZNetC:
+def gaznet_c(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> GaZNetC:
     """GaZNet-C of `bands`; `settings` overrides `DEFAULTS`.
 
     Raises
     ------
     ConfigError
-        If a setting is unknown or has a wrong value, or there are fewer than two bands.
+        If a setting is unknown or has a wrong value, there are fewer than two bands, or the name
+        holds another number of bands.
     """
+    if name != f"gaznet-c{len(bands)}":
+        raise ConfigError(
+            f"architecture {name!r} does not fit {len(bands)} bands ({', '.join(bands)}): "
+            f"that network is 'gaznet-c{len(bands)}'"
+        )
     unknown = sorted(set(settings) - set(DEFAULTS))
     if unknown:
         raise ConfigError(
@@ -172,7 +194,7 @@ def gaznet_c(bands: Sequence[str], settings: Mapping[str, Any]) -> GaZNetC:
     widths = chosen["widths"]
     if len(widths) != 8 or not all(isinstance(w, int) and w > 0 for w in widths):
         raise ConfigError(f"gaznet-c: widths must be eight positive integers, not {widths!r}")
-    for key in ("components", "huber_delta", "target_std"):
+    for key in ("components", "huber_delta"):
         if not isinstance(chosen[key], int | float) or not chosen[key] > 0:
             raise ConfigError(f"gaznet-c: {key} must be a positive number, not {chosen[key]!r}")
     return GaZNetC(bands, **chosen)

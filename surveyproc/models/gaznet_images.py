@@ -18,23 +18,28 @@ of zeros, which no real, noisy image is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.models.base import RedshiftOutput
+from surveyproc.models.base import Reads, RedshiftNetwork, register
 from surveyproc.models.features import input_count
 from surveyproc.models.gaznet import (
     DEFAULTS,
+    TARGET,
     catalog_path,
     dense_layers,
     huber_and_likelihood,
     mixture_head,
     mixture_output,
+    target_scale,
 )
 from surveyproc.models.inception import BandScaling, he_normal, initialise
+from surveyproc.models.pdf import MixtureOutput
 
 CONVOLUTIONS = (2, 2, 3, 3)
 """Convolutions of the four blocks."""
@@ -58,7 +63,7 @@ class GaZNetConfig:
         Widths of the catalog's eight dense layers.
     joint_widths : tuple of int
         Widths of the dense layers behind the flatten layer; the output layer follows.
-    components, huber_delta, point_weight, target_mean, target_std :
+    components, huber_delta, point_weight :
         As in `surveyproc.models.gaznet.GaZNetC`.
 
     Raises
@@ -76,8 +81,6 @@ class GaZNetConfig:
     components: int = DEFAULTS["components"]
     huber_delta: float = DEFAULTS["huber_delta"]
     point_weight: float = DEFAULTS["point_weight"]
-    target_mean: float = DEFAULTS["target_mean"]
-    target_std: float = DEFAULTS["target_std"]
 
     def __post_init__(self) -> None:
         if not self.image_bands:
@@ -88,7 +91,7 @@ class GaZNetConfig:
             raise ConfigError(f"cutout: {self.cutout} pixels do not outlast four pools")
         if len(self.image_widths) != 4 or len(self.catalog_widths) != 8:
             raise ConfigError("image_widths, catalog_widths: four and eight widths are needed")
-        for key in ("components", "huber_delta", "target_std"):
+        for key in ("components", "huber_delta"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"{key}: {getattr(self, key)!r} is not positive")
 
@@ -106,18 +109,27 @@ GAZNET_81PIX = GaZNetConfig(("r",), GAZNET_1.catalog_bands, cutout=81)
 """GaZNet-1 on cutouts of twice the side."""
 
 
-class GaZNetImages(nn.Module):
+class GaZNetImages(RedshiftNetwork):
     """A path of convolutions, perhaps a catalog's path beside it, then a point and a mixture.
 
     Parameters
     ----------
     config : GaZNetConfig
         One of the constants of this module, or `dataclasses.replace` of one.
+
+    Attributes
+    ----------
+    target : Tensor, shape (2,)
+        As in `surveyproc.models.gaznet.GaZNetC`.
     """
+
+    target: Tensor
 
     def __init__(self, config: GaZNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.reads = Reads(config.catalog_bands, config.image_bands, config.cutout)
+        self.register_buffer("target", torch.tensor(TARGET))
         self.scaling = BandScaling(len(config.image_bands), config.cutout)
         self.images = _image_path(len(config.image_bands), config.image_widths)
         joined = config.image_widths[-1] * (config.cutout // 16) ** 2
@@ -132,7 +144,7 @@ class GaZNetImages(nn.Module):
 
     def forward(
         self, images: Tensor, features: Tensor | None = None, present: Tensor | None = None
-    ) -> RedshiftOutput:
+    ) -> MixtureOutput:
         """Point estimate and mixture.
 
         Parameters
@@ -155,9 +167,13 @@ class GaZNetImages(nn.Module):
         elif self.catalog is not None or features is not None:
             raise InputError("features come with a network that has a catalog's path, only then")
         raw = self.head(self.joint(torch.cat(parts, dim=1)))
-        return mixture_output(raw, self.config.target_mean, self.config.target_std)
+        return mixture_output(raw, self.target)
 
-    def loss(self, output: RedshiftOutput, redshift: Tensor) -> Tensor:
+    def set_targets(self, redshift: Tensor) -> None:
+        """Set `target` from the redshifts of the training set, shape (n,)."""
+        self.target.copy_(target_scale(redshift))
+
+    def loss(self, output: MixtureOutput, redshift: Tensor) -> Tensor:
         """Huber loss of the point estimate plus negative log likelihood of the mixture, (n,)."""
         return huber_and_likelihood(
             output, redshift, self.config.huber_delta, self.config.point_weight
@@ -176,3 +192,41 @@ def _image_path(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
     # Signals would fade through ten layers of torch's default weights.
     initialise(path, he_normal)
     return path
+
+
+@register("gaznet-1")
+@register("gaznet-i*")
+@register("gaznet-c*i*")
+@register("gaznet-81pix")
+def gaznet_images(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> GaZNetImages:
+    """The network that the paper calls so, of any bands; `settings` are fields of `GaZNetConfig`.
+
+    `gaznet-i4` reads images of the first four bands and no catalog, `gaznet-c9i4` the same images
+    and a catalog of all nine bands, `gaznet-1` and `gaznet-81pix` the image of band r.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or cannot be used, or the bands do not fit the name.
+    """
+    joint = GAZNET_I4.joint_widths if name.startswith("gaznet-i") else GAZNET_1.joint_widths
+    first, _, images = name.removeprefix("gaznet-").partition("i")
+    chosen: dict[str, Any] = {
+        "image_bands": tuple(bands[: int(images)]) if images.isdigit() else ("r",),
+        "catalog_bands": () if name.startswith("gaznet-i") else tuple(bands),
+        "cutout": GAZNET_81PIX.cutout if name == "gaznet-81pix" else GAZNET_1.cutout,
+        "joint_widths": joint,
+    }
+    known = [field.name for field in fields(GaZNetConfig)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigError(f"{name}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+    for key, value in settings.items():
+        chosen[key] = tuple(value) if isinstance(value, list) else value
+    config = GaZNetConfig(**chosen)
+    absent = sorted({*config.image_bands, *config.catalog_bands} - set(bands))
+    if absent:
+        raise ConfigError(f"{name}: band {absent[0]!r} is not among {', '.join(bands)}")
+    if first.startswith("c") and first != f"c{len(config.catalog_bands)}":
+        raise ConfigError(f"{name}: the catalog has {len(config.catalog_bands)} bands")
+    return GaZNetImages(config)

@@ -8,14 +8,16 @@ standardisation, which is the band's mean over the training set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surveyproc.errors import InputError
-from surveyproc.models.binned import BinnedOutput
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.models.base import Reads, RedshiftNetwork, register
+from surveyproc.models.binned import BinnedOutput, bin_index, check_edges, cross_entropy
 
 CUTOUT = 64
 """Pixels on a side of the cutouts (P19; Ait Ouahmed et al. 2023, section 3.1)."""
@@ -179,19 +181,25 @@ def he_normal(weight: Tensor) -> None:
     nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
-class P19(nn.Module):
+class P19(RedshiftNetwork):
     """The network of Pasquet et al. 2019: five inceptions, a latent space of 22,272, classes.
 
     Parameters
     ----------
-    n_bands : int
+    bands : sequence of str
         Bands of the images; 5 in the paper.
-    n_bins : int
-        Redshift bins; 180 in the paper, equal on 0 to 0.4.
+    edges : sequence of float
+        Edges of the redshift bins; in the paper 180 equal ones on 0 to 0.4.
     """
 
-    def __init__(self, n_bands: int = 5, n_bins: int = 180) -> None:
+    edges: Tensor
+
+    def __init__(self, bands: Sequence[str], edges: Sequence[float]) -> None:
         super().__init__()
+        n_bands, n_bins = len(bands), len(edges) - 1
+        self.reads = Reads(images=tuple(bands), cutout=CUTOUT, reddening=True)
+        self.redshifts = (edges[0], edges[-1])
+        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float64), persistent=False)
 
         def prelu(channels: int) -> nn.Module:
             return nn.PReLU(channels, init=0.0)
@@ -238,4 +246,25 @@ class P19(nn.Module):
         """
         latent = self.maps(self.scaling(images, present))
         logits = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
-        return BinnedOutput(logits, None)
+        return BinnedOutput(logits, None, self.edges)
+
+    def loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
+        """Cross entropy of the true bin, shape (n,)."""
+        if output.logits is None:
+            raise ValueError("this network has classes")
+        return cross_entropy(output.logits, bin_index(redshift, self.edges))
+
+
+@register("p19")
+def p19(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> P19:
+    """P19 of any bands; the one setting is `bins`, by default [180, 0.0, 0.4].
+
+    Raises
+    ------
+    ConfigError
+        If there is another setting, or bins are not three numbers.
+    """
+    unknown = sorted(set(settings) - {"bins"})
+    if unknown:
+        raise ConfigError(f"{name}: unknown setting {unknown[0]!r}; known is bins")
+    return P19(bands, check_edges(settings.get("bins", [180, 0.0, 0.4])))

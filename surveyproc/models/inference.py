@@ -1,4 +1,4 @@
-"""Redshifts and PDF summaries of fluxes with a network, block by block."""
+"""Redshifts and PDF summaries of objects with a network, block by block."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ from numpy.typing import NDArray
 
 from surveyproc.models.base import RedshiftNetwork
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
-from surveyproc.models.pdf import summarise
 
 BLOCK = 512
-"""Rows of one forward pass. The last block is padded to it, so that no result depends on how many
-rows the caller hands over: matrix products may round differently for different shapes."""
+IMAGE_BLOCK = 64
+"""Rows of one forward pass, without and with images. The last block is padded to it, so that no
+result depends on how many rows the caller hands over: matrix products may round differently for
+different shapes."""
 _NAMES = ("point", "median", "mean", "mode", "err68_low", "err68_high", "quantiles")
 
 
 def predict(
-    network: RedshiftNetwork, scaling: FeatureScaling, flux: Float
+    network: RedshiftNetwork,
+    scaling: FeatureScaling | None,
+    flux: Float | None = None,
+    images: NDArray[np.float32] | None = None,
+    reddening: Float | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
-    """Redshifts and PDF summaries of fluxes, row by row the same whatever rows come with them.
+    """Redshifts and PDF summaries, row by row the same whatever rows come with them.
 
     Parameters
     ----------
     network : RedshiftNetwork
-        In evaluation mode.
-    scaling : FeatureScaling
-        Of the same model.
-    flux : float ndarray, shape (n, band)
+        In evaluation mode; it says which of the inputs it reads.
+    scaling : FeatureScaling or None
+        Of the same model; None if it reads no fluxes.
+    flux : float ndarray, shape (n, band), optional
         nJy; not finite = missing.
+    images : float32 ndarray, shape (n, band, y, x), optional
+        nJy a pixel; not finite = missing.
+    reddening : float ndarray, shape (n,), optional
+        Galactic E(B - V), mag; not finite = 0.
 
     Returns
     -------
@@ -36,31 +45,40 @@ def predict(
         `point`, `median`, `mean`, `mode`, `err68_low`, `err68_high`, each (n,), and `quantiles`
         (n, 19).
     outside : bool ndarray, shape (n,)
-        Outside the training range.
+        Outside the training range of the fluxes.
     """
-    n, width = flux.shape
+    given = [part for part in (flux, images) if part is not None]
+    n = len(given[0])
+    size = BLOCK if images is None else IMAGE_BLOCK
     values = {key: np.empty(n, np.float32) for key in _NAMES[:-1]}
     values["quantiles"] = np.empty((n, 19), np.float32)
     outside = np.zeros(n, bool)
-    block = np.full((BLOCK, width), np.nan)
-    for start in range(0, n, BLOCK):
-        size = min(BLOCK, n - start)
-        part = slice(start, start + size)
-        block[:size], block[size:] = flux[part], np.nan
-        features, beyond = network_inputs(block, scaling)
+    for start in range(0, n, size):
+        part = slice(start, min(start + size, n))
+        rows = part.stop - start
+        inputs: dict[str, torch.Tensor] = {}
+        if flux is not None and scaling is not None:
+            features, beyond = network_inputs(_padded(flux[part], size, np.nan), scaling)
+            inputs["features"] = torch.from_numpy(features)
+            outside[part] = beyond[:rows]
+        if images is not None:
+            inputs["images"] = torch.from_numpy(_padded(images[part], size, np.nan))
+        if reddening is not None:
+            known = np.nan_to_num(reddening[part].astype(np.float32), nan=0.0)
+            inputs["reddening"] = torch.from_numpy(_padded(known, size, 0.0))
         with torch.inference_mode():
-            output = network(torch.from_numpy(features))
-            pdf = summarise(output.log_weights, output.means, output.sigmas)
-        outside[part] = beyond[:size]
-        found = (
-            output.point.numpy(),
-            pdf.median,
-            pdf.mean,
-            pdf.mode,
-            pdf.low,
-            pdf.high,
-            pdf.quantiles,
-        )
+            output = network(**inputs)
+            pdf = output.summarise()
+            point = output.redshift().numpy()
+        found = (point, pdf.median, pdf.mean, pdf.mode, pdf.low, pdf.high, pdf.quantiles)
         for key, column in zip(_NAMES, found, strict=True):
-            values[key][part] = column[:size]
+            values[key][part] = column[:rows]
     return values, outside
+
+
+def _padded(array: NDArray[np.floating], size: int, fill: float) -> NDArray[np.floating]:
+    if len(array) == size:
+        return np.ascontiguousarray(array)
+    block = np.full((size, *array.shape[1:]), fill, array.dtype)
+    block[: len(array)] = array
+    return block

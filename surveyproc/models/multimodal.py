@@ -24,22 +24,40 @@ What is ours, because the paper states nothing:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.binned import BinnedOutput, uniform_edges
+from surveyproc.models.base import Reads, RedshiftNetwork, register
+from surveyproc.models.binned import (
+    BinnedOutput,
+    absolute_error,
+    bin_index,
+    check_edges,
+    cross_entropy,
+    normalised_absolute_error,
+    root_mean_square_error,
+    uniform_edges,
+)
 from surveyproc.models.inception import CUTOUT, BandScaling, Inception, he_normal, initialise
-from surveyproc.models.modalities import Modality, modality_name
+from surveyproc.models.modalities import Modality, draw_kept, modality_name, select_modalities
 
 FUSION_DEPTHS = (0, 1, 2, 4, 6)
 """Inceptions before the fusion: extremely early, very early, early, middle, late (section 5.2)."""
 
 INCEPTIONS = 8
+
+REGRESSION_LOSSES = {
+    "mae": absolute_error,
+    "nmae": normalised_absolute_error,
+    "rmse": root_mean_square_error,
+}
+"""Appendix A of the paper; it uses the first."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,10 @@ class MultimodalConfig:
         Factor on the widths of all layers but the outputs.
     cnn_layers : int or None
         Convolutions of a plain CNN, at least 5; None for inceptions.
+    regression_loss : {'mae', 'nmae', 'rmse'}
+        Loss of the regression head (Table A.1).
+    modality_dropout : int
+        Most modalities dropped in a step of training (section 7.4: 5); 0 drops none.
 
     Raises
     ------
@@ -80,6 +102,8 @@ class MultimodalConfig:
     heads: Literal["both", "classification", "regression"] = "both"
     width: float = 1.0
     cnn_layers: int | None = None
+    regression_loss: Literal["mae", "nmae", "rmse"] = "mae"
+    modality_dropout: int = 0
 
     def __post_init__(self) -> None:
         used = {band for modality in self.modalities for band in modality}
@@ -89,11 +113,17 @@ class MultimodalConfig:
             ("fusion_depth", FUSION_DEPTHS),
             ("fusion", ("concatenation", "cross")),
             ("heads", ("both", "classification", "regression")),
+            ("regression_loss", tuple(REGRESSION_LOSSES)),
         ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key}: {getattr(self, key)!r} is none of {known}")
         if len(self.edges) < 2 or any(not low < high for low, high in pairwise(self.edges)):
             raise ConfigError("edges: two or more ascending redshifts are needed")
+        if not 0 <= self.modality_dropout < max(2, len(self.modalities)):
+            raise ConfigError(
+                f"modality_dropout: cannot drop up to {self.modality_dropout} of "
+                f"{len(self.modalities)} modalities"
+            )
         if not self.width > 0:
             raise ConfigError(f"width: {self.width} is not positive")
         if self.cnn_layers is not None and self.cnn_layers < 5:
@@ -124,7 +154,7 @@ class MultimodalConfig:
         return max(1, round(width * self.width))
 
 
-class MultimodalNetwork(nn.Module):
+class MultimodalNetwork(RedshiftNetwork):
     """Parallel paths, one for each modality, then a common part and the heads.
 
     Parameters
@@ -149,6 +179,9 @@ class MultimodalNetwork(nn.Module):
         self.register_buffer(
             "edges", torch.tensor(config.edges, dtype=torch.float64), persistent=False
         )
+        self.reads = Reads(images=config.bands, cutout=CUTOUT, reddening=True)
+        self.redshifts = (config.edges[0], config.edges[-1])
+        self.kept: Tensor | None = None
         self.scaling = BandScaling(len(config.bands), CUTOUT)
         crossed = config.fusion == "cross"
         own = range(1, config.parallel_blocks + (0 if crossed else 1))
@@ -193,8 +226,8 @@ class MultimodalNetwork(nn.Module):
         present : bool Tensor, shape (n, bands), optional
             False where an object has no image in a band, whatever its pixels hold.
         kept : bool Tensor, shape (modalities,), optional
-            False where the output of a modality is replaced by zeros: `modalities.draw_kept` in
-            training, `without` in a test.
+            False where the output of a modality is replaced by zeros, as `without` gives it. In
+            training those that `begin_step` drew are used.
 
         Raises
         ------
@@ -203,6 +236,8 @@ class MultimodalNetwork(nn.Module):
         """
         planes = self.scaling(images, present)
         maps = [path(planes) for path in self.paths]
+        if self.training and kept is None:
+            kept = self.kept
         if kept is not None:
             # Multiplied, not left out: every parameter keeps a gradient, as data-parallel training
             # needs, and the graph stays the same from batch to batch.
@@ -214,7 +249,23 @@ class MultimodalNetwork(nn.Module):
         return BinnedOutput(
             None if self.classes is None else self.classes(hidden),
             None if self.regression is None else self.regression(hidden),
+            self.edges,
         )
+
+    def loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
+        """Equation 1 of the paper, or the part of it that the heads have; shape (n,)."""
+        parts = []
+        if output.logits is not None:
+            parts.append(cross_entropy(output.logits, bin_index(redshift, self.edges)))
+        if output.point is not None:
+            parts.append(REGRESSION_LOSSES[self.config.regression_loss](output.point, redshift))
+        return torch.stack(parts).sum(dim=0)
+
+    def begin_step(self, generator: torch.Generator) -> None:
+        """Draw the modalities that this step of training does without."""
+        most = self.config.modality_dropout
+        if most:
+            self.kept = draw_kept(len(self.names), generator, most)
 
     def without(self, name: str) -> Tensor:
         """The `kept` of `forward` that drops one modality (section 7.4).
@@ -308,3 +359,35 @@ def _reduction(config: MultimodalConfig, inputs: int) -> tuple[nn.Sequential, in
     for channels in (inputs, latent, latent):
         layers += [nn.Conv2d(channels, latent, 3), nn.ReLU()]
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten()), latent
+
+
+@register("multimodal*")
+def multimodal(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> MultimodalNetwork:
+    """A multimodal network of `bands` under any name that begins so.
+
+    Settings are fields of `MultimodalConfig`, and: `size` and `orders` of the modalities (two
+    adjacent bands by default; size 0 is the baseline, one modality of all bands), `all_bands` and
+    `single_bands` as in `select_modalities`, `bins` as [number, lowest redshift, highest].
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or cannot be used.
+    """
+    chosen = dict(settings)
+    own = {field.name for field in fields(MultimodalConfig)} - {"bands", "modalities", "edges"}
+    known = sorted(own | {"size", "orders", "all_bands", "single_bands", "bins"})
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise ConfigError(f"{name}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+    modalities = select_modalities(
+        len(bands),
+        chosen.pop("size", 2) or len(bands),
+        chosen.pop("orders", (1,)),
+        all_bands=chosen.pop("all_bands", False),
+        single_bands=chosen.pop("single_bands", False),
+    )
+    edges = check_edges(chosen.pop("bins", [800, 0.0, 4.0]))
+    return MultimodalNetwork(
+        MultimodalConfig(bands=tuple(bands), modalities=modalities, edges=edges, **chosen)
+    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
     from surveyproc.models.base import RedshiftNetwork
 
 WEIGHTS, DOCUMENT = "weights.safetensors", "model.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 _REQUIRED = (
     "format",
     "architecture",
     "settings",
+    "members",
     "bands",
+    "inputs",
     "normalisation",
     "training",
     "metrics",
@@ -68,9 +70,22 @@ class Package:
         return tuple(self.document["bands"])
 
     @property
-    def scaling(self) -> FeatureScaling:
-        """How fluxes become inputs."""
-        return FeatureScaling.from_json(self.document["normalisation"])
+    def scaling(self) -> FeatureScaling | None:
+        """How fluxes become inputs; None if the network reads no catalog."""
+        normalisation = self.document["normalisation"]
+        return None if normalisation is None else FeatureScaling.from_json(normalisation)
+
+    @property
+    def reads(self) -> Mapping[str, Any]:
+        """What its network reads: the fields of `models.base.Reads`, under the model's bands."""
+        inputs: dict[str, Any] = self.document["inputs"]
+        return inputs
+
+    @property
+    def pixel_scale(self) -> float | None:
+        """Arcsec a pixel of the cutouts it was trained on; None if it reads no images."""
+        found = self.document["inputs"]["pixel_scale"]
+        return None if found is None else float(found)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -98,8 +113,11 @@ class Package:
             If the architecture is not installed.
         """
         from surveyproc.models.base import build
+        from surveyproc.models.ensemble import Ensemble
 
-        network = build(self.document["architecture"], self.bands, self.document["settings"])
+        parts = self.document["architecture"], self.bands, self.document["settings"]
+        members = [build(*parts) for _ in range(self.document["members"])]
+        network = Ensemble(members) if len(members) > 1 else members[0]
         expected = network.state_dict()
         where = f"model {self.name}@{self.version}"
         for key in sorted({*expected, *self.tensors}):
@@ -124,8 +142,10 @@ def save_package(
     *,
     architecture: str,
     settings: Mapping[str, Any],
-    scaling: FeatureScaling,
-    tensors: Mapping[str, Tensor],
+    bands: Sequence[str],
+    scaling: FeatureScaling | None,
+    members: Sequence[Mapping[str, Tensor]],
+    pixel_scale: float | None = None,
     outputs: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -140,10 +160,14 @@ def save_package(
         Name of the model: letters, digits, `_ . -`.
     architecture, settings :
         What `base.build` needs.
-    scaling : FeatureScaling
-        How fluxes become inputs; its bands are the model's.
-    tensors : mapping of str to Tensor
-        The network's state_dict.
+    bands : sequence of str
+        The model's bands, as the architecture is built with them.
+    scaling : FeatureScaling or None
+        How fluxes become inputs; None if the network reads no catalog.
+    members : sequence of mapping of str to Tensor
+        The state_dict of the network, or of each network of an ensemble.
+    pixel_scale : float, optional
+        Arcsec a pixel of the cutouts that it was trained on.
     outputs, training, metrics : mapping, optional
         JSON-able records kept in model.json; no timestamps, or equal models would differ.
 
@@ -154,20 +178,20 @@ def save_package(
     """
     import safetensors.torch
 
+    from surveyproc.models.base import build
+
     _check_name(name)
+    reads = build(architecture, bands, settings).reads
+    tensors = ensemble_tensors(members)
     weights = safetensors.torch.save({key: t.detach().contiguous() for key, t in tensors.items()})
     document: dict[str, Any] = {
         "format": FORMAT,
         "architecture": architecture,
         "settings": dict(settings),
-        "bands": list(scaling.bands),
-        "inputs": {
-            "columns": [f"flux_{band}" for band in scaling.bands],
-            "unit": "nJy",
-            "features": "asinh magnitudes, adjacent colours, presence masks",
-            "cutout": 0,
-        },
-        "normalisation": scaling.to_json(),
+        "members": len(members),
+        "bands": list(bands),
+        "inputs": {**asdict(reads), "unit": "nJy", "pixel_scale": pixel_scale},
+        "normalisation": None if scaling is None else scaling.to_json(),
         "outputs": dict(outputs or {"schema": "photoz"}),
         "training": dict(training or {}),
         "metrics": dict(metrics or {}),
@@ -183,6 +207,17 @@ def save_package(
         store.put_json(f"{place}/{DOCUMENT}", document)
     set_current(store, name, version)
     return Package(name, version, json.loads(json.dumps(document)), weights)
+
+
+def ensemble_tensors(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One network's tensors as they are; those of several under the names `Ensemble` has."""
+    if len(members) == 1:
+        return dict(members[0])
+    return {
+        f"members.{number}.{key}": tensor
+        for number, member in enumerate(members)
+        for key, tensor in member.items()
+    }
 
 
 def set_current(store: Store, name: str, version: str) -> None:
@@ -274,8 +309,9 @@ def _read(store: Store, prefix: str, name: str, version: str | None) -> Package:
     if digest(weights) != document["weights_sha256"]:
         raise InputError(f"model {where}: {WEIGHTS} is not the file that {DOCUMENT} describes")
     package = Package(name, version, document, weights)
-    if package.scaling.bands != package.bands:
-        raise InputError(f"model {where}: bands and normalisation.bands differ")
+    wanted = tuple(document["inputs"]["features"])
+    if (package.scaling.bands if package.scaling else ()) != wanted:
+        raise InputError(f"model {where}: inputs.features and normalisation.bands differ")
     return package
 
 

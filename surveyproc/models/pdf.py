@@ -9,7 +9,9 @@ on the same nodes and refined. Runs in float64 on one thread at well over 100,00
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +57,64 @@ class PdfSummary:
     low: Float32
     high: Float32
     quantiles: Float32
+
+
+class PdfOutput(Protocol):
+    """What every redshift network returns for n objects."""
+
+    def redshift(self) -> Tensor:
+        """Point estimate, shape (n,)."""
+
+    def summarise(self) -> PdfSummary:
+        """Summaries of the PDFs; NaN where the network has none."""
+
+
+class MixtureOutput(NamedTuple):
+    """Redshift PDFs of n objects as truncated Gaussian mixtures, beside a point estimate.
+
+    Attributes
+    ----------
+    point : Tensor, shape (n,)
+        Point estimate of the redshift.
+    log_weights : Tensor, shape (n, k)
+        Natural logarithms of the mixture's weights; their exponentials sum to one.
+    means, sigmas : Tensor, shape (n, k)
+        Gaussian components in x = ln(1 + z); means >= 0, sigmas > 0. The PDF is the mixture
+        truncated at z = 0 and normalised again.
+    """
+
+    point: Tensor
+    log_weights: Tensor
+    means: Tensor
+    sigmas: Tensor
+
+    def redshift(self) -> Tensor:
+        """The point estimate, shape (n,)."""
+        return self.point
+
+    def summarise(self) -> PdfSummary:
+        """Median, mean, mode and quantiles."""
+        return summarise(self.log_weights.cpu(), self.means.cpu(), self.sigmas.cpu())
+
+    @staticmethod
+    def average(outputs: Sequence[MixtureOutput]) -> MixtureOutput:
+        """The mean of several networks' PDFs and of their point estimates.
+
+        Components are put side by side. Each network's PDF is normalised above z = 0, so its
+        weights are divided by its mass there before they are put together.
+        """
+        parts = []
+        for output in outputs:
+            above = torch.special.log_ndtr(output.means / output.sigmas)
+            mass = torch.logsumexp(output.log_weights + above, dim=1, keepdim=True)
+            parts.append(output.log_weights - mass)
+        weights = torch.cat(parts, dim=1)
+        return MixtureOutput(
+            torch.stack([output.point for output in outputs]).mean(dim=0),
+            weights - torch.logsumexp(weights, dim=1, keepdim=True),
+            torch.cat([output.means for output in outputs], dim=1),
+            torch.cat([output.sigmas for output in outputs], dim=1),
+        )
 
 
 def summarise(log_weights: Tensor, means: Tensor, sigmas: Tensor) -> PdfSummary:

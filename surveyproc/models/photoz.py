@@ -35,16 +35,18 @@ def column_prefix(model: str) -> str:
 
 
 class PhotozProduct:
-    """Redshift point estimates and PDFs from fluxes; satisfies `surveyproc.product.Product`.
+    """Redshift point estimates and PDFs; satisfies `surveyproc.product.Product`.
 
-    Reads `flux_<band>` (nJy) of every band of the model. Flux errors are not read: the network has
-    no use for them.
+    Reads what the model's network reads: `flux_<band>` (nJy), cutouts, E(B - V). Flux errors are
+    not read: no network has use for them.
 
-    Flag bits it sets: `missing_band` where a flux is null or not finite; `non_finite_input` as well
-    where it is infinite (an infinite flux counts as missing); `outside_training_range` where a
-    magnitude or colour lies outside the range of the training set; `no_image` where every band is
-    missing, which leaves nothing to predict from: all outputs are NaN; `model_failure` where the
-    network gave a non-finite value from usable inputs. Bits that the batch brings are kept.
+    Flag bits it sets: `missing_band` where a flux is null or not finite, or a cutout has no pixel
+    in a band; `non_finite_input` as well where a flux is infinite (it counts as missing);
+    `outside_training_range` where a magnitude or colour lies outside the range of the training
+    set, or the tile's pixels have another size than those it was trained on; `no_image` where
+    every band of the fluxes, or of the cutout, is missing, which leaves nothing to predict from:
+    all outputs are NaN; `model_failure` where the network gave a non-finite value from usable
+    inputs. Bits that the batch brings are kept.
 
     Parameters
     ----------
@@ -52,6 +54,10 @@ class PhotozProduct:
         The model.
     bands : mapping of str to str, optional
         Model band to survey band, where the names differ.
+    name : str, optional
+        Name of the product: `photoz`, or `photoz_<something>` for another one in the same run.
+    reddening : str, optional
+        Catalog column with E(B - V), for a network that reads it; 0 without.
 
     Raises
     ------
@@ -61,40 +67,55 @@ class PhotozProduct:
         If the weights do not fit the architecture.
     """
 
-    def __init__(self, package: Package, bands: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        package: Package,
+        bands: Mapping[str, str] | None = None,
+        *,
+        name: str = "photoz",
+        reddening: str | None = None,
+    ) -> None:
         self.package = package
+        self._name = name
         chosen = dict(bands or {})
+        known = dict.fromkeys((*package.reads["features"], *package.reads["images"]))
         unknown = sorted(set(chosen) - set(package.bands))
         if unknown:
             raise ConfigError(
-                f"products.photoz.bands: model {package.name!r} has no band {unknown[0]!r} "
+                f"products.{name}.bands: model {package.name!r} has no band {unknown[0]!r} "
                 f"(it has {', '.join(package.bands)})"
             )
-        self.band_map = {band: chosen.get(band, band) for band in package.bands}
+        self.band_map = {band: chosen.get(band, band) for band in known}
         if len(set(self.band_map.values())) != len(self.band_map):
-            raise ConfigError("products.photoz.bands: two model bands read the same survey band")
-        self._scaling = package.scaling
+            raise ConfigError(f"products.{name}.bands: two model bands read the same survey band")
+        self._reddening = reddening if package.reads["reddening"] else None
+        self._fluxes = tuple(f"flux_{self.band_map[band]}" for band in package.reads["features"])
         self._prefix = column_prefix(package.name)
 
     @property
     def name(self) -> str:
-        """`photoz`."""
-        return "photoz"
+        """`photoz`, or the name it was given."""
+        return self._name
 
     @property
     def inputs(self) -> Inputs:
-        """The flux columns, in the model's band order; no images."""
-        return Inputs(columns=tuple(f"flux_{band}" for band in self.band_map.values()))
+        """Cutouts and columns, in the model's band order under the survey's names."""
+        return Inputs(
+            bands=tuple(self.band_map[band] for band in self.package.reads["images"]),
+            cutout=int(self.package.reads["cutout"]),
+            columns=self._fluxes + ((self._reddening,) if self._reddening else ()),
+        )
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """schemas/photoz.toml under the model's name."""
-        return schemas.load("photoz", model=self._prefix)
+        """schemas/photoz.toml under the model's and the product's name."""
+        return schemas.load("photoz", model=self._prefix, product=self._name)
 
     @property
     def version(self) -> str:
-        """Package version and a hash of name and band map."""
-        return f"{self.package.version}-{fingerprint([self._prefix, self.band_map])[:8]}"
+        """Package version and a hash of names and band map."""
+        settings = [self._name, self._prefix, self.band_map, self._reddening]
+        return f"{self.package.version}-{fingerprint(settings)[:8]}"
 
     @cached_property
     def _network(self) -> RedshiftNetwork:
@@ -104,19 +125,37 @@ class PhotozProduct:
         """Columns of `batch`; NaN where nothing could be predicted. See the class for flags."""
         from surveyproc.models.inference import predict
 
-        flux = np.stack(
-            [np.asarray(batch.columns[name], np.float64) for name in self.inputs.columns], axis=1
-        )
-        present = np.isfinite(flux)
-        empty = ~present.any(axis=1)
-        values, outside = predict(self._network, self._scaling, flux)
+        n = len(batch.flags)
+        empty, missing, infinite = (np.zeros(n, bool) for _ in range(3))
+        flux = reddening = images = None
+        if self._fluxes:
+            flux = np.stack(
+                [np.asarray(batch.columns[key], np.float64) for key in self._fluxes], axis=1
+            )
+            present = np.isfinite(flux)
+            empty |= ~present.any(axis=1)
+            missing |= ~present.all(axis=1)
+            infinite = np.isinf(flux).any(axis=1)
+        if self.package.reads["cutout"]:
+            if batch.images is None:
+                raise ConfigError(f"products.{self._name}: the survey has no images")
+            images = batch.images
+            seen = np.isfinite(images).any(axis=(2, 3))
+            empty |= ~seen.any(axis=1)
+            missing |= ~seen.all(axis=1)
+        if self.package.reads["reddening"]:
+            reddening = np.zeros(n)
+            if self._reddening:
+                reddening = np.asarray(batch.columns[self._reddening], np.float64)
+        values, outside = predict(self._network, self.package.scaling, flux, images, reddening)
+        outside |= self._other_pixels(batch)
         failed = ~empty & np.any(
             [~np.isfinite(np.atleast_2d(v.T)).all(axis=0) for v in values.values()], axis=0
         )
         flags = np.asarray(batch.flags, np.int32).copy()
         for name, where in (
-            ("missing_band", ~present.all(axis=1)),
-            ("non_finite_input", np.isinf(flux).any(axis=1)),
+            ("missing_band", missing),
+            ("non_finite_input", infinite),
             ("no_image", empty),
             ("outside_training_range", outside & ~empty),
             ("model_failure", failed),
@@ -126,5 +165,12 @@ class PhotozProduct:
         for key, column in values.items():
             column[empty | failed] = np.nan
             out[f"{self._prefix}_z_{key}"] = column
-        out["photoz_flag"] = flags
+        out[f"{self._name}_flag"] = flags
         return out
+
+    def _other_pixels(self, batch: Batch) -> NDArray[np.bool_]:
+        """Where the tile's pixels differ from those of the training by more than 2 %."""
+        trained = self.package.pixel_scale
+        if trained is None or batch.pixel_scale is None:
+            return np.zeros(len(batch.flags), bool)
+        return np.abs(batch.pixel_scale / trained - 1.0) > 0.02

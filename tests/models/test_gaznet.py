@@ -4,7 +4,7 @@ import torch
 
 from surveyproc.errors import ConfigError
 from surveyproc.models import base
-from surveyproc.models.base import RedshiftOutput, architectures, build, is_registered, register
+from surveyproc.models.base import MixtureOutput, architectures, build, is_registered, register
 from surveyproc.models.gaznet import log_density
 
 
@@ -41,7 +41,7 @@ def test_parameter_count_is_the_sum_of_the_layers():
 def test_density_of_the_truncated_mixture_integrates_to_one():
     x = torch.linspace(0, 3, 20001, dtype=torch.float64)
     n = len(x)
-    row = RedshiftOutput(
+    row = MixtureOutput(
         torch.zeros(n),
         torch.log(torch.tensor([[0.3, 0.7]], dtype=torch.float64)).expand(n, 2),
         torch.tensor([[0.0, 0.4]], dtype=torch.float64).expand(n, 2),

@@ -3,6 +3,7 @@ import torch
 
 from surveyproc.errors import InputError
 from surveyproc.models.base import count_parameters
+from surveyproc.models.binned import uniform_edges
 from surveyproc.models.inception import P19, BandScaling, Inception, compress, same_average_pool
 
 
@@ -51,7 +52,7 @@ def test_scaling_needs_pixels_in_every_band():
 
 def test_p19_has_the_published_size():
     with torch.device("meta"):
-        network = P19()
+        network = P19("ugriz", uniform_edges(180, 0.0, 0.4))
         assert count_parameters(network) == 27_596_372
         maps = network.maps(torch.empty(2, 5, 64, 64))
         assert maps.shape == (2, 22_272)
