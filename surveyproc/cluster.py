@@ -123,6 +123,7 @@ def stream(
     *,
     workers: int,
     arguments: tuple[Any, ...] = (),
+    gpus: float = 0.0,
 ) -> Iterator[Any]:
     """Apply `worker` to every item with Ray Data; results come as they finish, in no fixed order.
 
@@ -138,6 +139,8 @@ def stream(
         function of an item.
     workers : int
         Processes; each reserves one CPU.
+    gpus : float
+        GPUs that each reserves, or the share of one.
 
     Raises
     ------
@@ -157,6 +160,7 @@ def stream(
         fn_constructor_args=(worker, arguments),
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
+        num_gpus=gpus,
     )
     try:
         for row in done.iter_rows():

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -110,12 +110,29 @@ class TrainingSection(LabelsSection):
     batch_size: int = Field(64, ge=1, description="Objects a step, over all workers.")
     workers: int = Field(2, ge=1, description="Ray Train workers.")
     seed: int = Field(0, ge=0, description="Seed of weights, split and shuffling.")
+    learning_rates: list[float] = Field(
+        default_factory=lambda: [1e-3, 1e-4], min_length=1, description="One for each stage."
+    )
+    members: int = Field(
+        1,
+        ge=1,
+        description="Networks of the ensemble, trained in parallel. Each holds out another part of "
+        "the sky, so that together they cross-validate; the PDF is their mean.",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="End a stage after so many epochs without a lower validation loss."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the networks' layers in training."
+    )
+    accumulate: int = Field(1, ge=1, description="Parts in which a step's gradients are computed.")
+    shift: int = Field(2, ge=0, description="Largest shift of a cutout in training, pixels.")
 
 
 class ProductSection(Section):
     """One product of the run."""
 
-    name: Name = Field(description="photometry or photoz.")
+    name: Name = Field(description="photometry, photoz, or photoz_<something> for another model.")
     model: ModelReference | None = Field(
         None,
         description="A package under <root>/models (name or name@version), the path or URL of a "
@@ -125,6 +142,9 @@ class ProductSection(Section):
         default_factory=dict, description="Model band to survey band where the names differ."
     )
     aperture: float = Field(1.0, gt=0, description="Photometry: aperture radius, arcsec.")
+    network: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of the registered network to train."
+    )
     training: TrainingSection | None = Field(None, description="How to train the model.")
 
 

@@ -48,7 +48,7 @@ class BinnedOutput(NamedTuple):
             n = len(self.redshift())
             nothing = np.full(n, np.nan, np.float32)
             many = np.full((n, len(QUANTILES)), np.nan, np.float32)
-            return PdfSummary(*[nothing.copy() for _ in range(5)], quantiles=many)
+            return PdfSummary(nothing, nothing, nothing, nothing, nothing, many)
         pdf, edges = self._pdf(), self.edges
         low, high = quantiles(pdf, edges, (SIGMA_LOW, SIGMA_HIGH)).cpu().numpy().T
         return PdfSummary(

@@ -90,7 +90,7 @@ def magnitude_from_flux(flux: ArrayLike) -> Float:
     """AB magnitude of a flux density in nJy, 31.4 - 2.5 log10 f; NaN where it is not positive."""
     values = np.asarray(flux, dtype=np.float64)
     positive = np.where(values > 0, values, np.nan)
-    magnitude: Float = AB_ZERO - 2.5 * np.log10(positive)
+    magnitude: Float = AB_ZEROPOINT_NJY - 2.5 * np.log10(positive)
     return magnitude
 
 

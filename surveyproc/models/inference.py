@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -76,7 +78,7 @@ def predict(
     return values, outside
 
 
-def _padded(array: NDArray[np.floating], size: int, fill: float) -> NDArray[np.floating]:
+def _padded(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:
     if len(array) == size:
         return np.ascontiguousarray(array)
     block = np.full((size, *array.shape[1:]), fill, array.dtype)

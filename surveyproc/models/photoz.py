@@ -126,7 +126,9 @@ class PhotozProduct:
         from surveyproc.models.inference import predict
 
         n = len(batch.flags)
-        empty, missing, infinite = (np.zeros(n, bool) for _ in range(3))
+        empty: Any = np.zeros(n, bool)
+        missing: Any = np.zeros(n, bool)
+        infinite: Any = np.zeros(n, bool)
         flux = reddening = images = None
         if self._fluxes:
             flux = np.stack(
@@ -140,7 +142,7 @@ class PhotozProduct:
             if batch.images is None:
                 raise ConfigError(f"products.{self._name}: the survey has no images")
             images = batch.images
-            seen = np.isfinite(images).any(axis=(2, 3))
+            seen: Any = np.isfinite(images).any(axis=(2, 3))
             empty |= ~seen.any(axis=1)
             missing |= ~seen.all(axis=1)
         if self.package.reads["reddening"]:

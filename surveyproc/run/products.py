@@ -32,19 +32,24 @@ def build_product(section: ProductSection, config: SurveyConfig, store: Store) -
     """One product, its model loaded if it has one."""
     if section.name == "photometry":
         return AperturePhotometry(tuple(config.images.bands), section.aperture)
-    if section.name == "photoz":
+    if section.name == "photoz" or section.name.startswith("photoz_"):
         if section.model is None:
-            raise ConfigError("key 'products.photoz.model' is missing: name a model package")
+            raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
         try:
             # Anything with a slash is a folder, relative to survey.toml.
             model = config.resolve(section.model) if "/" in section.model else section.model
             package = load_package(store, model)
         except InputError as error:
             raise InputError(
-                f"products.photoz.model: {error}; `surveyproc train` makes a package of this name"
+                f"products.{section.name}.model: {error}; `surveyproc train` makes a package of "
+                "this name"
             ) from error
-        return PhotozProduct(package, section.bands)
-    raise ConfigError(f"products: {section.name!r} is not a product; known: photometry, photoz")
+        return PhotozProduct(
+            package, section.bands, name=section.name, reddening=config.catalog.reddening
+        )
+    raise ConfigError(
+        f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"
+    )
 
 
 def check_columns(products: Sequence[Product], catalog_columns: Iterable[str]) -> None:

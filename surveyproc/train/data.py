@@ -14,6 +14,7 @@ from surveyproc.config import TrainingSection
 from surveyproc.errors import InputError
 from surveyproc.models.features import flux_from_magnitude
 from surveyproc.sky import healpix29
+from surveyproc.train.cube import TrainingCube
 
 Float = NDArray[np.float64]
 
@@ -48,6 +49,10 @@ class TrainingSet:
         The model's bands, in order of wavelength.
     dropped : dict of str to int
         Rows left out so far, by reason.
+    reddening : float64 ndarray, shape (n,), or None
+        Galactic E(B - V), mag; NaN = unknown.
+    cube : TrainingCube or None
+        Cutouts of the objects; `cube_row`, int64, shape (n,), says where each is.
 
     Raises
     ------
@@ -62,6 +67,9 @@ class TrainingSet:
     dec: Float
     bands: tuple[str, ...]
     dropped: dict[str, int] = field(default_factory=dict)
+    reddening: Float | None = None
+    cube: TrainingCube | None = None
+    cube_row: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for key in ("flux", "flux_err", "redshift", "ra", "dec"):
@@ -78,8 +86,12 @@ class TrainingSet:
 
     def take(self, rows: NDArray[Any]) -> TrainingSet:
         """The rows of a boolean mask or an index array."""
-        parts = {key: getattr(self, key)[rows] for key in ("flux", "flux_err", "redshift")}
-        return replace(self, **parts, ra=self.ra[rows], dec=self.dec[rows])
+        keys = ("flux", "flux_err", "redshift", "ra", "dec", "reddening", "cube_row")
+        parts: dict[str, Any] = {}
+        for key in keys:
+            whole = getattr(self, key)
+            parts[key] = None if whole is None else whole[rows]
+        return replace(self, **parts)
 
     def usable(self) -> TrainingSet:
         """Without rows that lack a redshift in range, a position, or every flux; all counted.
@@ -91,11 +103,12 @@ class TrainingSet:
         """
         low, high = REDSHIFT_LIMITS
         with np.errstate(invalid="ignore"):
-            reasons = {
+            reasons: dict[str, Any] = {
                 "no usable redshift": ~((self.redshift > low) & (self.redshift < high)),
                 "no position": ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90)),
-                "no flux in any band": ~np.isfinite(self.flux).any(axis=1),
             }
+            if self.cube is None:
+                reasons["no flux in any band"] = ~np.isfinite(self.flux).any(axis=1)
         keep = np.ones(len(self), bool)
         dropped = dict(self.dropped)
         for reason, bad in reasons.items():
@@ -109,10 +122,15 @@ class TrainingSet:
 
     @property
     def checksum(self) -> str:
-        """First 16 hex digits of the SHA-256 of bands and all values."""
+        """First 16 hex digits of the SHA-256 of bands, all values, and the cube's version."""
         total = hashlib.sha256("\0".join(self.bands).encode())
         for key in ("flux", "flux_err", "redshift", "ra", "dec"):
             total.update(np.ascontiguousarray(getattr(self, key), dtype="<f8").tobytes())
+        if self.reddening is not None:
+            total.update(np.ascontiguousarray(self.reddening, dtype="<f8").tobytes())
+        if self.cube is not None and self.cube_row is not None:
+            total.update(self.cube.key.encode())
+            total.update(np.ascontiguousarray(self.cube_row, dtype="<i8").tobytes())
         return total.hexdigest()[:16]
 
 
@@ -206,6 +224,54 @@ def sky_split(
     bool ndarray, shape (n,)
         True = held out. Never all rows, unless they share one pixel at the highest order.
     """
+    distinct, member, counts = _pixels(ra, dec, order)
+    drawn = sorted(range(len(distinct)), key=lambda k: _draw(seed, int(distinct[k])))
+    held = np.zeros(len(distinct), bool)
+    rows = 0
+    for k in drawn[:-1] or drawn:
+        if rows >= share * len(member):
+            break
+        held[k] = True
+        rows += int(counts[k])
+    found: NDArray[np.bool_] = held[member]
+    return found
+
+
+def sky_folds(ra: Float, dec: Float, seed: int, folds: int) -> NDArray[np.int64]:
+    """Fold of each row, 0 to folds - 1: whole HEALPix pixels, folds about equal in rows.
+
+    Pixels come in the order of `sky_split` and each goes to the fold with the fewest rows so far.
+
+    Parameters
+    ----------
+    ra, dec : float64 ndarray, shape (n,)
+        Degrees, ICRS, finite.
+    seed : int
+        Another seed makes other folds.
+    folds : int
+        Number of folds.
+
+    Raises
+    ------
+    InputError
+        If the rows lie in fewer pixels than there are folds.
+    """
+    distinct, member, counts = _pixels(ra, dec, None)
+    if len(distinct) < folds:
+        raise InputError(
+            f"training set: its {len(member)} rows lie in {len(distinct)} places of the sky, too "
+            f"few for {folds} members that each hold out another one; lower training.members"
+        )
+    fold, filled = np.zeros(len(distinct), np.int64), np.zeros(folds, np.int64)
+    for k in sorted(range(len(distinct)), key=lambda k: _draw(seed, int(distinct[k]))):
+        fold[k] = int(filled.argmin())
+        filled[fold[k]] += counts[k]
+    found: NDArray[np.int64] = fold[member]
+    return found
+
+
+def _pixels(ra: Float, dec: Float, order: int | None) -> tuple[Any, Any, Any]:
+    """Distinct HEALPix pixels of the rows, each row's place among them, and rows of each."""
     finest = healpix29(ra, dec)
     orders = [order] if order is not None else list(range(MAX_SPLIT_ORDER + 1))
     for level in orders:
@@ -214,16 +280,7 @@ def sky_split(
         distinct, member, counts = np.unique(pixels, return_inverse=True, return_counts=True)
         if len(distinct) >= SPLIT_PIXELS:
             break
-    drawn = sorted(range(len(distinct)), key=lambda k: _draw(seed, int(distinct[k])))
-    held = np.zeros(len(distinct), bool)
-    rows = 0
-    for k in drawn[:-1] or drawn:
-        if rows >= share * len(pixels):
-            break
-        held[k] = True
-        rows += int(counts[k])
-    found: NDArray[np.bool_] = held[member]
-    return found
+    return distinct, member, counts
 
 
 def _draw(seed: int, pixel: int) -> bytes:

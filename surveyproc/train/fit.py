@@ -1,7 +1,7 @@
 """The epochs of a training, on one process or as one of several that share their gradients.
 
-A training is a function of data, settings, seed and number of workers: shuffling and band dropout
-are drawn anew from (seed, epoch, rank), so that an epoch can be repeated from the state before it.
+A training is a function of data, settings, seed and number of workers. It can go on from any state
+it yielded, in the middle of an epoch too, and ends like one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
+import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from surveyproc.errors import SurveyError
 from surveyproc.models.base import RedshiftNetwork
+from surveyproc.train.examples import Examples, generator
 
-TENSORS, STATE = "state.safetensors", "state.json"
+VALIDATION_ROWS = 256
+"""Held-out objects of one forward pass, at least."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class FitSettings:
         loses: teaches the network to do without (ours; the paper's objects have every band).
     weight_decay : float
         Decoupled weight decay (ours); 0 is the paper's plain Adam.
+    patience : int or None
+        A stage ends after so many epochs without a lower validation loss; None never ends it.
+    precision : {'float32', 'bfloat16'}
+        Of the networks' layers; weights, losses and optimiser stay float32.
+    accumulate : int
+        Parts in which a worker computes the gradients of its share of a step, one after another.
+    checkpoint_steps : int
+        Steps after which a state is yielded within an epoch.
     """
 
     epochs: int
@@ -52,6 +63,14 @@ class FitSettings:
     dropped_rows: float = 0.2
     dropped_bands: float = 0.25
     weight_decay: float = 0.0
+    patience: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    checkpoint_steps: int = 500
+
+    def stage(self, epoch: int) -> int | None:
+        """Stage of the epoch that follows after `epoch` finished ones; None after the last."""
+        return epoch // self.epochs if epoch < self.total_epochs else None
 
     @property
     def total_epochs(self) -> int:
@@ -61,16 +80,18 @@ class FitSettings:
 
 @dataclass
 class FitState:
-    """All that a training needs to go on after `epoch` epochs.
+    """All that a training needs to go on.
 
     Attributes
     ----------
-    epoch : int
-        Finished epochs over all stages.
     weights, best : dict of str to Tensor
         Current weights, and the ones with the lowest validation loss so far.
     optimiser : dict of str to Tensor
         Adam's moments, `<parameter>.<moment>`.
+    epoch : int
+        Finished epochs over all stages; those that a stage ended without count as finished.
+    step, loss_sum : int, float
+        Steps of the next epoch that are done already, and their losses, a worker.
     best_loss : float
         Validation loss of `best`; `best_epoch` is its epoch, counted from 1.
     history : list of dict
@@ -81,182 +102,217 @@ class FitState:
     best: dict[str, Tensor]
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
     best_loss: float = math.inf
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def save(self, folder: Path) -> None:
-        """Write `state.safetensors` and `state.json`."""
+    def to_bytes(self) -> bytes:
+        """As one safetensors file, the numbers in its metadata."""
         groups = {"weights": self.weights, "best": self.best, "optimiser": self.optimiser}
         tensors = {
-            f"{group}/{key}": tensor.detach().contiguous()
+            f"{group}/{key}": tensor.contiguous()
             for group, members in groups.items()
             for key, tensor in members.items()
         }
-        safetensors.torch.save_file(tensors, str(folder / TENSORS))
-        record = asdict(
-            FitState({}, {}, {}, self.epoch, self.best_loss, self.best_epoch, self.history)
-        )
-        (folder / STATE).write_text(json.dumps(record))
+        record = json.dumps(asdict(replace(self, weights={}, best={}, optimiser={})))
+        return safetensors.torch.save(tensors, {"state": record})
 
     @classmethod
-    def load(cls, folder: Path) -> FitState:
-        """Read what `save` wrote."""
-        record = json.loads((folder / STATE).read_text())
+    def from_bytes(cls, data: bytes) -> FitState:
+        """What `to_bytes` gave."""
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        record = json.loads(header["__metadata__"]["state"])
         groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimiser": {}}
-        for name, tensor in safetensors.torch.load_file(str(folder / TENSORS)).items():
+        for name, tensor in safetensors.torch.load(data).items():
             group, _, key = name.partition("/")
             groups[group][key] = tensor
         return cls(**(record | groups))
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
-    generator = torch.Generator()
-    generator.manual_seed(seed)
-    return generator
-
-
-def drop_bands(features: Tensor, n_bands: int, rows: float, bands: float, seed: Any) -> Tensor:
-    """Inputs with random bands made missing, as `features.network_inputs` writes a missing band.
-
-    Parameters
-    ----------
-    features : Tensor, shape (n, 3 n_bands - 1)
-        Magnitudes, colours, masks.
-    rows, bands : float
-        Share of rows that lose bands, and of the bands that they lose. No row loses all it has.
-    seed : torch.Generator
-        Source of the draws.
-    """
-    n = len(features)
-    lost = torch.rand(n, n_bands, generator=seed) < bands
-    lost &= torch.rand(n, 1, generator=seed) < rows
-    kept = (features[:, 2 * n_bands - 1 :] > 0) & ~lost
-    lost &= kept.any(dim=1, keepdim=True)
-    keep = ~lost
-    mask = torch.cat([keep, keep[:, :-1] & keep[:, 1:], keep], dim=1)
-    return features * mask
+    return {key: t.detach().to("cpu", copy=True) for key, t in network.state_dict().items()}
 
 
 def fit(
     network: RedshiftNetwork,
-    inputs: Tensor,
-    redshift: Tensor,
-    held_out: Tensor,
+    examples: Examples,
     settings: FitSettings,
     state: FitState | None = None,
     *,
     rank: int = 0,
     world: int = 1,
+    device: str = "cpu",
 ) -> Iterator[FitState]:
-    """Train, yielding the state after each epoch; the last one's `best` are the weights to keep.
+    """Train, yielding the state after each epoch and every `checkpoint_steps` steps.
 
-    Each stage starts from the best weights so far (ours: the paper reloads "the" stage-1 model)
-    with a fresh optimiser. "Best" is the lowest mean loss over the held-out rows.
+    The last state's `best` are the weights to keep. Each stage starts from the best weights so far
+    (ours: the paper reloads "the" stage-1 model) with a fresh optimiser. "Best" is the lowest mean
+    loss over the held-out rows.
 
     Parameters
     ----------
     network : RedshiftNetwork
         Trained in place; with several workers each must start from the same weights.
-    inputs : Tensor, shape (n, network.inputs)
-        Features of all rows.
-    redshift : Tensor, shape (n,)
-        True redshifts.
-    held_out : bool Tensor, shape (n,)
-        Rows used for validation only.
+    examples : Examples
+        Rows to train with and rows held out.
     settings : FitSettings
         How.
     state : FitState, optional
         Where to go on; from the start by default.
     rank, world : int
         This worker and the number of workers; more than one needs an initialised process group.
+    device : str
+        Torch device of this worker.
 
     Raises
     ------
     SurveyError
         If the loss is not finite any more.
     """
-    train_inputs, train_redshift = inputs[~held_out], redshift[~held_out]
-    held_inputs = inputs[held_out][rank::world]
-    held_redshift = redshift[held_out][rank::world]
-    n_held = int(held_out.sum())
-    share = max(1, settings.batch_size // world)
-    wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
-    names = [name for name, _ in network.named_parameters()]
+    network.to(torch.device(device)).to(memory_format=torch.channels_last)
     if state is None:
         state = FitState(weights=_copy(network), best=_copy(network))
     network.load_state_dict(state.weights)
-    optimiser: torch.optim.Optimizer | None = None
-    for epoch in range(state.epoch, settings.total_epochs):
-        rate = settings.rates[epoch // settings.epochs]
-        if epoch % settings.epochs == 0:
+    step_of = _Steps(network, settings, world, device)
+    batch = step_of.share * world
+    while (stage := settings.stage(state.epoch)) is not None:
+        if state.step == 0 and state.epoch == stage * settings.epochs:
             network.load_state_dict(state.best)
-            optimiser = _adam(network, rate, settings.weight_decay)
-        elif optimiser is None:
-            optimiser = _adam(network, rate, settings.weight_decay)
-            _load_moments(optimiser, names, state.optimiser)
+            step_of.start(settings.rates[stage], {})
+        elif step_of.optimiser is None:
+            step_of.start(settings.rates[stage], state.optimiser)
         network.train()
-        # Every worker draws the same order and takes its part; the last step wraps around.
-        order = torch.randperm(len(train_inputs), generator=_generator(settings.seed, epoch))
-        steps = math.ceil(len(order) / (share * world))
-        order = order.repeat(math.ceil(steps * share * world / len(order)))
-        dropout = _generator(settings.seed, epoch, rank)
-        total = torch.zeros(())
-        for step in range(steps):
-            first = (step * world + rank) * share
-            rows = order[first : first + share]
-            batch = drop_bands(
-                train_inputs[rows],
-                len(network.bands),
-                settings.dropped_rows,
-                settings.dropped_bands,
-                dropout,
-            )
-            loss = network.loss(wrapped(batch), train_redshift[rows]).mean()
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            total += loss.detach()
-        network.eval()
-        with torch.no_grad():
-            held = network.loss(network(held_inputs), held_redshift).double().sum()
-        sums = torch.stack([total.double() / (steps * world), held / max(n_held, 1)])
-        if world > 1:
-            dist.all_reduce(sums)
-        loss_value, validation = (float(value) for value in sums)
+        total, step = torch.tensor(state.loss_sum, dtype=torch.float64), state.step
+        steps = examples.steps(batch)
+        for inputs, redshift in examples.training(
+            state.epoch, step, batch=batch, rank=rank, world=world, device=device
+        ):
+            network.begin_step(generator(settings.seed, state.epoch, step))
+            total += step_of(inputs, redshift).double().cpu()
+            step += 1
+            if step % settings.checkpoint_steps == 0 and step < steps:
+                state = replace(
+                    state,
+                    weights=_copy(network),
+                    optimiser=step_of.moments(),
+                    step=step,
+                    loss_sum=float(_over_workers(total, world, device)) / world,
+                )
+                yield state
+        held = _validate(network, examples, batch, rank, world, device)
+        sums = _over_workers(torch.stack([total / (steps * world), *held]), world, device)
+        loss_value, validation = float(sums[0]), float(sums[1] / sums[2].clamp(min=1))
         if not math.isfinite(loss_value + validation):
-            raise SurveyError(f"training diverged in epoch {epoch + 1}: the loss is not finite")
+            raise SurveyError(
+                f"training diverged in epoch {state.epoch + 1}: the loss is not finite"
+            )
         improved = validation < state.best_loss
-        entry = {"rate": rate, "loss": loss_value, "validation_loss": validation}
+        entry = {
+            "epoch": state.epoch + 1,
+            "rate": settings.rates[stage],
+            "loss": loss_value,
+            "validation_loss": validation,
+        }
+        best_epoch = state.epoch + 1 if improved else state.best_epoch
+        stale = state.epoch + 1 - max(best_epoch, stage * settings.epochs)
+        over = settings.patience is not None and stale >= settings.patience
         state = FitState(
             weights=_copy(network),
             best=_copy(network) if improved else state.best,
-            optimiser=_moments(optimiser, names),
-            epoch=epoch + 1,
+            optimiser=step_of.moments(),
+            epoch=(stage + 1) * settings.epochs if over else state.epoch + 1,
             best_loss=validation if improved else state.best_loss,
-            best_epoch=epoch + 1 if improved else state.best_epoch,
-            history=[*state.history, {"epoch": epoch + 1, **entry}],
+            best_epoch=best_epoch,
+            history=[*state.history, entry],
         )
         yield state
 
 
-def _adam(network: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=weight_decay)
+class _Steps:
+    """One step of the optimiser after another."""
+
+    def __init__(
+        self, network: RedshiftNetwork, settings: FitSettings, world: int, device: str
+    ) -> None:
+        self.network, self.settings, self.device = network, settings, device
+        self.share = max(1, settings.batch_size // world)
+        self.wrapped: nn.Module = network
+        if world > 1:
+            ids = [torch.device(device)] if device != "cpu" else None
+            self.wrapped = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        self.names = [name for name, _ in network.named_parameters()]
+        self.optimiser: torch.optim.Optimizer | None = None
+
+    def alone(self) -> Any:
+        """A block in which gradients are not exchanged."""
+        if isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    def start(self, rate: float, moments: dict[str, Tensor]) -> None:
+        """A new optimiser, with the moments of an earlier one if there are any."""
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=rate, weight_decay=self.settings.weight_decay
+        )
+        if moments:
+            _load_moments(self.optimiser, self.names, moments)
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state, `<parameter>.<moment>`."""
+        assert self.optimiser is not None
+        return {
+            f"{self.names[index]}.{key}": value.detach().to("cpu", copy=True)
+            for index, values in self.optimiser.state_dict()["state"].items()
+            for key, value in values.items()
+        }
+
+    def __call__(self, inputs: dict[str, Tensor], redshift: Tensor) -> Tensor:
+        """One step; the mean loss of its objects."""
+        assert self.optimiser is not None
+        parts = {key: whole.chunk(self.settings.accumulate) for key, whole in inputs.items()}
+        targets = redshift.chunk(self.settings.accumulate)
+        kind = torch.device(self.device).type
+        self.optimiser.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for number, target in enumerate(targets):
+            # Workers exchange gradients once a step, with the last part.
+            with self.alone() if number < len(targets) - 1 else nullcontext():
+                with torch.autocast(
+                    kind, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
+                ):
+                    output = self.wrapped(**{key: part[number] for key, part in parts.items()})
+                loss = self.network.loss(output, target).sum() / len(redshift)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self.optimiser.step()
+        return total
 
 
-def _moments(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    return {
-        f"{names[index]}.{key}": value.detach().clone()
-        for index, values in optimiser.state_dict()["state"].items()
-        for key, value in values.items()
-    }
+@torch.no_grad()
+def _validate(
+    network: RedshiftNetwork, examples: Examples, batch: int, rank: int, world: int, device: str
+) -> tuple[Tensor, Tensor]:
+    """Sum of this worker's held-out losses, and how many there are."""
+    network.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    count = torch.zeros((), dtype=torch.float64)
+    for inputs, redshift in examples.validation(
+        batch=max(batch, VALIDATION_ROWS), rank=rank, world=world, device=device
+    ):
+        total += network.loss(network(**inputs), redshift).double().sum().cpu()
+        count += len(redshift)
+    return total, count
+
+
+def _over_workers(values: Tensor, world: int, device: str) -> Tensor:
+    """The sum over all workers."""
+    if world > 1:
+        shared = values.to(device)
+        dist.all_reduce(shared)
+        return shared.cpu()
+    return values
 
 
 def _load_moments(

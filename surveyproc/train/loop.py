@@ -1,4 +1,4 @@
-"""Training on Ray Train: data-parallel workers, a checkpoint every epoch, resumed when killed.
+"""Training on Ray Train: data-parallel workers, resumed when killed.
 
 A training is known by the hash of its data and settings. Its run lies in
 `runs/train-<name>/<hash>/` while it goes on; when it is done, the model package holds the hash, so
@@ -12,7 +12,6 @@ package, and returns it.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import threading
@@ -22,40 +21,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surveyproc import __version__, cluster
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from tensorboardX import SummaryWriter
+
+from surveyproc import __version__, cluster, schemas
 from surveyproc.config import TrainingSection
 from surveyproc.errors import InputError, StoreError, SurveyError
+from surveyproc.evaluate.pdf import pdf_metrics
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.base import RedshiftNetwork, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.inference import predict
-from surveyproc.models.package import Package, find_trained, read_tensors, save_package, set_current
+from surveyproc.models.package import Package, find_trained, save_package, set_current
 from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.storage import Store, fingerprint
-from surveyproc.train.data import HELD_OUT_SHARE, TrainingSet, sky_split
-from surveyproc.train.fit import STATE, FitSettings, FitState, fit
+from surveyproc.train.data import HELD_OUT_SHARE, TrainingSet, sky_folds, sky_split
+from surveyproc.train.examples import BandDropout, Examples
+from surveyproc.train.fit import FitSettings, FitState
+from surveyproc.train.workers import DATA, Job, progress, train_members, train_together
 
-# Ray Train hands over one report a poll, so its default of 2 s would bound the speed of epochs. It
-# also reads these in the driver only.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-# Starting processes on a machine busy with other work takes long; the default gives up after 60 s.
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-
-import numpy as np
-import ray
-import ray.train
-import ray.train.torch
-import safetensors.torch
-import torch
-
-RECIPE = 1
+RECIPE = 2
 """Raised when a change of the loop or the features changes the weights it ends with."""
 
-MAX_FAILURES = 3
-"""Times that workers may die before the training is given up; the next call resumes it still."""
+SCALING_ROWS = 4096
+"""Training objects, at most, from which the statistics of the pixels are taken."""
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
+Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,15 +61,18 @@ class Recipe:
     architecture : str
         Registered name.
     bands : tuple of str
-        Bands of the network.
+        Bands at hand.
     network : dict
         Settings of the architecture.
     fit : FitSettings
         Epochs, rates, batch, seed, band dropout.
     workers : int
         Ray Train workers; gradients are averaged over them, so another number gives other weights.
+        1 for the members of an ensemble.
+    members : int
+        Networks of the ensemble.
     held_out_share : float
-        Share of rows held out by sky position.
+        Share of rows held out by sky position, where there is one network.
     """
 
     architecture: str
@@ -83,6 +80,7 @@ class Recipe:
     network: dict[str, Any]
     fit: FitSettings
     workers: int
+    members: int
     held_out_share: float = HELD_OUT_SHARE
 
     def fingerprint(self, checksum: str) -> str:
@@ -146,52 +144,95 @@ def train(
     """
     tell = say or _print
     usable = training_set.usable()
-    held_out = sky_split(usable.ra, usable.dec, settings.seed)
-    _check_size(usable, held_out, settings)
-    x = np.log1p(usable.redshift[~held_out])
-    target = {"target_mean": float(x.mean()), "target_std": max(float(x.std()), 1e-3)}
-    chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(usable.bands)}")
     recipe = Recipe(
-        architecture=chosen,
+        architecture=architecture
+        or (name if is_registered(name) else f"gaznet-c{len(usable.bands)}"),
         bands=usable.bands,
-        network={**target, **(network or {})},
+        network=dict(network or {}),
         fit=FitSettings(
-            settings.epochs, settings.batch_size, settings.seed, **dict(fit_options or {})
+            settings.epochs,
+            settings.batch_size,
+            settings.seed,
+            rates=tuple(settings.learning_rates),
+            patience=settings.patience,
+            precision=settings.precision,
+            accumulate=settings.accumulate,
+            **dict(fit_options or {}),
         ),
-        workers=settings.workers,
+        workers=settings.workers if settings.members == 1 else 1,
+        members=settings.members,
     )
-    build(recipe.architecture, recipe.bands, recipe.network)
+    made = build(recipe.architecture, recipe.bands, recipe.network)
+    _check_labels(usable, made)
+    fold = _folds(usable, settings)
+    _check_size(usable, fold, settings)
     key = recipe.fingerprint(usable.checksum)
     folder = f"runs/train-{name}/{key}"
     done = find_trained(store, name, key)
     if done is not None:
         tell(f"train {name}: version {done.version} was trained with these data and settings")
         set_current(store, name, done.version)
-        store.remove(folder)
+        _clear(store, folder)
         return done
-    scaling = fit_scaling(usable.flux[~held_out], usable.flux_err[~held_out], usable.bands)
-    tell(f"train {name}: {(~held_out).sum()} rows, {held_out.sum()} held out, {folder}")
+    scaling = _scaling(usable, fold, recipe, made)
+    job = Job(
+        root=store.url_of(""),
+        folder=folder,
+        architecture=recipe.architecture,
+        bands=recipe.bands,
+        network=recipe.network,
+        fit=recipe.fit,
+        cube=None if usable.cube is None else usable.cube.key,
+    )
+    held = int((fold == 0).sum()) if recipe.members == 1 else 0
+    tell(f"train {name}: {len(usable) - held} rows, {held} held out, {folder}")
     try:
-        _write_data(store, folder, usable, held_out, scaling)
-        with cluster.session(address), _watch(store, f"{folder}/ray", recipe, name, tell):
-            state = _run(store, folder, recipe, tell)
+        _write_data(store, job, usable, fold, scaling)
+        _write_starts(store, job, usable, fold, recipe)
+        with cluster.session(address):
+            if recipe.members > 1:
+                states = train_members(job, recipe.members, tell)
+            else:
+                with _watch(store, folder, recipe, name, tell):
+                    states = [train_together(job, recipe.workers, tell)]
     except (SurveyError, OSError):
         # Another process may have finished this training and removed the folder under us.
         done = find_trained(store, name, key)
         if done is None:
             raise
         tell(f"train {name}: version {done.version} was trained by another process meanwhile")
-        store.remove(folder)
+        _clear(store, folder)
         return done
-    package = _finish(store, name, recipe, key, usable, held_out, scaling, state)
-    tell(f"train {name}: version {package.version}, best epoch {state.best_epoch}")
-    store.remove(folder)
+    _write_logs(store, folder, states)
+    package = _finish(store, name, recipe, key, usable, fold, scaling, states)
+    tell(f"train {name}: version {package.version}")
+    _clear(store, folder)
     return package
 
 
-def _check_size(usable: TrainingSet, held_out: Any, settings: TrainingSection) -> None:
-    n = int((~held_out).sum())
-    if n < settings.batch_size or settings.batch_size < settings.workers or not held_out.any():
+def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
+    """The member that holds each row out, shape (n,); -1 for none."""
+    if settings.members > 1:
+        return sky_folds(usable.ra, usable.dec, settings.seed, settings.members)
+    return np.where(sky_split(usable.ra, usable.dec, settings.seed), 0, -1)
+
+
+def _check_labels(usable: TrainingSet, network: RedshiftNetwork) -> None:
+    low, high = network.redshifts
+    wrong = (usable.redshift < low) | (usable.redshift > high)
+    if wrong.any():
+        raise InputError(
+            f"{int(wrong.sum())} of {len(usable)} training redshifts lie outside the range of the "
+            f"network, {low:g} to {high:g}; the first is {usable.redshift[wrong][0]:g}: leave them "
+            "out with training.select, or set the network's bins"
+        )
+
+
+def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
+    members = range(settings.members)
+    n = min(int((fold != member).sum()) for member in members)
+    held = all((fold == member).any() for member in members)
+    if n < settings.batch_size or settings.batch_size < settings.workers or not held:
         counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
         raise InputError(
             f"the training set has {len(usable)} usable rows, {n} of them for training after the "
@@ -201,75 +242,74 @@ def _check_size(usable: TrainingSet, held_out: Any, settings: TrainingSection) -
         )
 
 
+def _flux(usable: TrainingSet, bands: tuple[str, ...]) -> NDArray[np.float64]:
+    return usable.flux[:, [usable.bands.index(band) for band in bands]]
+
+
+def _scaling(
+    usable: TrainingSet, fold: Int, recipe: Recipe, network: RedshiftNetwork
+) -> FeatureScaling | None:
+    """Scaling of the fluxes from the rows that are trained with."""
+    bands = network.reads.features
+    if not bands:
+        return None
+    rows = fold != 0 if recipe.members == 1 else np.ones(len(fold), bool)
+    errors = usable.flux_err[:, [usable.bands.index(band) for band in bands]]
+    return fit_scaling(_flux(usable, bands)[rows], errors[rows], bands)
+
+
+def _tensors(usable: TrainingSet, fold: Int, scaling: FeatureScaling | None) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"redshift": usable.redshift.astype(np.float32), "fold": fold}
+    if scaling is not None:
+        arrays["features"], _ = network_inputs(_flux(usable, scaling.bands), scaling)
+    reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
+    arrays["reddening"] = np.nan_to_num(reddening.astype(np.float32), nan=0.0)
+    if usable.cube_row is not None:
+        arrays["cube_row"] = usable.cube_row
+    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
+
+
 def _write_data(
-    store: Store, folder: str, usable: TrainingSet, held_out: Any, scaling: FeatureScaling
+    store: Store, job: Job, usable: TrainingSet, fold: Int, scaling: FeatureScaling | None
 ) -> None:
-    """What every worker reads: the same bytes whenever the same training is asked for."""
-    if store.exists(f"{folder}/data.safetensors"):
-        return
-    inputs, _ = network_inputs(usable.flux, scaling)
-    tensors = {
-        "inputs": torch.from_numpy(inputs),
-        "redshift": torch.from_numpy(usable.redshift.astype(np.float32)),
-        "held_out": torch.from_numpy(np.asarray(held_out)),
-    }
-    store.put(f"{folder}/data.safetensors", safetensors.torch.save(tensors))
+    where = f"{job.folder}/{DATA}"
+    if not store.exists(where):
+        store.put(where, safetensors.torch.save(_tensors(usable, fold, scaling)))
 
 
-def _run(store: Store, folder: str, recipe: Recipe, tell: Callable[[str], None]) -> FitState:
-    """Run the workers to the end, from the last checkpoint if there is one."""
-    epoch = _epochs_done(store, f"{folder}/ray")
-    if epoch:
-        tell(f"train: goes on after epoch {epoch} of {recipe.fit.total_epochs}")
-    trainer = ray.train.torch.TorchTrainer(
-        _worker,
-        train_loop_config={"root": store.url_of(""), "folder": folder, "recipe": asdict(recipe)},
-        torch_config=ray.train.torch.TorchConfig(backend="gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=recipe.workers,
-            resources_per_worker={"CPU": _cpus_per_worker(recipe.workers)},
-        ),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as version 1
-            name="ray",
-            storage_path=store.url_of(folder),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
+def _write_starts(
+    store: Store, job: Job, usable: TrainingSet, fold: Int, recipe: Recipe
+) -> None:
+    """Every member before its first step: random weights, statistics of its training rows."""
+    for member in range(recipe.members):
+        where = f"{job.folder}/start-{member}.safetensors"
+        if store.exists(where):
+            continue
+        torch.manual_seed(recipe.fit.seed + member)
+        network = build(recipe.architecture, recipe.bands, recipe.network)
+        training = np.flatnonzero(fold != member)
+        network.set_targets(torch.from_numpy(usable.redshift[training]))
+        if network.reads.cutout:
+            some = np.zeros(len(usable), bool)
+            some[training[:: max(1, len(training) // SCALING_ROWS)]] = True
+            scaling: Any = network.scaling
+            scaling.fit(images for _, images in _cutouts(usable, network, some))
+        store.put(where, safetensors.torch.save(network.state_dict()))
+
+
+def _cutouts(usable: TrainingSet, network: RedshiftNetwork, rows: NDArray[np.bool_]) -> Any:
+    """(rows, images) of the chosen rows, as the network reads them."""
+    if usable.cube is None:
+        raise InputError("this network reads images: train it with the survey's own objects")
+    examples = Examples(
+        network.reads,
+        {"cube_row": torch.from_numpy(usable.cube_row)},
+        torch.zeros(len(usable), dtype=torch.bool),
+        usable.cube,
+        BandDropout(0.0, 0.0),
+        0,
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise SurveyError(
-            f"training failed in {store.url_of(folder)}: {_cause(error)}; repeat the command to go "
-            "on from the last finished epoch"
-        ) from error
-    if result.checkpoint is None:
-        raise SurveyError(f"training in {store.url_of(folder)} left no checkpoint")
-    with result.checkpoint.as_directory() as place:
-        return FitState.load(Path(place))
-
-
-def _epochs_done(store: Store, place: str) -> int:
-    """Epochs of the checkpoint from which Ray Train will go on; 0 if it will start.
-
-    Killed while Ray Train wrote its record of checkpoints, the record is not JSON: it and the
-    checkpoints are removed, and the training starts over.
-    """
-    if not store.exists(f"{place}/{SNAPSHOT}"):
-        return 0
-    try:
-        snapshot = json.loads(store.read(f"{place}/{SNAPSHOT}"))
-    except ValueError:
-        store.remove(place)
-        return 0
-    return int(_state_of(store, place, snapshot).get("epoch", 0))
-
-
-def _state_of(store: Store, place: str, snapshot: dict[str, Any]) -> dict[str, Any]:
-    """state.json of the checkpoint that Ray Train's record calls the latest; {} if it is gone."""
-    latest = (snapshot.get("latest_checkpoint_result") or {}).get("checkpoint_dir_name", "")
-    return store.read_json(f"{place}/{latest}/{STATE}") or {}
+    return examples.images(torch.from_numpy(rows), 256)
 
 
 def _print(line: str) -> None:
@@ -278,7 +318,7 @@ def _print(line: str) -> None:
 
 @contextmanager
 def _watch(
-    store: Store, place: str, recipe: Recipe, name: str, tell: Callable[[str], None]
+    store: Store, folder: str, recipe: Recipe, name: str, tell: Callable[[str], None]
 ) -> Iterator[None]:
     """Tell of the last epoch every five seconds while the block runs.
 
@@ -290,13 +330,11 @@ def _watch(
         told = 0
         while not over.wait(PLAIN_INTERVAL_S):
             try:
-                snapshot = store.read_json(f"{place}/{SNAPSHOT}") or {}
-                state = _state_of(store, place, snapshot)
+                state = progress(store, folder)
             except StoreError:
                 continue  # read while it is written
-            if state and state["epoch"] != told:
-                told = state["epoch"]
-                loss = state["history"][-1]["loss"]
+            if "loss" in state and state["epoch"] != told:
+                told, loss = state["epoch"], state["loss"]
                 tell(f"train {name}: epoch {told} of {recipe.fit.total_epochs}, loss {loss:.4f}")
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -308,64 +346,54 @@ def _watch(
         thread.join()
 
 
-def _cpus_per_worker(workers: int) -> float:
-    """CPUs each worker reserves: one, or a share of what is free, so that they always fit.
-
-    The number of workers decides the weights and is never cut down to the machine.
-    """
-    free = float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
-    total = float(ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
-    usable = free if free > 0 else total
-    return min(1.0, int(1000 * usable / workers) / 1000)
-
-
-def _cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    first = next(iter(failures.values()), error)
-    return str(first).strip().splitlines()[-1] if str(first).strip() else repr(first)
+def _write_logs(store: Store, folder: str, states: list[FitState]) -> None:
+    """The loss curves, for TensorBoard, under `log/`."""
+    with tempfile.TemporaryDirectory() as place:
+        for member, state in enumerate(states):
+            with SummaryWriter(f"{place}/member-{member}") as writer:
+                for entry in state.history:
+                    for key in ("loss", "validation_loss", "rate"):
+                        writer.add_scalar(key, entry[key], int(entry["epoch"]))
+        for path in sorted(Path(place).rglob("events.*")):
+            store.put(f"{folder}/log/{path.relative_to(place)}", path.read_bytes())
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """One Ray Train worker: all epochs that are left, a checkpoint after each."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    document = config["recipe"]
-    settings = FitSettings(**{**document["fit"], "rates": tuple(document["fit"]["rates"])})
-    where = f"{config['folder']}/data.safetensors"
-    data = read_tensors(Store(config["root"]).read(where), where)
-    context = ray.train.get_context()
-    network = _fresh(document["architecture"], document["bands"], document["network"], settings)
-    state = None
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as place:
-            state = FitState.load(Path(place))
-    rank = context.get_world_rank()
-    for after in fit(
-        network,
-        data["inputs"],
-        data["redshift"],
-        data["held_out"],
-        settings,
-        state,
-        rank=rank,
-        world=context.get_world_size(),
-    ):
-        if rank == 0:
-            with tempfile.TemporaryDirectory() as place:
-                after.save(Path(place))
-                ray.train.report(
-                    after.history[-1], checkpoint=ray.train.Checkpoint.from_directory(place)
-                )
-        else:
-            ray.train.report(after.history[-1])
+def _clear(store: Store, folder: str) -> None:
+    """Remove all of a finished training's folder but the logs."""
+    for name in store.names(folder):
+        if name != "log":
+            store.remove(f"{folder}/{name}")
 
 
-def _fresh(
-    architecture: str, bands: tuple[str, ...], network: dict[str, Any], settings: FitSettings
-) -> RedshiftNetwork:
-    torch.manual_seed(settings.seed)
-    return build(architecture, bands, network)
+def _predict(
+    network: RedshiftNetwork,
+    scaling: FeatureScaling | None,
+    usable: TrainingSet,
+    rows: NDArray[np.bool_],
+) -> dict[str, NDArray[np.float32]]:
+    """What the network says of the rows of a bool mask."""
+    flux = None if scaling is None else _flux(usable, scaling.bands)
+    reddening = None
+    if network.reads.reddening:
+        reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
+    if not network.reads.cutout:
+        index = np.flatnonzero(rows)
+        dust = None if reddening is None else reddening[index]
+        return predict(network, scaling, None if flux is None else flux[index], None, dust)[0]
+    parts, order = [], []
+    for some, images in _cutouts(usable, network, rows):
+        index = some.numpy()
+        order.append(index)
+        values, _ = predict(
+            network,
+            scaling,
+            None if flux is None else flux[index],
+            images.numpy(),
+            None if reddening is None else reddening[index],
+        )
+        parts.append(values)
+    back = np.argsort(np.concatenate(order), kind="stable")
+    return {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
 
 
 def _finish(
@@ -374,40 +402,52 @@ def _finish(
     recipe: Recipe,
     key: str,
     usable: TrainingSet,
-    held_out: Any,
-    scaling: FeatureScaling,
-    state: FitState,
+    fold: Int,
+    scaling: FeatureScaling | None,
+    states: list[FitState],
 ) -> Package:
-    """Measure the best weights on the held-out rows and save the package."""
+    """Measure the best weights on the rows they were not trained with, and save the package."""
     network = build(recipe.architecture, recipe.bands, recipe.network)
-    network.load_state_dict(state.best)
     threads = torch.get_num_threads()
     # Several threads beside other work can be a hundred times slower than one.
     torch.set_num_threads(1)
-    values, _ = predict(network.eval(), scaling, usable.flux[held_out])
+    parts = []
+    for member, state in enumerate(states):
+        network.load_state_dict(state.best)
+        parts.append(_predict(network.eval(), scaling, usable, fold == member))
     torch.set_num_threads(threads)
-    true = usable.redshift[held_out]
-    metrics = {"held_out": {k: redshift_metrics(values[k], true) for k in ("point", "median")}}
+    values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    true = np.concatenate([usable.redshift[fold == member] for member in range(recipe.members)])
+    metrics: dict[str, Any] = {
+        "held_out": {k: redshift_metrics(values[k], true) for k in ("point", "median")}
+    }
+    if np.isfinite(values["quantiles"]).all():
+        found = pdf_metrics(values["quantiles"], schemas.pdf_levels(), true)
+        # Undefined statistics have no place in JSON.
+        metrics["held_out"]["pdf"] = {k: v if np.isfinite(v) else None for k, v in found.items()}
     document = json.loads(json.dumps(asdict(recipe)))
+    curves = [state.history for state in states]
     return save_package(
         store,
         name,
         architecture=recipe.architecture,
         settings=recipe.network,
+        bands=recipe.bands,
         scaling=scaling,
-        tensors=state.best,
-        outputs={"schema": "photoz", "pdf": "Gaussian mixture in ln(1 + z), truncated at z = 0"},
+        members=[state.best for state in states],
+        pixel_scale=None if usable.cube is None else usable.cube.pixel_scale,
+        outputs={"schema": "photoz"},
         training={
             "fingerprint": key,
             "recipe": {"number": RECIPE, **document},
             "data_checksum": usable.checksum,
             "rows": len(usable),
-            "rows_training": int((~held_out).sum()),
-            "rows_held_out": int(held_out.sum()),
+            "rows_training": int((fold != 0).sum()),
+            "rows_held_out": int((fold == 0).sum()),
             "rows_dropped": usable.dropped,
             "split": "whole HEALPix pixels",
-            "best_epoch": state.best_epoch,
-            "loss_curve": state.history,
+            "best_epoch": [state.best_epoch for state in states],
+            "loss_curve": curves[0] if len(curves) == 1 else curves,
             "code": __version__,
         },
         metrics=metrics,

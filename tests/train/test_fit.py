@@ -8,7 +8,7 @@ from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.train.fit import FitSettings, FitState, drop_bands, fit
 
 BANDS = ("g", "r", "i")
-NET = {"widths": [16] * 8, "components": 2, "target_mean": 0.5, "target_std": 0.2}
+NET = {"widths": [16] * 8, "components": 2}
 
 
 @pytest.fixture(scope="module")
