@@ -277,9 +277,7 @@ def _write_data(
         store.put(where, safetensors.torch.save(_tensors(usable, fold, scaling)))
 
 
-def _write_starts(
-    store: Store, job: Job, usable: TrainingSet, fold: Int, recipe: Recipe
-) -> None:
+def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe: Recipe) -> None:
     """Every member before its first step: random weights, statistics of its training rows."""
     for member in range(recipe.members):
         where = f"{job.folder}/start-{member}.safetensors"

@@ -4,13 +4,14 @@ import torch
 
 from surveyproc.errors import ConfigError
 from surveyproc.models import base
-from surveyproc.models.base import MixtureOutput, architectures, build, is_registered, register
+from surveyproc.models.base import Reads, architectures, build, is_registered, register
 from surveyproc.models.gaznet import log_density
+from surveyproc.models.pdf import MixtureOutput
 
 
 def test_nine_bands_have_26_inputs_and_eight_hidden_layers():
     network = build("gaznet-c9", tuple("ugrizYJHK"), {})
-    assert network.inputs == 17 + 9
+    assert network.reads == Reads(features=tuple("ugrizYJHK"))
     layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
     assert len(layers) == 8 + 1
     assert layers[0].in_features == 26
@@ -82,19 +83,17 @@ def test_third_party_architecture_from_an_entry_point(monkeypatch):
         name = "their-net"
 
         def load(self):
-            return lambda bands, settings: build("gaznet-c4", bands, settings)
+            return lambda name, bands, settings: build("gaznet-c4", bands, settings)
 
     monkeypatch.setattr(base, "_third_parties", lambda: {"their-net": Entry()})
     monkeypatch.setattr(base, "_registry", dict(base._registry))
     assert "their-net" in architectures()
-    with pytest.raises(ConfigError, match="gaznet-c4"):
-        # It is a GaZNet in truth, which insists on its own name.
-        build("their-net", "ugri", {})
+    assert build("their-net", "ugri", {}).reads.features == tuple("ugri")
 
 
 def test_two_functions_cannot_share_a_pattern():
     with pytest.raises(ConfigError, match="two architectures"):
-        register("gaznet-c*")(lambda bands, settings: None)
+        register("gaznet-c*")(lambda name, bands, settings: None)
 
 
 def test_weights_follow_the_seed():

@@ -28,8 +28,9 @@ def save(store, name="m", seed=0, **record):
         name,
         architecture="gaznet-c4",
         settings=SETTINGS,
+        bands=tuple("ugri"),
         scaling=fit_scaling(flux, None, tuple("ugri")),
-        tensors=build("gaznet-c4", "ugri", SETTINGS).state_dict(),
+        members=[build("gaznet-c4", "ugri", SETTINGS).state_dict()],
         **record,
     )
 

@@ -33,8 +33,9 @@ def package(flux, tmp_path_factory):
         "gaznet-c4",
         architecture="gaznet-c4",
         settings={},
+        bands=BANDS,
         scaling=fit_scaling(flux, None, BANDS),
-        tensors=build("gaznet-c4", BANDS, {}).state_dict(),
+        members=[build("gaznet-c4", BANDS, {}).state_dict()],
     )
 
 
