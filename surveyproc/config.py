@@ -81,6 +81,9 @@ class CatalogSection(Section):
     id: str = Field("object_id", description="Column with the object id (integer).")
     ra: str = Field("ra", description="Column with the right ascension, degrees, ICRS.")
     dec: str = Field("dec", description="Column with the declination, degrees, ICRS.")
+    reddening: str | None = Field(
+        None, description="Column with the galactic reddening E(B-V), mag; 0 if absent."
+    )
     partition_rows: int = Field(100_000, ge=1, description="Most rows a partition may hold.")
 
 

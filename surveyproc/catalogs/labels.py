@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,14 @@ class Labels:
         reach = 2 * np.sin(np.radians(min(radius + self.radius / 3600, 180.0)) / 2)
         return np.flatnonzero(chord <= reach + 1e-12)
 
+    @property
+    def checksum(self) -> str:
+        """First 16 hex digits of the SHA-256 of the radius and all values."""
+        total = hashlib.sha256(repr(self.radius).encode())
+        for values in (self.ra, self.dec, self.redshift):
+            total.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
+        return total.hexdigest()[:16]
+
 
 def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     """The selected rows of a label table that have a position and a finite redshift.
@@ -48,7 +57,7 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     names = [section.ra, section.dec, section.redshift]
     columns = read_numbers(url, names + ([section.select] if section.select else []))
     ra, dec, redshift = (columns[name] for name in names)
-    good = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(redshift)
+    good = np.isfinite(ra) & (np.abs(dec) <= 90) & np.isfinite(redshift)
     if section.select:
         good &= truth(columns[section.select], url, section.select)
     if not good.any():

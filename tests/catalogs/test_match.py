@@ -1,0 +1,97 @@
+"""Labels matched by LSDB on Ray, held against brute force."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sample_tables import survey
+
+from surveyproc.catalogs.crossmatch import nearest
+from surveyproc.catalogs.ingest import catalog_key, ingest_catalog
+from surveyproc.catalogs.labels import Labels
+from surveyproc.catalogs.match import match_labels
+from surveyproc.errors import InputError
+from surveyproc.storage import Store
+
+KEY = catalog_key("test")
+RADIUS = 30.0
+
+
+def scatter(random, n, spread):
+    """Positions around RA 0, around the poles, and on the whole sky (degrees)."""
+    ra = np.concatenate([random.normal(0, spread, n), random.uniform(0, 360, 3 * n)])
+    dec = np.concatenate(
+        [
+            random.normal(0, spread, n),
+            90 - np.abs(random.normal(0, spread, n)),
+            np.abs(random.normal(0, spread, n)) - 90,
+            np.degrees(np.arcsin(random.uniform(-1, 1, n))),
+        ]
+    )
+    return ra % 360, dec
+
+
+def ingest(tmp_path, ra, dec, partition_rows=200, **more):
+    columns = {"object_id": np.arange(len(ra))[::-1], "ra": ra, "dec": dec, **more}
+    pq.write_table(pa.table(columns), tmp_path / "sources.parquet")
+    config = survey(tmp_path, tmp_path / "sources.parquet")
+    section = config.catalog.model_copy(update={"partition_rows": partition_rows})
+    config = config.model_copy(update={"catalog": section})
+    store = Store(config.root)
+    ingest_catalog(config, store, workers=1)
+    return store
+
+
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory):
+    """1600 objects in many partitions, of several orders."""
+    ra, dec = scatter(np.random.default_rng(1), 400, 0.3)
+    size = np.arange(len(ra)).astype(np.float32)
+    return ingest(tmp_path_factory.mktemp("sky"), ra, dec, size=size, redshift=-size), ra, dec
+
+
+def test_the_nearest_label_of_every_object(sky, workers):
+    store, ra, dec = sky
+    random = np.random.default_rng(2)
+    near = random.permutation(len(ra))[:900]
+    # Some labels beside objects, some anywhere, also where there is no object.
+    more_ra, more_dec = scatter(random, 300, 0.3)
+    label_ra = np.concatenate([ra[near], more_ra]) % 360
+    label_dec = np.concatenate(
+        [np.clip(dec[near] + random.normal(0, RADIUS / 3600, 900), -90, 90), more_dec]
+    )
+    labels = Labels(label_ra, label_dec, random.random(len(label_ra)), RADIUS)
+    found = match_labels(store, KEY, labels, ["size", "absent", "redshift"])
+    assert found.column_names == ["object_id", "ra", "dec", "_healpix_29", "redshift", "size"]
+    index, _ = nearest(ra, dec, label_ra, label_dec, RADIUS)
+    rows = np.flatnonzero(index >= 0)
+    assert len(rows) > 500
+    expected = dict(zip(rows.tolist(), labels.redshift[index[rows]].tolist(), strict=True))
+    row = (len(ra) - 1 - found["object_id"].to_numpy()).tolist()
+    assert dict(zip(row, found["redshift"].to_pylist(), strict=True)) == expected
+    np.testing.assert_array_equal(found["size"].to_numpy(), row)
+    np.testing.assert_allclose(found["ra"].to_numpy(), ra[row])
+    order = list(zip(found["_healpix_29"].to_pylist(), found["object_id"].to_pylist(), strict=True))
+    assert order == sorted(order)
+
+
+def test_a_label_on_the_other_side_of_a_partitions_edge(tmp_path, workers):
+    # RA 0 and RA 45 at dec 0 are corners of HEALPix pixels of order 0: object and label lie in
+    # different ones, and the catalog has no object in the label's.
+    ra, dec = np.array([0.0001, 359.9, 45.1]), np.array([0.0, 0.1, 0.0001])
+    store = ingest(tmp_path, ra, dec, partition_rows=1)
+    labels = Labels(
+        np.array([359.9999, 45.1, 200.0]), np.array([0.0, -0.0001, 10.0]), np.arange(3.0), 1.0
+    )
+    found = match_labels(store, KEY, labels, [])
+    assert dict(
+        zip(found["object_id"].to_pylist(), found["redshift"].to_pylist(), strict=True)
+    ) == {2: 0.0, 0: 1.0}
+
+
+@pytest.mark.parametrize("ra", [10.5, 200.0])
+def test_labels_of_nothing_are_named(tmp_path, workers, ra):
+    store = ingest(tmp_path, np.array([10.0, 11.0]), np.zeros(2))
+    labels = Labels(np.array([ra]), np.zeros(1), np.ones(1), 1.0)
+    with pytest.raises(InputError, match=r"no object of .* 1.0 arcsec of one of 1 labels: check"):
+        match_labels(store, KEY, labels, [])

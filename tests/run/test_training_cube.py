@@ -1,0 +1,194 @@
+"""Training cubes of a simulated survey: rows, pixels and columns, and the same bytes again."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from surveyproc import schemas
+from surveyproc.catalogs.ingest import catalog_key, ingest_catalog
+from surveyproc.config import SurveyConfig, load
+from surveyproc.errors import ConfigError, InputError, SurveyError
+from surveyproc.images.cube import read_tiles
+from surveyproc.images.cutouts import CutoutReader
+from surveyproc.run import training_cube
+from surveyproc.run.labels import measured_training_set
+from surveyproc.run.training_cube import build_training_cube
+from surveyproc.storage import Store
+
+BANDS, SIDE = ("r", "g", "K"), 20
+
+
+@pytest.fixture(scope="module")
+def survey(trained_survey):
+    config = load(trained_survey)
+    return config, Store(config.root)
+
+
+@pytest.fixture(scope="module")
+def built(survey, workers):
+    config, store = survey
+    section = config.product("photoz")
+    return build_training_cube(config, store, section, bands=BANDS, cutout=SIDE, workers=workers)
+
+
+def test_labelled_objects_with_their_photometry(survey, built, workers):
+    config, store = survey
+    index = built.index
+    measured = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    assert built.n == len(measured) == index.num_rows
+    for name in ("ra", "dec", "redshift"):
+        np.testing.assert_array_equal(index[name].to_numpy(), getattr(measured, name))
+    for k, band in enumerate(config.images.bands):
+        np.testing.assert_array_equal(index[f"flux_{band}"].to_numpy(), measured.flux[:, k])
+        np.testing.assert_array_equal(index[f"flux_err_{band}"].to_numpy(), measured.flux_err[:, k])
+    assert not index["ebv"].to_numpy().any()
+    assert index["redshift"].null_count == 0
+    assert (index["redshift"].to_numpy() > 0).any()
+
+
+def test_cutouts_in_the_order_of_the_index(survey, built):
+    _, store = survey
+    images = np.concatenate([built.read(number) for number in range(built.shards)])
+    index = built.index
+    ra, dec = index["ra"].to_numpy(), index["dec"].to_numpy()
+    expected = np.full((built.n, len(BANDS), SIDE, SIDE), np.nan, np.float32)
+    covered = np.zeros(built.n, bool)
+    for part in CutoutReader(store, read_tiles(store), BANDS).batches(ra, dec, SIDE, 50):
+        expected[part.index], covered[part.index] = part.images, True
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(index["no_image"].to_numpy(), ~covered)
+    bits = index["flags"].to_numpy() & schemas.flag("no_image")
+    np.testing.assert_array_equal(bits != 0, ~covered)
+    assert (built.bands, built.cutout) == (BANDS, SIDE)
+    assert built.pixel_scale == np.nanmedian(index["pixel_scale"].to_numpy())
+
+
+def test_a_finished_cube_is_not_built_again(survey, built, monkeypatch):
+    config, store = survey
+    monkeypatch.setattr(training_cube, "match_labels", None)
+    section = config.product("photoz")
+    again = build_training_cube(config, store, section, bands=BANDS, cutout=SIDE, workers=1)
+    assert again == built
+
+
+def content(store, key):
+    return {name: store.read(f"{key}/{name}") for name in store.sizes(key)}
+
+
+def test_killed_and_repeated_it_ends_in_the_same_bytes(survey_copy, built, workers):
+    config = load(survey_copy)
+    store, section = Store(config.root), config.product("photoz")
+    store.remove("training")
+    # What was written when the process died: a shard of it cut short, and no record.
+    half = content(built.store, built.key)
+    del half["cube.json"], half["index.parquet"]
+    for name, data in half.items():
+        store.put(f"{built.key}/{name}", data[:1000])
+    again = build_training_cube(config, store, section, bands=BANDS, cutout=SIDE, workers=1)
+    assert again.key == built.key
+    assert content(store, again.key) == content(built.store, built.key)
+
+
+def test_what_decides_the_content_decides_the_name(survey, built):
+    config, store = survey
+
+    def key(config=config, bands=BANDS, cutout=SIDE):
+        return training_cube._inputs(config, store, config.product("photoz"), bands, cutout).key
+
+    def changed(name, **update):
+        products = [
+            one if one.name != name else one.model_copy(update=update) for one in config.products
+        ]
+        return config.model_copy(update={"products": products})
+
+    training = config.product("photoz").training
+    wider = training.model_copy(update={"radius": 2.0})
+    seeded = training.model_copy(update={"seed": 9, "epochs": 99})
+    assert key() == key(changed("photoz", training=seeded)) == built.key
+    others = [
+        key(cutout=SIDE + 1),
+        key(bands=("g", "r", "K")),
+        key(changed("photometry", aperture=0.9)),
+        key(changed("photoz", training=wider)),
+    ]
+    assert len({built.key, *others}) == 5
+
+
+def test_inputs_that_change_under_way_are_noticed(survey_copy, workers, monkeypatch):
+    config = load(survey_copy)
+    store, section = Store(config.root), config.product("photoz")
+    key, original = catalog_key(config.survey.name), training_cube.match_labels
+    store.remove("training")
+
+    def match_and_ingest(*arguments):
+        found = original(*arguments)
+        record = store.read_json(f"{key}/ingest.json")
+        store.put_json(f"{key}/ingest.json", {**record, "content": "other"})
+        return found
+
+    monkeypatch.setattr(training_cube, "match_labels", match_and_ingest)
+    with pytest.raises(SurveyError, match="changed while the training cube was built"):
+        build_training_cube(config, store, section, bands=(), cutout=0, workers=1)
+    assert not [name for name in store.sizes("training") if name.endswith("cube.json")]
+
+
+def catalog_survey(tmp_path, reddening=None):
+    number = np.arange(6)
+    columns = {
+        "object_id": number,
+        "ra": 10 + 0.01 * number,
+        "dec": np.zeros(6),
+        "flux_g": pa.array([1.0, None, 3.0, 4.0, 5.0, 6.0]),
+        "dust": pa.array([0.1, 0.2, None, 0.4, 0.5, 0.6], pa.float32()),
+        "name": ["x"] * 6,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "sources.parquet")
+    labels = {"ra": columns["ra"], "dec": np.zeros(6), "z": number / 10 + 0.1}
+    pq.write_table(pa.table(labels), tmp_path / "labels.parquet")
+    training = {"source": str(tmp_path / "labels.parquet"), "redshift": "z"}
+    config = SurveyConfig.model_validate(
+        {
+            "survey": {"name": "test", "root": str(tmp_path / "store")},
+            "images": {"tiles": [], "bands": ["g", "r"]},
+            "catalog": {"source": str(tmp_path / "sources.parquet"), "reddening": reddening},
+            "products": [{"name": "photoz", "model": "x", "training": training}],
+        }
+    )
+    store = Store(config.root)
+    ingest_catalog(config, store, workers=1)
+    return config, store
+
+
+def test_reddening_and_fluxes_of_the_catalog(tmp_path, workers):
+    config, store = catalog_survey(tmp_path, "dust")
+    section = config.product("photoz")
+    made = build_training_cube(config, store, section, bands=(), cutout=0, workers=1)
+    index = made.index.sort_by("object_id")
+    np.testing.assert_allclose(index["ebv"].to_numpy(), [0.1, 0.2, 0, 0.4, 0.5, 0.6], rtol=1e-6)
+    np.testing.assert_array_equal(index["flux_g"].to_numpy(), [1, np.nan, 3, 4, 5, 6])
+    names = ["object_id", "ra", "dec", "redshift", "ebv", "flux_g"]
+    assert index.column_names == names
+    record = json.loads(store.read(f"{made.key}/cube.json"))
+    assert (record["labels"], record["n"], record["product"]) == (6, 6, "photoz")
+
+
+@pytest.mark.parametrize("reddening", ["dusty", "name"])
+def test_a_reddening_that_is_no_number_is_named(tmp_path, reddening):
+    config, store = catalog_survey(tmp_path, reddening)
+    with pytest.raises(ConfigError, match=rf"catalog\.reddening: .*'{reddening}'"):
+        build_training_cube(config, store, config.products[0], bands=(), cutout=0, workers=1)
+
+
+def test_bands_and_tiles_that_are_not_there_are_named(tmp_path, workers):
+    config, store = catalog_survey(tmp_path)
+    section = config.product("photoz")
+    with pytest.raises(ConfigError, match=r"W1 is not in images\.bands"):
+        build_training_cube(config, store, section, bands=("W1",), cutout=8, workers=1)
+    with pytest.raises(InputError, match="ingest"):
+        build_training_cube(config, store, section, bands=("g",), cutout=8, workers=1)
+    bare = section.model_copy(update={"training": None})
+    with pytest.raises(ConfigError, match="training"):
+        build_training_cube(config, store, bare, bands=(), cutout=0, workers=1)
