@@ -68,6 +68,7 @@ def _train_one(config: SurveyConfig, section: ProductSection, workers: int) -> d
     package = train_network(
         training_set,
         architecture=section.model,
+        network=section.network,
         settings=section.training,
         store=store,
         name=section.model,

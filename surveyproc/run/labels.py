@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError
+from surveyproc.models.base import build
 from surveyproc.run.products import build_product
 from surveyproc.run.training_cube import build_training_cube
 from surveyproc.storage import Store
@@ -20,42 +21,67 @@ from surveyproc.train.data import TrainingSet
 def measured_training_set(
     config: SurveyConfig, store: Store, section: ProductSection, *, workers: int
 ) -> TrainingSet:
-    """Photometry by the survey of every object that has a label, sorted by position on the sky.
+    """What the survey holds of every object that has a label, sorted by position on the sky.
 
     Fluxes are those that the earlier products write, or else those that the catalog holds; errors
-    that nobody has are NaN. The bands are those of the survey, under the names that the model has
-    for them. A training cube without cutouts keeps them for the next time.
+    that nobody has are NaN. Cutouts are there if the network reads them, larger by the shift on
+    each side. The bands are those of the survey, under the names that the model has for them. A
+    training cube keeps it all for the next time.
 
     Raises
     ------
     ConfigError
-        If the product has no training section, two bands get one name, or nobody has a flux.
+        If the product has no training section, two bands get one name, or nobody has a flux that
+        the network reads.
     InputError
         If no label matches an object.
     """
+    if section.training is None or section.model is None:
+        raise ConfigError(
+            f"products.{section.name}: training needs `model` and a [products.training] section"
+        )
     bands = _model_bands(section, config.images.bands)
-    fluxes = [f"flux_{band}" for band in config.images.bands]
-    errors = [f"flux_err_{band}" for band in config.images.bands]
+    survey = dict(zip(bands, config.images.bands, strict=True))
+    reads = build(section.model, bands, section.network).reads
+    _check_fluxes(config, store, section, [f"flux_{survey[band]}" for band in reads.features])
+    cube = build_training_cube(
+        config,
+        store,
+        section,
+        bands=[survey[band] for band in reads.images],
+        cutout=reads.cutout + 2 * section.training.shift if reads.cutout else 0,
+        workers=workers,
+    )
+    table = cube.index
+    return TrainingSet(
+        flux=np.stack([_floats(table, f"flux_{band}") for band in config.images.bands], axis=1),
+        flux_err=np.stack(
+            [_floats(table, f"flux_err_{band}") for band in config.images.bands], axis=1
+        ),
+        redshift=table["redshift"].to_numpy(),
+        ra=table["ra"].to_numpy(),
+        dec=table["dec"].to_numpy(),
+        bands=bands,
+        reddening=table["ebv"].to_numpy(),
+        cube=cube if reads.cutout else None,
+        cube_row=np.arange(table.num_rows) if reads.cutout else None,
+        no_image=table["no_image"].to_numpy() if reads.cutout else None,
+    )
+
+
+def _check_fluxes(
+    config: SurveyConfig, store: Store, section: ProductSection, fluxes: Sequence[str]
+) -> None:
     before = config.products[: config.products.index(section)]
-    products = [build_product(one, config, store) for one in before]
     known = {column.name for column in read_catalog(store, config.survey.name).columns}
-    known |= {column.name for product in products for column in product.columns}
+    for one in before:
+        known |= {column.name for column in build_product(one, config, store).columns}
     absent = [name for name in fluxes if name not in known]
     if absent:
         raise ConfigError(
             f"products.{section.name}: training needs {', '.join(absent)}, which neither the "
             "catalog nor an earlier product has; list the product that writes them first"
         )
-    cube = build_training_cube(config, store, section, bands=(), cutout=0, workers=workers)
-    table = cube.index
-    return TrainingSet(
-        flux=np.stack([_floats(table, name) for name in fluxes], axis=1),
-        flux_err=np.stack([_floats(table, name) for name in errors], axis=1),
-        redshift=table["redshift"].to_numpy(),
-        ra=table["ra"].to_numpy(),
-        dec=table["dec"].to_numpy(),
-        bands=bands,
-    )
 
 
 def _model_bands(section: ProductSection, bands: Sequence[str]) -> tuple[str, ...]:

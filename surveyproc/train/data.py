@@ -52,7 +52,8 @@ class TrainingSet:
     reddening : float64 ndarray, shape (n,), or None
         Galactic E(B - V), mag; NaN = unknown.
     cube : TrainingCube or None
-        Cutouts of the objects; `cube_row`, int64, shape (n,), says where each is.
+        Cutouts of the objects; `cube_row`, int64, shape (n,), says where each is, `no_image`,
+        bool, shape (n,), which objects have none.
 
     Raises
     ------
@@ -70,6 +71,7 @@ class TrainingSet:
     reddening: Float | None = None
     cube: TrainingCube | None = None
     cube_row: NDArray[np.int64] | None = None
+    no_image: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         for key in ("flux", "flux_err", "redshift", "ra", "dec"):
@@ -86,7 +88,8 @@ class TrainingSet:
 
     def take(self, rows: NDArray[Any]) -> TrainingSet:
         """The rows of a boolean mask or an index array."""
-        keys = ("flux", "flux_err", "redshift", "ra", "dec", "reddening", "cube_row")
+        columns = ("flux", "flux_err", "redshift", "ra", "dec")
+        keys = (*columns, "reddening", "cube_row", "no_image")
         parts: dict[str, Any] = {}
         for key in keys:
             whole = getattr(self, key)
@@ -107,7 +110,9 @@ class TrainingSet:
                 "no usable redshift": ~((self.redshift > low) & (self.redshift < high)),
                 "no position": ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90)),
             }
-            if self.cube is None:
+            if self.no_image is not None:
+                reasons["no image"] = self.no_image
+            else:
                 reasons["no flux in any band"] = ~np.isfinite(self.flux).any(axis=1)
         keep = np.ones(len(self), bool)
         dropped = dict(self.dropped)

@@ -1,0 +1,73 @@
+"""Networks of images, from the survey's own pixels to a published catalog."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from surveyproc import verbs
+from surveyproc.config import load
+from surveyproc.errors import InputError
+from surveyproc.models.package import load_package
+from surveyproc.storage import Store
+
+SECTION = """
+[[products]]
+name = "photoz_images"
+model = "{model}"
+network = {network}
+[products.training]
+source = "truth.parquet"
+redshift = "z"
+select = "spec"
+epochs = 1
+batch_size = 32
+{more}
+"""
+TINY = "image_widths = [4, 4, 4, 4], cutout = 32, joint_widths = [8]"
+
+
+def with_product(survey, model, network, more=""):
+    text = survey.read_text()
+    survey.write_text(text + SECTION.format(model=model, network=network, more=more))
+    return load(survey)
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "more"),
+    [
+        ("gaznet-1", f"{{ {TINY} }}", ""),
+        ("gaznet-i4", f"{{ {TINY} }}", "members = 2"),
+        (
+            "multimodal-2",
+            "{ width = 0.03, bins = [40, 0.0, 4.0], modality_dropout = 3 }",
+            'patience = 1\nprecision = "bfloat16"\naccumulate = 2',
+        ),
+    ],
+)
+def test_images_to_published_redshifts(survey_copy, workers, model, network, more):
+    config = with_product(survey_copy, model, network, more)
+    done = verbs.train(config, "photoz_images")["photoz_images"]
+    assert done["metrics"]["held_out"]["median"]["n"] > 0
+    store = Store(config.root)
+    package = load_package(store, model)
+    assert package.pixel_scale == pytest.approx(0.2, abs=0.2)
+    assert store.names("training/photoz_images")
+    logs = [name for name in store.names(f"runs/train-{model}") if name]
+    assert store.names(f"runs/train-{model}/{logs[0]}") == ["log"]
+    again = verbs.train(config, "photoz_images")["photoz_images"]
+    assert again["version"] == done["version"]
+    released = verbs.run(config)
+    assert released["did"] == "published"
+    table = pq.read_table(released["url"] + "/dataset")
+    prefix = model.replace("-", "_")
+    flags = table["photoz_images_flag"].to_numpy()
+    median = table[f"{prefix}_z_median"].to_numpy()
+    assert np.isfinite(median[flags == 0]).all()
+    assert (flags == 0).mean() > 0.5
+    assert table.num_rows == released["rows"] == 240
+
+
+def test_labels_beyond_the_bins_are_named(survey_copy, workers):
+    config = with_product(survey_copy, "multimodal", "{ width = 0.03, bins = [10, 0.0, 0.2] }")
+    with pytest.raises(InputError, match=r"outside the range of the network, 0 to 0\.2"):
+        verbs.train(config, "photoz_images")
