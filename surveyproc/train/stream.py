@@ -163,8 +163,10 @@ def _load(cube: TrainingCube, rows: Index) -> NDArray[np.float32]:
     images = np.empty((len(rows), *_shape(cube)), np.float32)
     shard = rows // SHARD
     for number in np.unique(shard).tolist():
-        mine = np.flatnonzero(shard == number)
-        images[mine] = cube.read(number)[rows[mine] - number * SHARD]
+        read = cube.read(number)
+        # A loop of plain copies: indexing with arrays would hold the shard a second time.
+        for place in np.flatnonzero(shard == number).tolist():
+            images[place] = read[rows[place] - number * SHARD]
     return images
 
 

@@ -52,6 +52,20 @@ def test_unusable_tables_are_named(tmp_path, changed, keys, message):
     assert "labels.parquet" in str(caught.value)
 
 
+def test_rows_without_a_place_on_the_sky_or_a_redshift_are_left_out(tmp_path):
+    found = read(
+        tmp_path,
+        columns(ra=[1.0, 2.0, 3.0, 4.0], dec=[0.0, 91.0, -90.0, 1.0], z=[0.1, 0.2, 0.3, np.nan]),
+    )
+    np.testing.assert_array_equal(found.redshift, [0.1, 0.3])
+
+
+def test_the_checksum_is_that_of_values_and_radius(tmp_path):
+    one, wider = read(tmp_path, columns()), read(tmp_path, columns(), radius=2.0)
+    assert one.checksum == read(tmp_path, columns(more=[1, 2, 3])).checksum
+    assert len({one.checksum, wider.checksum, read(tmp_path, columns(z=[1, 2, 3])).checksum}) == 3
+
+
 def test_empty_table_is_named(tmp_path):
     empty = {name: pa.array([], pa.float64()) for name in ("ra", "dec", "z")}
     with pytest.raises(InputError, match=r"labels\.parquet: no selected row"):

@@ -16,7 +16,9 @@ from surveyproc.images.cutouts import CutoutReader
 from surveyproc.run import training_cube
 from surveyproc.run.labels import measured_training_set
 from surveyproc.run.training_cube import build_training_cube
+from surveyproc.sky import healpix29
 from surveyproc.storage import Store
+from surveyproc.train.cube import SHARD
 
 BANDS, SIDE = ("r", "g", "K"), 20
 
@@ -135,25 +137,34 @@ def test_inputs_that_change_under_way_are_noticed(survey_copy, workers, monkeypa
     assert not [name for name in store.sizes("training") if name.endswith("cube.json")]
 
 
+ROWS = 2 * SHARD + 30
+
+
 def catalog_survey(tmp_path, reddening=None):
-    number = np.arange(6)
+    """A survey without images; objects lie in random order in the sky."""
+    number = np.arange(ROWS)
+    random = np.random.default_rng(0)
     columns = {
         "object_id": number,
-        "ra": 10 + 0.01 * number,
-        "dec": np.zeros(6),
-        "flux_g": pa.array([1.0, None, 3.0, 4.0, 5.0, 6.0]),
-        "dust": pa.array([0.1, 0.2, None, 0.4, 0.5, 0.6], pa.float32()),
-        "name": ["x"] * 6,
+        "ra": 10 + random.permutation(ROWS) / 100,
+        "dec": random.uniform(-5, 5, ROWS),
+        "flux_g": pa.array([None, *range(1, ROWS)], pa.float32()),
+        "dust": pa.array([0.1, None, *number[2:] / 1000], pa.float32()),
+        "name": ["x"] * ROWS,
     }
     pq.write_table(pa.table(columns), tmp_path / "sources.parquet")
-    labels = {"ra": columns["ra"], "dec": np.zeros(6), "z": number / 10 + 0.1}
+    labels = {"ra": columns["ra"], "dec": columns["dec"], "z": number / 10 + 0.1}
     pq.write_table(pa.table(labels), tmp_path / "labels.parquet")
     training = {"source": str(tmp_path / "labels.parquet"), "redshift": "z"}
     config = SurveyConfig.model_validate(
         {
             "survey": {"name": "test", "root": str(tmp_path / "store")},
             "images": {"tiles": [], "bands": ["g", "r"]},
-            "catalog": {"source": str(tmp_path / "sources.parquet"), "reddening": reddening},
+            "catalog": {
+                "source": str(tmp_path / "sources.parquet"),
+                "reddening": reddening,
+                "partition_rows": 200,
+            },
             "products": [{"name": "photoz", "model": "x", "training": training}],
         }
     )
@@ -162,17 +173,23 @@ def catalog_survey(tmp_path, reddening=None):
     return config, store
 
 
-def test_reddening_and_fluxes_of_the_catalog(tmp_path, workers):
+def test_reddening_and_fluxes_of_the_catalog_over_several_shards(tmp_path, workers):
     config, store = catalog_survey(tmp_path, "dust")
     section = config.product("photoz")
-    made = build_training_cube(config, store, section, bands=(), cutout=0, workers=1)
-    index = made.index.sort_by("object_id")
-    np.testing.assert_allclose(index["ebv"].to_numpy(), [0.1, 0.2, 0, 0.4, 0.5, 0.6], rtol=1e-6)
-    np.testing.assert_array_equal(index["flux_g"].to_numpy(), [1, np.nan, 3, 4, 5, 6])
+    made = build_training_cube(config, store, section, bands=(), cutout=0, workers=workers)
     names = ["object_id", "ra", "dec", "redshift", "ebv", "flux_g"]
-    assert index.column_names == names
+    assert (made.index.column_names, made.shards) == (names, 3)
+    columns = {name: made.index[name].to_numpy() for name in names}
+    number = columns["object_id"]
+    assert sorted(number) == list(range(ROWS))
+    assert (np.diff(healpix29(columns["ra"], columns["dec"])) >= 0).all()
+    np.testing.assert_allclose(columns["redshift"], number / 10 + 0.1)
+    flux = np.where(number == 0, np.nan, number)
+    np.testing.assert_array_equal(columns["flux_g"], flux)
+    dust = np.where(number == 0, 0.1, np.where(number == 1, 0, number / 1000))
+    np.testing.assert_allclose(columns["ebv"], dust, rtol=1e-6)
     record = json.loads(store.read(f"{made.key}/cube.json"))
-    assert (record["labels"], record["n"], record["product"]) == (6, 6, "photoz")
+    assert (record["labels"], record["n"], record["product"]) == (ROWS, ROWS, "photoz")
 
 
 @pytest.mark.parametrize("reddening", ["dusty", "name"])
