@@ -114,7 +114,8 @@ class TrainingSection(LabelsSection):
     workers: int = Field(2, ge=1, description="Ray Train workers.")
     seed: int = Field(0, ge=0, description="Seed of weights, split and shuffling.")
     learning_rates: list[float] = Field(
-        default_factory=lambda: [1e-3, 1e-4], min_length=1, description="One for each stage."
+        default_factory=list,
+        description="One for each stage; by default those that suit the network.",
     )
     members: int = Field(
         1,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ OWN_MODULES = (
     "surveyproc.models.gaznet_images",
     "surveyproc.models.multimodal",
     "surveyproc.models.inception",
+    "surveyproc.models.tabm",
 )
 
 
@@ -44,12 +45,15 @@ class Reads:
         Pixels on a side of the cutouts; 0 without images.
     reddening : bool
         Whether it wants E(B - V), `reddening`.
+    errors : bool
+        Whether the errors of the fluxes are among the features.
     """
 
     features: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     cutout: int = 0
     reddening: bool = False
+    errors: bool = False
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -67,9 +71,13 @@ class RedshiftNetwork(nn.Module, ABC):
         that the network reads, each with the objects as first axis.
     redshifts : tuple of float
         Lowest and highest redshift that it can be trained with.
+    fit_options : mapping
+        Fields of `train.fit.FitSettings` that suit the architecture; the survey's settings beat
+        them.
     """
 
     reads: Reads
+    fit_options: ClassVar[Mapping[str, Any]] = {}
     redshifts: tuple[float, float] = (0.0, 20.0)
 
     @abstractmethod

@@ -1,9 +1,10 @@
-"""Network inputs from fluxes: asinh magnitudes, adjacent colours, presence masks. Numpy only.
+"""Network inputs from fluxes: asinh magnitudes, colours, presence masks, errors. Numpy only.
 
 Li et al. 2022 (section 2.2.2) feed GaZNet-C9 with nine magnitudes and eight adjacent colours, 17
 inputs. Theirs are logarithmic magnitudes of objects measured in every band. Ours are asinh
 magnitudes (Lupton, Gunn & Szalay 1999, AJ 118, 1406), which stay finite at zero and negative flux,
 and a mask input for each band (ours, not the paper's) says whether the band was there at all.
+Networks that ask for it see the errors as well: logarithms of the asinh magnitudes' errors (ours).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class FeatureScaling:
         Statistics of magnitudes, then colours, over the training set.
     low, high : float64 ndarray, shape (2n - 1,)
         Smallest and largest magnitudes and colours of the training set.
+    error_mean, error_std : float64 ndarray, shape (n,), or None
+        Statistics of the logarithms of the magnitudes' errors; None if they are no inputs.
     """
 
     bands: tuple[str, ...]
@@ -45,11 +48,18 @@ class FeatureScaling:
     std: Float
     low: Float
     high: Float
+    error_mean: Float | None = None
+    error_std: Float | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Length of an object's row of inputs."""
+        return input_count(len(self.bands), errors=self.error_mean is not None)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON-able dict."""
-        arrays = {key: getattr(self, key).tolist() for key in _ARRAYS}
-        return {"bands": list(self.bands), **arrays}
+        keys = _ARRAYS if self.error_mean is None else (*_ARRAYS, *_ERROR_ARRAYS)
+        return {"bands": list(self.bands), **{key: getattr(self, key).tolist() for key in keys}}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> FeatureScaling:
@@ -62,22 +72,36 @@ class FeatureScaling:
         """
         try:
             bands = tuple(str(band) for band in document["bands"])
-            arrays = {key: np.asarray(document[key], dtype=np.float64) for key in _ARRAYS}
+            keys = _ARRAYS + (_ERROR_ARRAYS if _ERROR_ARRAYS[0] in document else ())
+            arrays = {key: np.asarray(document[key], dtype=np.float64) for key in keys}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"normalisation: {error!r}") from error
         for key, array in arrays.items():
-            length = len(bands) if key == "softening" else 2 * len(bands) - 1
+            length = 2 * len(bands) - 1 if key in _ARRAYS[1:] else len(bands)
             if array.shape != (length,) or not np.isfinite(array).all():
                 raise InputError(f"normalisation.{key}: {length} finite numbers are needed")
         return cls(bands, **arrays)
 
 
 _ARRAYS = ("softening", "mean", "std", "low", "high")
+_ERROR_ARRAYS = ("error_mean", "error_std")
 
 
-def input_count(n_bands: int) -> int:
-    """Inputs of n bands: n magnitudes, n - 1 colours, n masks (26 for nine bands)."""
-    return 3 * n_bands - 1
+def input_count(n_bands: int, *, errors: bool = False) -> int:
+    """Inputs of n bands: n magnitudes, n - 1 colours, n masks (26 for nine bands), n errors."""
+    return 4 * n_bands - 1 if errors else 3 * n_bands - 1
+
+
+def log_errors(flux: Float, flux_err: Float, softening: Float) -> Float:
+    """Natural logarithm of the errors of asinh magnitudes over 2.5 / ln 10; NaN where unknown.
+
+    ln(sigma / sqrt(f^2 + 4 b^2)), from equation 10 of Lupton, Gunn & Szalay 1999; shapes as in
+    `asinh_magnitudes`.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        known = np.where((flux_err > 0) & np.isfinite(flux_err), flux_err, np.nan)
+        found: Float = np.log(known / np.sqrt(flux**2 + 4.0 * softening**2))
+    return found
 
 
 def flux_from_magnitude(magnitude: ArrayLike) -> Float:
@@ -124,7 +148,9 @@ def magnitudes_and_colours(flux: Float, softening: Float) -> Float:
     return np.concatenate([magnitudes, magnitudes[:, :-1] - magnitudes[:, 1:]], axis=1)
 
 
-def fit_scaling(flux: Float, flux_err: Float | None, bands: Sequence[str]) -> FeatureScaling:
+def fit_scaling(
+    flux: Float, flux_err: Float | None, bands: Sequence[str], *, errors: bool = False
+) -> FeatureScaling:
     """Softening and statistics of a training set.
 
     The softening is the median flux error of the band (Lupton et al. find 1.04 sigma best); where
@@ -138,23 +164,26 @@ def fit_scaling(flux: Float, flux_err: Float | None, bands: Sequence[str]) -> Fe
         Their errors in nJy, NaN = unknown.
     bands : sequence of str
         Names of the n bands.
+    errors : bool
+        Whether the errors are inputs.
 
     Raises
     ------
     InputError
-        If a band has no finite flux at all, or the shapes do not fit.
+        If a band has no finite flux at all, errors are wanted and a band has none, or the shapes
+        do not fit.
     """
     flux = np.asarray(flux, dtype=np.float64)
     n = len(bands)
     if flux.ndim != 2 or flux.shape[1] != n or n < 2:
         raise InputError(f"fluxes have shape {flux.shape} for {n} bands; at least two are needed")
-    errors = np.full_like(flux, np.nan) if flux_err is None else np.asarray(flux_err, np.float64)
+    known_err = np.full_like(flux, np.nan) if flux_err is None else np.asarray(flux_err, np.float64)
     softening = np.empty(n)
     for k, band in enumerate(bands):
         known = flux[np.isfinite(flux[:, k]), k]
         if not known.size:
             raise InputError(f"training set: band {band!r} has no finite flux")
-        usable = errors[np.isfinite(errors[:, k]) & (errors[:, k] > 0), k]
+        usable = known_err[np.isfinite(known_err[:, k]) & (known_err[:, k] > 0), k]
         guess = np.median(usable) if usable.size else 0.01 * np.median(np.abs(known))
         softening[k] = guess if guess > 0 else 1.0
     raw = magnitudes_and_colours(np.where(np.isfinite(flux), flux, np.nan), softening)
@@ -162,6 +191,21 @@ def fit_scaling(flux: Float, flux_err: Float | None, bands: Sequence[str]) -> Fe
     never = ~np.isfinite(raw).any(axis=0)
     raw[:, never] = 0.0
     std = np.nanstd(raw, axis=0)
+    error_statistics: dict[str, Float] = {}
+    if errors:
+        logarithms = log_errors(flux, known_err, softening)
+        without = ~np.isfinite(logarithms).any(axis=0)
+        if without.any():
+            raise InputError(
+                f"training set: band {bands[int(without.argmax())]!r} has no flux error, which "
+                "this network reads; name the columns in training.magnitude_errors"
+            )
+        # Equal errors of all objects say nothing; their digits must not become inputs.
+        spread = np.maximum(np.nanstd(logarithms, axis=0), 0.05)
+        error_statistics = {
+            "error_mean": np.nanmean(logarithms, axis=0),
+            "error_std": spread,
+        }
     return FeatureScaling(
         bands=tuple(bands),
         softening=softening,
@@ -169,11 +213,12 @@ def fit_scaling(flux: Float, flux_err: Float | None, bands: Sequence[str]) -> Fe
         std=np.where(std > 0, std, 1.0),
         low=np.nanmin(raw, axis=0),
         high=np.nanmax(raw, axis=0),
+        **error_statistics,
     )
 
 
 def network_inputs(
-    flux: Float, scaling: FeatureScaling
+    flux: Float, scaling: FeatureScaling, flux_err: Float | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Standardised inputs of a network, and which objects lie outside the training range.
 
@@ -187,11 +232,14 @@ def network_inputs(
         Fluxes in nJy in the order of `scaling.bands`; not finite = missing.
     scaling : FeatureScaling
         From the training set.
+    flux_err : float ndarray, shape (m, n), optional
+        Their errors in nJy, for a scaling with errors; not finite or <= 0 = unknown.
 
     Returns
     -------
-    inputs : float32 ndarray, shape (m, 3n - 1)
-        Magnitudes and colours, standardised, 0 where missing; then 1.0 for each band present.
+    inputs : float32 ndarray, shape (m, 3n - 1) or (m, 4n - 1)
+        Magnitudes and colours, standardised, 0 where missing; then 1.0 for each band present; then
+        the logarithms of the errors, standardised, 0 where unknown, if the scaling has them.
     outside : bool ndarray, shape (m,)
         True where a magnitude or colour lies outside the training set's range.
 
@@ -211,4 +259,11 @@ def network_inputs(
         beyond = (raw < scaling.low - slack) | (raw > scaling.high + slack)
     standard = (np.clip(raw, scaling.low, scaling.high) - scaling.mean) / scaling.std
     standard = np.where(np.isfinite(standard), standard, 0.0)
-    return np.concatenate([standard, present], axis=1).astype(np.float32), np.any(beyond, axis=1)
+    parts = [standard, present]
+    if scaling.error_mean is not None and scaling.error_std is not None:
+        unknown = np.full_like(flux, np.nan) if flux_err is None else flux_err
+        logarithms = log_errors(np.where(present, flux, np.nan), unknown, scaling.softening)
+        errors = (logarithms - scaling.error_mean) / scaling.error_std
+        # As far from the training set as magnitudes are let go: five standard deviations.
+        parts.append(np.clip(np.where(np.isfinite(errors), errors, 0.0), -5.0, 5.0))
+    return np.concatenate(parts, axis=1).astype(np.float32), np.any(beyond, axis=1)

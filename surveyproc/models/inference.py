@@ -25,6 +25,7 @@ def predict(
     flux: Float | None = None,
     images: NDArray[np.float32] | None = None,
     reddening: Float | None = None,
+    flux_err: Float | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
     """Redshifts and PDF summaries, row by row the same whatever rows come with them.
 
@@ -40,6 +41,8 @@ def predict(
         nJy a pixel; not finite = missing.
     reddening : float ndarray, shape (n,), optional
         Galactic E(B - V), mag; not finite = 0.
+    flux_err : float ndarray, shape (n, band), optional
+        nJy, for a network that reads errors; not finite or <= 0 = unknown.
 
     Returns
     -------
@@ -60,7 +63,8 @@ def predict(
         rows = part.stop - start
         inputs: dict[str, torch.Tensor] = {}
         if flux is not None and scaling is not None:
-            features, beyond = network_inputs(_padded(flux[part], size, np.nan), scaling)
+            errors = None if flux_err is None else _padded(flux_err[part], size, np.nan)
+            features, beyond = network_inputs(_padded(flux[part], size, np.nan), scaling, errors)
             inputs["features"] = torch.from_numpy(features)
             outside[part] = beyond[:rows]
         if images is not None:

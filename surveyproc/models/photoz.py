@@ -37,8 +37,8 @@ def column_prefix(model: str) -> str:
 class PhotozProduct:
     """Redshift point estimates and PDFs; satisfies `surveyproc.product.Product`.
 
-    Reads what the model's network reads: `flux_<band>` (nJy), cutouts, E(B - V). Flux errors are
-    not read: no network has use for them.
+    Reads what the model's network reads: `flux_<band>` and `flux_err_<band>` (nJy), cutouts,
+    E(B - V).
 
     Flag bits it sets: `missing_band` where a flux is null or not finite, or a cutout has no pixel
     in a band; `non_finite_input` as well where a flux is infinite (it counts as missing);
@@ -90,6 +90,11 @@ class PhotozProduct:
             raise ConfigError(f"products.{name}.bands: two model bands read the same survey band")
         self._reddening = reddening if package.reads["reddening"] else None
         self._fluxes = tuple(f"flux_{self.band_map[band]}" for band in package.reads["features"])
+        self._errors = tuple(
+            f"flux_err_{self.band_map[band]}"
+            for band in package.reads["features"]
+            if package.reads["errors"]
+        )
         self._prefix = column_prefix(package.name)
 
     @property
@@ -103,7 +108,11 @@ class PhotozProduct:
         return Inputs(
             bands=tuple(self.band_map[band] for band in self.package.reads["images"]),
             cutout=int(self.package.reads["cutout"]),
-            columns=self._fluxes + ((self._reddening,) if self._reddening else ()),
+            columns=(
+                *self._fluxes,
+                *self._errors,
+                *((self._reddening,) if self._reddening else ()),
+            ),
         )
 
     @property
@@ -129,11 +138,15 @@ class PhotozProduct:
         empty: Any = np.zeros(n, bool)
         missing: Any = np.zeros(n, bool)
         infinite: Any = np.zeros(n, bool)
-        flux = reddening = images = None
+        flux = errors = reddening = images = None
         if self._fluxes:
             flux = np.stack(
                 [np.asarray(batch.columns[key], np.float64) for key in self._fluxes], axis=1
             )
+            if self._errors:
+                errors = np.stack(
+                    [np.asarray(batch.columns[key], np.float64) for key in self._errors], axis=1
+                )
             present = np.isfinite(flux)
             empty |= ~present.any(axis=1)
             missing |= ~present.all(axis=1)
@@ -149,7 +162,9 @@ class PhotozProduct:
             reddening = np.zeros(n)
             if self._reddening:
                 reddening = np.asarray(batch.columns[self._reddening], np.float64)
-        values, outside = predict(self._network, self.package.scaling, flux, images, reddening)
+        values, outside = predict(
+            self._network, self.package.scaling, flux, images, reddening, errors
+        )
         outside |= self._other_pixels(batch)
         failed = ~empty & np.any(
             [~np.isfinite(np.atleast_2d(v.T)).all(axis=0) for v in values.values()], axis=0

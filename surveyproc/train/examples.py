@@ -196,15 +196,16 @@ def drop_features(features: Tensor, lost: Tensor) -> Tensor:
 
     Parameters
     ----------
-    features : Tensor, shape (n, 3 bands - 1)
-        Magnitudes, colours, masks.
+    features : Tensor, shape (n, 3 bands - 1) or (n, 4 bands - 1)
+        Magnitudes, colours, masks; perhaps errors.
     lost : bool Tensor, shape (n, bands)
         Bands to drop. A row that would lose all it has keeps them.
     """
     n_bands = lost.shape[1]
-    kept = (features[:, 2 * n_bands - 1 :] > 0) & ~lost
+    kept = (features[:, 2 * n_bands - 1 : 3 * n_bands - 1] > 0) & ~lost
     keep = ~(lost & kept.any(dim=1, keepdim=True))
-    return features * torch.cat([keep, keep[:, :-1] & keep[:, 1:], keep], dim=1)
+    parts = [keep, keep[:, :-1] & keep[:, 1:], keep, keep]
+    return features * torch.cat(parts, dim=1)[:, : features.shape[1]]
 
 
 def drop_planes(images: Tensor, lost: Tensor) -> Tensor:

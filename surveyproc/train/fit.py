@@ -23,6 +23,11 @@ from surveyproc.errors import SurveyError
 from surveyproc.models.base import RedshiftNetwork
 from surveyproc.train.examples import Examples, generator
 
+WARM_UP = 0.05
+"""Share of the steps in which a cosine's rate rises."""
+
+_GROUPS = ("weights", "best", "optimiser", "average")
+
 VALIDATION_ROWS = 256
 """Held-out objects of one forward pass, at least."""
 
@@ -45,7 +50,7 @@ class FitSettings:
         Share of the rows that lose bands at random in an epoch, and of the bands that such a row
         loses: teaches the network to do without (ours; the paper's objects have every band).
     weight_decay : float
-        Decoupled weight decay (ours); 0 is the paper's plain Adam.
+        Decoupled weight decay of matrices (ours); 0 is the paper's plain Adam.
     patience : int or None
         A stage ends after so many epochs without a lower validation loss; None never ends it.
     precision : {'float32', 'bfloat16'}
@@ -54,6 +59,14 @@ class FitSettings:
         Parts in which a worker computes the gradients of its share of a step, one after another.
     checkpoint_steps : int
         Steps after which a state is yielded within an epoch.
+    schedule : {'constant', 'cosine'}
+        Rate within a stage: the same, or falling to zero like a cosine after a warm-up of 5 % of
+        the steps (Loshchilov & Hutter 2017).
+    clip_norm : float
+        Longest gradient over all weights; 0 leaves them as they are.
+    ema : float
+        Decay of the running mean of the weights (Polyak & Juditsky 1992), which then is what is
+        validated and kept; 0 keeps the weights themselves.
     """
 
     epochs: int
@@ -67,6 +80,9 @@ class FitSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     accumulate: int = 1
     checkpoint_steps: int = 500
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip_norm: float = 0.0
+    ema: float = 0.0
 
     def stage(self, epoch: int) -> int | None:
         """Stage of the epoch that follows after `epoch` finished ones; None after the last."""
@@ -88,6 +104,8 @@ class FitState:
         Current weights, and the ones with the lowest validation loss so far.
     optimiser : dict of str to Tensor
         Adam's moments, `<parameter>.<moment>`.
+    average : dict of str to Tensor
+        Running mean of the weights, if there is one.
     epoch : int
         Finished epochs over all stages; those that a stage ended without count as finished.
     step, loss_sum : int, float
@@ -101,6 +119,7 @@ class FitState:
     weights: dict[str, Tensor]
     best: dict[str, Tensor]
     optimiser: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
@@ -110,13 +129,14 @@ class FitState:
 
     def to_bytes(self) -> bytes:
         """As one safetensors file, the numbers in its metadata."""
-        groups = {"weights": self.weights, "best": self.best, "optimiser": self.optimiser}
+        groups = {name: getattr(self, name) for name in _GROUPS}
         tensors = {
             f"{group}/{key}": tensor.contiguous()
             for group, members in groups.items()
             for key, tensor in members.items()
         }
-        record = json.dumps(asdict(replace(self, weights={}, best={}, optimiser={})))
+        numbers = asdict(replace(self, weights={}, best={}, optimiser={}, average={}))
+        record = json.dumps(numbers)
         return safetensors.torch.save(tensors, {"state": record})
 
     @classmethod
@@ -124,7 +144,7 @@ class FitState:
         """What `to_bytes` gave."""
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         record = json.loads(header["__metadata__"]["state"])
-        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimiser": {}}
+        groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
         for name, tensor in safetensors.torch.load(data).items():
             group, _, key = name.partition("/")
             groups[group][key] = tensor
@@ -180,35 +200,41 @@ def fit(
     while (stage := settings.stage(state.epoch)) is not None:
         if state.step == 0 and state.epoch == stage * settings.epochs:
             network.load_state_dict(state.best)
-            step_of.start(settings.rates[stage], {})
+            step_of.start(settings.rates[stage], {}, {})
         elif step_of.optimiser is None:
-            step_of.start(settings.rates[stage], state.optimiser)
+            step_of.start(settings.rates[stage], state.optimiser, state.average)
         network.train()
+        done = (state.epoch - stage * settings.epochs) * examples.steps(batch)
         total, step = torch.tensor(state.loss_sum, dtype=torch.float64), state.step
         steps = examples.steps(batch)
         for inputs, redshift in examples.training(
             state.epoch, step, batch=batch, rank=rank, world=world, device=device
         ):
             network.begin_step(generator(settings.seed, state.epoch, step))
-            total += step_of(inputs, redshift).double().cpu()
+            total += step_of(inputs, redshift, done + step, steps).double().cpu()
             step += 1
             if step % settings.checkpoint_steps == 0 and step < steps:
                 state = replace(
                     state,
                     weights=_copy(network),
                     optimiser=step_of.moments(),
+                    average=step_of.averages(),
                     step=step,
                     loss_sum=float(_over_workers(total, world, device)) / world,
                 )
                 yield state
+        weights, kept = _copy(network), step_of.kept()
+        network.load_state_dict(kept)
         held = _validate(network, examples, batch, rank, world, device)
+        network.load_state_dict(weights)
         sums = _over_workers(torch.stack([total / (steps * world), *held]), world, device)
         loss_value, validation = float(sums[0]), float(sums[1] / sums[2].clamp(min=1))
         if not math.isfinite(loss_value + validation):
             raise SurveyError(
                 f"training diverged in epoch {state.epoch + 1}: the loss is not finite"
             )
-        improved = validation < state.best_loss
+        # With nothing held out the last weights are the ones to keep.
+        improved = validation < state.best_loss or not float(sums[2])
         entry = {
             "epoch": state.epoch + 1,
             "rate": settings.rates[stage],
@@ -219,9 +245,10 @@ def fit(
         stale = state.epoch + 1 - max(best_epoch, stage * settings.epochs)
         over = settings.patience is not None and stale >= settings.patience
         state = FitState(
-            weights=_copy(network),
-            best=_copy(network) if improved else state.best,
+            weights=weights,
+            best=kept if improved else state.best,
             optimiser=step_of.moments(),
+            average=step_of.averages(),
             epoch=(stage + 1) * settings.epochs if over else state.epoch + 1,
             best_loss=validation if improved else state.best_loss,
             best_epoch=best_epoch,
@@ -242,8 +269,14 @@ class _Steps:
         if world > 1:
             ids = [torch.device(device)] if device != "cpu" else None
             self.wrapped = nn.parallel.DistributedDataParallel(network, device_ids=ids)
-        self.names = [name for name, _ in network.named_parameters()]
+        # Matrices decay, vectors do not.
+        named = list(network.named_parameters())
+        self.decaying = [pair for pair in named if pair[0].endswith("weight")]
+        self.steady = [pair for pair in named if not pair[0].endswith("weight")]
+        self.names = [name for name, _ in self.decaying + self.steady]
         self.optimiser: torch.optim.Optimizer | None = None
+        self.rate = 0.0
+        self.average: dict[str, Tensor] = {}
 
     def alone(self) -> Any:
         """A block in which gradients are not exchanged."""
@@ -251,13 +284,35 @@ class _Steps:
             return self.wrapped.no_sync()
         return nullcontext()
 
-    def start(self, rate: float, moments: dict[str, Tensor]) -> None:
-        """A new optimiser, with the moments of an earlier one if there are any."""
+    def start(self, rate: float, moments: dict[str, Tensor], average: dict[str, Tensor]) -> None:
+        """A new optimiser, with the moments and the mean of an earlier one if there are any."""
+        self.rate = rate
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=rate, weight_decay=self.settings.weight_decay
+            [
+                {
+                    "params": [parameter for _, parameter in self.decaying],
+                    "weight_decay": self.settings.weight_decay,
+                },
+                {"params": [parameter for _, parameter in self.steady], "weight_decay": 0.0},
+            ],
+            lr=rate,
         )
         if moments:
             _load_moments(self.optimiser, self.names, moments)
+        if self.settings.ema:
+            parameters = dict(self.network.named_parameters())
+            self.average = {
+                name: average.get(name, parameter).detach().to(self.device, copy=True)
+                for name, parameter in parameters.items()
+            }
+
+    def averages(self) -> dict[str, Tensor]:
+        """The running mean of the weights, on the CPU; {} if there is none."""
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self.average.items()}
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights that count: the running mean, or the weights themselves."""
+        return {**_copy(self.network), **self.averages()}
 
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state, `<parameter>.<moment>`."""
@@ -268,25 +323,39 @@ class _Steps:
             for key, value in values.items()
         }
 
-    def __call__(self, inputs: dict[str, Tensor], redshift: Tensor) -> Tensor:
-        """One step; the mean loss of its objects."""
+    def __call__(
+        self, inputs: dict[str, Tensor], redshift: Tensor, number: int, epoch_steps: int
+    ) -> Tensor:
+        """Step `number` of the stage; the mean loss of its objects."""
         assert self.optimiser is not None
+        if self.settings.schedule == "cosine":
+            share = number / (self.settings.epochs * epoch_steps)
+            rising = (share + 1 / (self.settings.epochs * epoch_steps)) / WARM_UP
+            factor = min(rising, 0.5 * (1 + math.cos(math.pi * share)))
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.rate * factor
         parts = {key: whole.chunk(self.settings.accumulate) for key, whole in inputs.items()}
         targets = redshift.chunk(self.settings.accumulate)
         kind = torch.device(self.device).type
         self.optimiser.zero_grad()
         total = torch.zeros((), device=self.device)
-        for number, target in enumerate(targets):
+        for part, target in enumerate(targets):
             # Workers exchange gradients once a step, with the last part.
-            with self.alone() if number < len(targets) - 1 else nullcontext():
+            with self.alone() if part < len(targets) - 1 else nullcontext():
                 with torch.autocast(
                     kind, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
                 ):
-                    output = self.wrapped(**{key: part[number] for key, part in parts.items()})
+                    output = self.wrapped(**{key: pieces[part] for key, pieces in parts.items()})
                 loss = self.network.loss(output, target).sum() / len(redshift)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimiser.step()
+        decay = min(self.settings.ema, (1 + number) / (10 + number))
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters() if self.average else ():
+                self.average[name].lerp_(parameter, 1 - decay)
         return total
 
 

@@ -50,6 +50,7 @@ SCALING_ROWS = 4096
 """Training objects, at most, from which the statistics of the pixels are taken."""
 
 Int = NDArray[np.int64]
+Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -144,25 +145,16 @@ def train(
     """
     tell = say or _print
     usable = training_set.usable()
+    chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(usable.bands)}")
+    made = build(chosen, usable.bands, network or {})
     recipe = Recipe(
-        architecture=architecture
-        or (name if is_registered(name) else f"gaznet-c{len(usable.bands)}"),
+        architecture=chosen,
         bands=usable.bands,
         network=dict(network or {}),
-        fit=FitSettings(
-            settings.epochs,
-            settings.batch_size,
-            settings.seed,
-            rates=tuple(settings.learning_rates),
-            patience=settings.patience,
-            precision=settings.precision,
-            accumulate=settings.accumulate,
-            **dict(fit_options or {}),
-        ),
+        fit=_fit_settings(settings, {**made.fit_options, **(fit_options or {})}),
         workers=settings.workers if settings.members == 1 else 1,
         members=settings.members,
     )
-    made = build(recipe.architecture, recipe.bands, recipe.network)
     _check_labels(usable, made)
     fold = _folds(usable, settings)
     _check_size(usable, fold, settings)
@@ -210,6 +202,18 @@ def train(
     return package
 
 
+def _fit_settings(settings: TrainingSection, options: Mapping[str, Any]) -> FitSettings:
+    chosen = {
+        "patience": settings.patience,
+        "precision": settings.precision,
+        "accumulate": settings.accumulate,
+        **options,
+    }
+    if settings.learning_rates:
+        chosen["rates"] = tuple(settings.learning_rates)
+    return FitSettings(settings.epochs, settings.batch_size, settings.seed, **chosen)
+
+
 def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
     """The member that holds each row out, shape (n,); -1 for none."""
     if settings.members > 1:
@@ -242,8 +246,10 @@ def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> No
         )
 
 
-def _flux(usable: TrainingSet, bands: tuple[str, ...]) -> NDArray[np.float64]:
-    return usable.flux[:, [usable.bands.index(band) for band in bands]]
+def _flux(usable: TrainingSet, bands: tuple[str, ...]) -> tuple[Float, Float]:
+    """Fluxes and errors of the bands that a network reads."""
+    index = [usable.bands.index(band) for band in bands]
+    return usable.flux[:, index], usable.flux_err[:, index]
 
 
 def _scaling(
@@ -254,14 +260,15 @@ def _scaling(
     if not bands:
         return None
     rows = fold != 0 if recipe.members == 1 else np.ones(len(fold), bool)
-    errors = usable.flux_err[:, [usable.bands.index(band) for band in bands]]
-    return fit_scaling(_flux(usable, bands)[rows], errors[rows], bands)
+    flux, errors = _flux(usable, bands)
+    return fit_scaling(flux[rows], errors[rows], bands, errors=network.reads.errors)
 
 
 def _tensors(usable: TrainingSet, fold: Int, scaling: FeatureScaling | None) -> dict[str, Any]:
     arrays: dict[str, Any] = {"redshift": usable.redshift.astype(np.float32), "fold": fold}
     if scaling is not None:
-        arrays["features"], _ = network_inputs(_flux(usable, scaling.bands), scaling)
+        flux, errors = _flux(usable, scaling.bands)
+        arrays["features"], _ = network_inputs(flux, scaling, errors)
     reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
     arrays["reddening"] = np.nan_to_num(reddening.astype(np.float32), nan=0.0)
     if usable.cube_row is not None:
@@ -370,26 +377,22 @@ def _predict(
     rows: NDArray[np.bool_],
 ) -> dict[str, NDArray[np.float32]]:
     """What the network says of the rows of a bool mask."""
-    flux = None if scaling is None else _flux(usable, scaling.bands)
-    reddening = None
+    flux = errors = reddening = None
+    if scaling is not None:
+        flux, errors = _flux(usable, scaling.bands)
     if network.reads.reddening:
         reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
+
+    def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[np.float32]]:
+        given = [None if a is None else a[index] for a in (flux, reddening, errors)]
+        return predict(network, scaling, given[0], images, given[1], given[2])[0]
+
     if not network.reads.cutout:
-        index = np.flatnonzero(rows)
-        dust = None if reddening is None else reddening[index]
-        return predict(network, scaling, None if flux is None else flux[index], None, dust)[0]
+        return of(np.flatnonzero(rows), None)
     parts, order = [], []
     for some, images in _cutouts(usable, network, rows):
-        index = some.numpy()
-        order.append(index)
-        values, _ = predict(
-            network,
-            scaling,
-            None if flux is None else flux[index],
-            images.numpy(),
-            None if reddening is None else reddening[index],
-        )
-        parts.append(values)
+        order.append(some.numpy())
+        parts.append(of(some.numpy(), images.numpy()))
     back = np.argsort(np.concatenate(order), kind="stable")
     return {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
 
