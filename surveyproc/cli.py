@@ -149,13 +149,16 @@ def evaluate(
     outlier: Annotated[
         float, typer.Option(min=0.0, help="Scaled error above which an object is an outlier.")
     ] = 0.15,
+    column: Annotated[
+        str | None, typer.Option(help="Redshift column; by default the first *_z_median.")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold the published redshifts against the table of the [truth] section."""
     from surveyproc import verbs
 
-    done = verbs.evaluate(_load(survey, overrides), catalog, outlier)
+    done = verbs.evaluate(_load(survey, overrides), catalog, outlier, column)
     where = f"release {done['release']} ({_rows(done)})" if "release" in done else done["catalog"]
     samples = [name for name in ("all", "unflagged") if name in done]
     lines = [
@@ -235,10 +238,10 @@ def demo(
 
     done = show(out, objects=objects, seed=seed)
     lines = [
-        f"catalog: {done['catalog']} ({_rows(done['metrics'])})",
+        f"catalog: {done['catalog']} ({_rows(done['metrics'][0])})",
         f"report:  {done['report']}",
-        f"z_phot against truth, {done['metrics']['matched']} galaxies not trained on: "
-        f"{_metrics(done['metrics']['all'])}",
+        "z_phot against truth, galaxies not trained on:",
+        *(f"  {one['column']}: {_metrics(one['all'])}" for one in done["metrics"]),
         'open it: python -c "import lsdb; '
         f"print(lsdb.open_catalog('{done['catalog']}').compute())\"",
     ]

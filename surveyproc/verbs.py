@@ -118,12 +118,16 @@ def run(config: SurveyConfig) -> dict[str, Any]:
 
 
 def evaluate(
-    config: SurveyConfig, catalog: str | None = None, outlier: float = OUTLIER_THRESHOLD
+    config: SurveyConfig,
+    catalog: str | None = None,
+    outlier: float = OUTLIER_THRESHOLD,
+    column: str | None = None,
 ) -> dict[str, Any]:
     """Redshift metrics of a published catalog against the table of the [truth] section.
 
-    Point estimates are the medians of the PDFs, `*_z_median`. Metrics are binned in true and in
-    predicted redshift, and in the AB magnitude of the reddest band with a flux column.
+    Point estimates are by default the medians of the first PDFs, `*_z_median`. Metrics are binned
+    in true and in predicted redshift, and in the AB magnitude of the reddest band with a flux
+    column.
 
     Parameters
     ----------
@@ -133,6 +137,8 @@ def evaluate(
         Path or URL of a HATS catalog; the survey's published release by default.
     outlier : float
         |dz| above which an object is an outlier.
+    column : str, optional
+        Redshift column, `<model>_z_<estimate>`.
 
     Returns
     -------
@@ -142,7 +148,7 @@ def evaluate(
     Raises
     ------
     ConfigError
-        If there is no [truth] section, or the catalog holds no redshifts.
+        If there is no [truth] section, or the catalog holds no redshifts, or not the column.
     InputError
         If there is no such catalog, or it holds no object of the table.
     """
@@ -157,12 +163,20 @@ def evaluate(
     if not leaves:
         raise InputError(f"{facts['catalog']} is no HATS catalog: there are no leaves under it")
     names = hats.leaf_schema(store, f"{key}/{leaves[0]}").names
-    point = next((name for name in names if name.endswith("_z_median")), None)
-    if point is None:
+    redshifts = [name for name in names if name.endswith("_z_median")]
+    if not redshifts:
         raise ConfigError(f"evaluate: {facts['catalog']} has no redshifts (no *_z_median column)")
-    pdfs = point.removesuffix("median") + "quantiles"
+    point = column or redshifts[0]
+    if point not in names:
+        raise ConfigError(
+            f"evaluate: {facts['catalog']} has no column {point!r}; try {', '.join(redshifts)}"
+        )
+    pdfs = f"{point.rpartition('_z_')[0]}_z_quantiles"
+    # A product's flag is the last of its columns.
+    flags = [name for name in names[names.index(point) :] if name.endswith("_flag")]
+    flag = flags[0] if flags else ""
     band = next((band for band in reversed(config.images.bands) if f"flux_{band}" in names), None)
-    wanted = [name for name in (point, pdfs, "photoz_flag", f"flux_{band}") if name in names]
+    wanted = [name for name in (point, pdfs, flag, f"flux_{band}") if name in names]
     values, redshift = match_catalog(store, key, labels, wanted)
     if not len(redshift):
         raise InputError(
@@ -181,7 +195,7 @@ def evaluate(
         **summarise(
             values[point],
             redshift,
-            good=values["photoz_flag"] == 0 if "photoz_flag" in values else None,
+            good=values[flag] == 0 if flag else None,
             binned=binned,
             quantiles=values[pdfs] if known else None,
             levels=schemas.pdf_levels(),

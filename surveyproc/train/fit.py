@@ -378,7 +378,8 @@ def _validate(
 def _over_workers(values: Tensor, world: int, device: str) -> Tensor:
     """The sum over all workers."""
     if world > 1:
-        shared = values.to(device)
+        # A copy: what is summed in place must not be the sum that goes on.
+        shared = values.to(device, copy=True)
         dist.all_reduce(shared)
         return shared.cpu()
     return values

@@ -365,7 +365,10 @@ def _write_logs(store: Store, folder: str, states: list[FitState]) -> None:
 
 def _clear(store: Store, folder: str) -> None:
     """Remove all of a finished training's folder but the logs."""
-    for name in store.names(folder):
+    names = store.names(folder)
+    if "log" not in names:
+        store.remove(folder)
+    for name in names:
         if name != "log":
             store.remove(f"{folder}/{name}")
 
