@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from surveyproc.errors import InputError
 from surveyproc.models.features import (
+    POGSON,
     FeatureScaling,
     asinh_magnitudes,
     fit_scaling,
     flux_from_magnitude,
     input_count,
+    log_errors,
     magnitudes_and_colours,
     network_inputs,
 )
@@ -124,3 +126,69 @@ def test_bands_that_never_come_together_have_a_dead_colour(flux):
     inputs, outside = network_inputs(flux, fit_scaling(flux, None, BANDS))
     assert (inputs[:, 9] == 0).all()
     assert not outside.any()
+
+
+def test_log_errors_by_hand():
+    found = log_errors(np.array([[30.0, 0.0]]), np.array([[5.0, 5.0]]), np.array([20.0, 2.5]))
+    # sqrt(30^2 + 4 * 20^2) = 50 and sqrt(4 * 2.5^2) = 5.
+    np.testing.assert_allclose(found, [[np.log(0.1), 0.0]], atol=1e-12)
+
+
+def test_log_error_of_a_bright_object_is_that_of_its_magnitude():
+    error = 0.02 * 1e4
+    found = log_errors(np.array([[1e4]]), np.array([[error]]), np.array([1.0]))
+    assert POGSON * np.exp(found[0, 0]) == pytest.approx(2.5 / np.log(10) * 0.02, rel=1e-6)
+
+
+def test_errors_are_standardised_inputs_after_the_masks(flux):
+    errors = flux * np.exp(np.random.default_rng(2).normal(-3.0, 0.5, flux.shape))
+    scaling = fit_scaling(flux, errors, BANDS, errors=True)
+    inputs, _ = network_inputs(flux, scaling, errors)
+    assert inputs.shape == (200, input_count(9, errors=True)) == (200, scaling.inputs)
+    np.testing.assert_allclose(inputs[:, 26:].mean(axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(inputs[:, 26:].std(axis=0), 1.0, atol=1e-4)
+    plain, _ = network_inputs(flux, fit_scaling(flux, errors, BANDS))
+    np.testing.assert_array_equal(inputs[:, :26], plain)
+
+
+def test_unknown_errors_are_zero(flux):
+    errors = 0.1 * flux * np.linspace(0.5, 2.0, 200)[:, None]
+    scaling = fit_scaling(flux, errors, BANDS, errors=True)
+    whole, _ = network_inputs(flux, scaling, errors)
+    holed, gone = errors.copy(), flux.copy()
+    holed[3, :4] = [np.nan, np.inf, 0.0, -1.0]
+    gone[3, 8] = np.nan
+    inputs, _ = network_inputs(gone, scaling, holed)
+    assert (inputs[3, [26, 27, 28, 29, 34]] == 0).all()
+    np.testing.assert_array_equal(inputs[3, 30:34], whole[3, 30:34])
+    none, _ = network_inputs(flux, scaling)
+    assert (none[:, 26:] == 0).all()
+
+
+def test_scaling_with_errors_survives_json(flux):
+    errors = 0.1 * flux * np.linspace(0.5, 2.0, 200)[:, None]
+    scaling = fit_scaling(flux, errors, BANDS, errors=True)
+    document = json.loads(json.dumps(scaling.to_json()))
+    again = FeatureScaling.from_json(document)
+    np.testing.assert_array_equal(
+        network_inputs(flux, again, errors)[0], network_inputs(flux, scaling, errors)[0]
+    )
+    with pytest.raises(InputError, match="error_std"):
+        FeatureScaling.from_json({k: v for k, v in document.items() if k != "error_std"})
+
+
+def test_equal_errors_of_all_objects_say_nothing(flux):
+    bright = 1e6 * np.ones_like(flux) * np.linspace(1.0, 1.0 + 1e-9, 200)[:, None]
+    scaling = fit_scaling(bright, 0.01 * bright, BANDS, errors=True)
+    inputs, _ = network_inputs(bright, scaling, 0.01 * bright)
+    np.testing.assert_allclose(inputs[:, 26:], 0.0, atol=1e-6)
+
+
+def test_band_without_any_error_is_named_where_errors_are_wanted(flux):
+    errors = 0.1 * flux
+    errors[:, 2] = np.nan
+    with pytest.raises(InputError, match="'r'"):
+        fit_scaling(flux, errors, BANDS, errors=True)
+    with pytest.raises(InputError, match="'u'"):
+        fit_scaling(flux, None, BANDS, errors=True)
+    fit_scaling(flux, errors, BANDS)
