@@ -181,9 +181,9 @@ def train(
     try:
         _write_data(store, job, usable, fold, scaling)
         _write_starts(store, job, usable, fold, recipe)
-        with cluster.session(address):
+        with cluster.session(address) as processes:
             if recipe.members > 1:
-                states = train_members(job, recipe.members, tell)
+                states = train_members(job, recipe.members, processes, tell)
             else:
                 with _watch(store, folder, recipe, name, tell):
                     states = [train_together(job, recipe.workers, tell)]

@@ -90,8 +90,12 @@ class Job:
         return network, examples, settings
 
 
-def train_members(job: Job, members: int, tell: Callable[[str], None]) -> list[FitState]:
-    """Train the members of an ensemble side by side, one process each; the last state of each.
+def train_members(
+    job: Job, members: int, processes: int, tell: Callable[[str], None]
+) -> list[FitState]:
+    """Train the members of an ensemble, so many side by side as there are processes.
+
+    Gives the last state of each.
 
     A member that was interrupted goes on from its last saved state.
     """
@@ -100,9 +104,9 @@ def train_members(job: Job, members: int, tell: Callable[[str], None]) -> list[F
     for member, epochs in cluster.stream(
         range(members),
         _Member,
-        workers=members,
+        workers=processes,
         arguments=(job,),
-        gpus=min(1.0, free / members),
+        gpus=min(1.0, free / min(members, processes)),
     ):
         tell(f"train: member {member + 1} of {members} ends after epoch {epochs}")
     return [FitState.from_bytes(store.read(_member_key(job, k))) for k in range(members)]
