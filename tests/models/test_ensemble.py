@@ -41,7 +41,7 @@ def test_average_of_bins_is_the_mean_of_their_probabilities():
     members = [BinnedOutput(torch.randn(5, 20), torch.rand(5, 1), edges) for _ in range(4)]
     found = BinnedOutput.average(members)
     expected = torch.stack([member.logits.softmax(dim=1) for member in members]).mean(dim=0)
-    torch.testing.assert_close(found.logits.exp(), expected)
+    torch.testing.assert_close(found.logits.softmax(dim=1), expected)
     assert found.summarise().quantiles.shape == (5, 19)
     alone = BinnedOutput(None, torch.rand(5, 1), edges)
     assert np.isnan(alone.summarise().median).all()
