@@ -217,12 +217,13 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write the survey to.")],
     objects: Annotated[int, typer.Option(min=10, help="Objects to draw.")] = 3000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+    pixel_scale: Annotated[float, typer.Option(help="Arcsec a pixel.")] = 0.25,
     as_json: AsJson = False,
 ) -> None:
     """Draw a small survey with known truth: FITS tiles, a catalog, a survey.toml."""
     from surveyproc.simulate import simulate as draw
 
-    done = draw(out, objects=objects, seed=seed)
+    done = draw(out, objects=objects, seed=seed, pixel_scale=pixel_scale)
     _show(dataclasses.asdict(done), as_json, [f"simulated survey: {done.config}"])
 
 

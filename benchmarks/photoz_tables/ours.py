@@ -1,4 +1,7 @@
-"""Our network on one table: the project's `tabm`, trained and applied by the project's own code."""
+"""Our networks on one table: the project's `tabm`, trained and applied by the project's own code.
+
+Three networks of different seeds, each of all training rows; the PDF is their mean.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from tables import Task
 
-from surveyproc.models.base import build
+from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import fit_scaling, flux_from_magnitude, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.models.pdf import MixtureOutput
 from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings, fit
 
-EPOCHS, BATCH, SEED = 60, 128, 0
+EPOCHS, BATCH, SEEDS = 60, 128, (0, 1, 2)
 
 
 def cdf_on_grid(output: MixtureOutput, grid: NDArray) -> NDArray:
@@ -40,23 +44,10 @@ def ours(task: Task, **changes: object) -> tuple[NDArray, dict[str, NDArray]]:
     train, test = task.part == 0, task.part == 1
     scaling = fit_scaling(flux[train], error[train], task.bands, errors=True)
     redshift = torch.from_numpy(task.z[train].astype(np.float32))
-    torch.manual_seed(SEED)
-    network = build("tabm", task.bands, {})
-    network.set_targets(redshift)
     inputs = network_inputs(flux[train], scaling, error[train])[0]
-    options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": SEED}
-    settings = FitSettings(**{**options, **changes})
-    examples = Examples(
-        reads=network.reads,
-        tensors={"features": torch.from_numpy(inputs), "redshift": redshift},
-        held_out=torch.zeros(len(redshift), dtype=torch.bool),
-        cube=None,
-        dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
-        seed=SEED,
-    )
-    for state in fit(network, examples, settings):
-        best = state.best
-    network.load_state_dict(best)
+    tensors = {"features": torch.from_numpy(inputs), "redshift": redshift}
+    networks = [trained(task.bands, tensors, seed, changes) for seed in SEEDS]
+    network = Ensemble(networks)
     network.eval()
 
     # `predict` hands out summaries; the scores want the PDFs, so they are taken on the way.
@@ -65,3 +56,26 @@ def ours(task: Task, **changes: object) -> tuple[NDArray, dict[str, NDArray]]:
     values, _ = predict(network, scaling, flux[test], flux_err=error[test])
     cdf = np.concatenate(kept)[: int(test.sum())]
     return cdf, {key: values[key] for key in ("mode", "median", "mean")}
+
+
+def trained(
+    bands: list[str], tensors: dict[str, torch.Tensor], seed: int, changes: dict[str, object]
+) -> RedshiftNetwork:
+    """One network, trained with all rows."""
+    torch.manual_seed(seed)
+    network = build("tabm", bands, {})
+    network.set_targets(tensors["redshift"])
+    options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": seed}
+    settings = FitSettings(**{**options, **changes})
+    examples = Examples(
+        reads=network.reads,
+        tensors=tensors,
+        held_out=torch.zeros(len(tensors["redshift"]), dtype=torch.bool),
+        cube=None,
+        dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
+        seed=seed,
+    )
+    for state in fit(network, examples, settings):
+        best = state.best
+    network.load_state_dict(best)
+    return network

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from surveyproc.models.base import RedshiftNetwork
 
-WEIGHTS, DOCUMENT = "weights.safetensors", "model.json"
+WEIGHTS, DOCUMENT, CURRENT = "weights.safetensors", "model.json", "current.json"
 FORMAT = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
@@ -222,7 +222,7 @@ def ensemble_tensors(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
 
 def set_current(store: Store, name: str, version: str) -> None:
     """Make `version` the one that `load_package(store, name)` gives; rewrites nothing if it is."""
-    pointer = f"models/{name}/current.json"
+    pointer = f"models/{name}/{CURRENT}"
     if (store.read_json(pointer) or {}).get("version") != version:
         store.put_json(pointer, {"version": version})
 
@@ -251,8 +251,8 @@ def load_package(store: Store, reference: str) -> Package:
     store : Store
         The survey's root.
     reference : str
-        `name` (its current version), `name@version`, or the path or URL of a package folder,
-        anything with a slash.
+        `name` (its current version), `name@version`, or the path or URL of a package's folder, or
+        of the folder of all its versions (the current one then): anything with a slash.
 
     Raises
     ------
@@ -263,13 +263,17 @@ def load_package(store: Store, reference: str) -> Package:
         raise InputError(f"model {reference}: {_ONLY}; export it with surveyproc train")
     if "/" in reference:
         folder = reference.rstrip("/").removesuffix(f"/{WEIGHTS}").removesuffix(f"/{DOCUMENT}")
+        current = (Store(folder).read_json(CURRENT) or {}).get("version")
+        if current is not None:
+            _check_name(str(current))
+            return _read(Store(folder), f"{current}/", _folder_name(f"{folder}/{current}"), None)
         return _read(Store(folder), "", _folder_name(folder), None)
     name, _, version = reference.partition("@")
     _check_name(name)
     if version:
         _check_name(version)
     else:
-        pointer = store.read_json(f"models/{name}/current.json")
+        pointer = store.read_json(f"models/{name}/{CURRENT}")
         if pointer is None:
             known = ", ".join(store.names("models")) or "none"
             raise InputError(

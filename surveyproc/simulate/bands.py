@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surveyproc.errors import ConfigError
 
 PIXEL_SCALE = 0.25
-"""Arcsec a pixel, the same in all bands."""
+"""Arcsec a pixel, unless asked otherwise; the same in all bands."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Band:
     index : int
         Place in the list of all bands. It seeds the noise, so that a band's image does not depend
         on which other bands are drawn.
+    scale : float
+        Arcsec a pixel of its images.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Band:
     depth: float
     zeropoint: float
     index: int
+    scale: float = PIXEL_SCALE
 
     @property
     def sky_sigma(self) -> float:
@@ -48,7 +51,7 @@ class Band:
         n_eff = 2.266 (FWHM / pixel)^2 pixels (Ivezic et al. 2019, ApJ 873, 111, section 3.2), so
         sigma = flux(depth) / (5 sqrt(n_eff)).
         """
-        pixels = 2.266 * (self.fwhm / PIXEL_SCALE) ** 2
+        pixels = 2.266 * (self.fwhm / self.scale) ** 2
         return float(10 ** (-0.4 * (self.depth - self.zeropoint)) / (5 * pixels**0.5))
 
 
@@ -69,8 +72,8 @@ BANDS = {row[0]: Band(*row, index=index) for index, row in enumerate(_TABLE)}
 DEFAULT_BANDS = tuple(BANDS)
 
 
-def choose(names: Iterable[str]) -> tuple[Band, ...]:
-    """The bands called `names`, in the order of wavelength.
+def choose(names: Iterable[str], scale: float = PIXEL_SCALE) -> tuple[Band, ...]:
+    """The bands called `names`, in the order of wavelength, in pixels of `scale` arcsec.
 
     Raises
     ------
@@ -82,4 +85,4 @@ def choose(names: Iterable[str]) -> tuple[Band, ...]:
     if unknown or not names:
         what = f"no band is called {unknown[0]!r}" if unknown else "no band is named"
         raise ConfigError(f"simulate: {what} (there are: {', '.join(BANDS)})")
-    return tuple(band for band in BANDS.values() if band.name in names)
+    return tuple(replace(band, scale=scale) for band in BANDS.values() if band.name in names)

@@ -8,7 +8,7 @@ import galsim
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc.simulate.bands import PIXEL_SCALE, Band
+from surveyproc.simulate.bands import Band
 
 Float = NDArray[np.float64]
 TRUNCATION = 5.0
@@ -68,7 +68,7 @@ def draw(
     pixels : int
         Width and height of the image.
     band : Band
-        Gives PSF and noise.
+        Gives PSF, noise and size of the pixels.
     x, y : ndarray of float64, shape (n,)
         Pixel positions; the centre of the first pixel is (0, 0). They may lie outside.
     flux : ndarray of float64, shape (n,)
@@ -85,7 +85,7 @@ def draw(
         shot noise of the objects: the sky dominates at these magnitudes.
     """
     # GalSim's first pixel is centred on (1, 1) by default; here it is (0, 0).
-    image = galsim.ImageD(pixels, pixels, xmin=0, ymin=0, scale=PIXEL_SCALE)
+    image = galsim.ImageD(pixels, pixels, xmin=0, ymin=0, scale=band.scale)
     point = psf(band.fwhm)
     for row in range(len(x)):
         shape = shapes[row]
@@ -94,7 +94,7 @@ def draw(
             model = galsim.Convolve(galaxy(*shape), point, gsparams=_ACCURACY)
         centre = galsim.PositionD(x[row], y[row])
         # `center` shifts the profile within its pixel; the stamp is as large as the profile needs.
-        stamp = (model * flux[row]).drawImage(center=centre, scale=PIXEL_SCALE, dtype=np.float64)
+        stamp = (model * flux[row]).drawImage(center=centre, scale=band.scale, dtype=np.float64)
         seen = stamp.bounds & image.bounds
         if seen.isDefined():
             image[seen] += stamp[seen]

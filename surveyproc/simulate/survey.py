@@ -85,6 +85,7 @@ def simulate(
     seed: int = 1,
     workers: int | None = None,
     bands: Sequence[str] = DEFAULT_BANDS,
+    pixel_scale: float = PIXEL_SCALE,
 ) -> SimulatedSurvey:
     """Draw a survey with known truth into the folder `out`.
 
@@ -101,6 +102,8 @@ def simulate(
         this needs the usual ``if __name__ == "__main__"``.
     bands : sequence of str
         Any of u g r i z y J H K. Objects, and images of the bands left, do not depend on it.
+    pixel_scale : float
+        Arcsec a pixel, of all images; 0.1 to 0.5, so that the PSF is sampled.
 
     Returns
     -------
@@ -123,11 +126,13 @@ def simulate(
     shot noise of the objects, and there are no artefacts: the redshifts measured here are better
     than a real survey's.
     """
-    chosen = choose(bands)
+    chosen = choose(bands, pixel_scale)
     if objects < 1 or seed < 0 or (workers is not None and workers < 1):
         raise ConfigError("simulate: objects and workers must be at least 1, seed at least 0")
+    if not 0.1 <= pixel_scale <= 0.5:
+        raise ConfigError(f"simulate: a pixel scale of {pixel_scale} is not in 0.1 to 0.5 arcsec")
     side = field_side(objects)
-    tiles = layout(side)
+    tiles = layout(side, pixel_scale)
     pairs = [
         (tile, band)
         for tile in tiles
@@ -172,7 +177,7 @@ def simulate(
 def _near(tile: Tile, ra: Float, dec: Float) -> NDArray[np.int64]:
     """Rows of the objects that may put light into the tile."""
     x, y = tile.positions(ra, dec)
-    reach = draw.REACH / PIXEL_SCALE
+    reach = draw.REACH / tile.scale
     inside = (np.minimum(x, y) > -reach) & (np.maximum(x, y) < tile.pixels + reach)
     return np.flatnonzero(inside)
 

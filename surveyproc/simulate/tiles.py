@@ -35,6 +35,8 @@ class Tile:
         Sky position of the image centre, degrees.
     pixels : int
         Width and height.
+    scale : float
+        Arcsec a pixel.
     """
 
     name: str
@@ -42,11 +44,12 @@ class Tile:
     ra: float
     dec: float
     pixels: int
+    scale: float
 
     @property
     def wcs(self) -> WCS:
         """The tangent projection."""
-        return tangent(self.ra, self.dec, PIXEL_SCALE, (self.pixels + 1) / 2)
+        return tangent(self.ra, self.dec, self.scale, (self.pixels + 1) / 2)
 
     def positions(self, ra: Float, dec: Float) -> tuple[Float, Float]:
         """Pixel positions (x, y) of sky positions in degrees; the first pixel's centre is 0, 0."""
@@ -81,21 +84,21 @@ def sky(east: Float, north: Float) -> tuple[Float, Float]:
     return ra % 360.0, dec
 
 
-def layout(side: float) -> tuple[Tile, ...]:
-    """Tiles that cover a square field of `side` arcsec.
+def layout(side: float, scale: float = PIXEL_SCALE) -> tuple[Tile, ...]:
+    """Tiles that cover a square field of `side` arcsec, in pixels of `scale` arcsec.
 
     Two by two tiles, three by three from 5 arcmin on, then as many as keep a tile's own share of
     the field below 5 arcmin.
     """
     across = max(2 if side < 300 else 3, math.ceil(side / 300))
     step = side / across
-    pixels = math.ceil((step + OVERLAP) / PIXEL_SCALE)
+    pixels = math.ceil((step + OVERLAP) / scale)
     middle = (np.arange(across) + 0.5) * step - side / 2
     east, north = np.meshgrid(middle, middle)
     # Rounded to a microarcsecond: headers should not show 5e-31 for 0.
     ra, dec = (np.round(angle, 10) for angle in sky(east.ravel(), north.ravel()))
     digits = max(2, len(str(len(ra) - 1)))
     return tuple(
-        Tile(f"t{index:0{digits}d}", index, float(ra[index]), float(dec[index]), pixels)
+        Tile(f"t{index:0{digits}d}", index, float(ra[index]), float(dec[index]), pixels, scale)
         for index in range(len(ra))
     )

@@ -54,7 +54,8 @@ def rewrite(store, package, document, weights=None):
 
 def test_round_trip(store):
     saved = save(store, training={"fingerprint": "f", "rows": 50}, metrics={"a": 1.5})
-    for reference in ("m", f"m@{saved.version}", store.path(f"models/m/{saved.version}")):
+    folders = [store.path(f"models/m/{saved.version}"), store.path("models/m")]
+    for reference in ("m", f"m@{saved.version}", *folders):
         found = load_package(store, reference)
         assert (found.name, found.version, found.document) == ("m", saved.version, saved.document)
         assert found.bands == tuple("ugri")

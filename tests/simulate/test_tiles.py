@@ -5,18 +5,19 @@ from surveyproc.simulate.bands import PIXEL_SCALE
 from surveyproc.simulate.tiles import CENTRE, OVERLAP, field_side, layout, sky
 
 
+@pytest.mark.parametrize("scale", [0.2, PIXEL_SCALE])
 @pytest.mark.parametrize("objects", [10, 400, 3_000, 30_000, 1_000_000])
-def test_every_object_lies_well_inside_some_tile(objects: int) -> None:
+def test_every_object_lies_well_inside_some_tile(objects: int, scale: float) -> None:
     side = field_side(objects)
     rng = np.random.default_rng(objects)
     ra, dec = sky(*rng.uniform(-side / 2, side / 2, (2, 300)))
-    margin = OVERLAP / 4 / PIXEL_SCALE
+    margin = OVERLAP / 4 / scale
     inside = np.zeros(300, dtype=int)
-    for tile in layout(side):
+    for tile in layout(side, scale):
         x, y = tile.positions(ra, dec)
         inside += (np.minimum(x, y) > margin) & (np.maximum(x, y) < tile.pixels - 1 - margin)
     assert inside.min() >= 1
-    assert tile.pixels <= 1_300
+    assert tile.pixels * scale <= 325
 
 
 def test_density_is_constant_and_the_field_straddles_zero() -> None:

@@ -1,0 +1,275 @@
+"""What images add to redshifts, and what modalities add to images, on a simulated survey.
+
+    python benchmarks/photoz_images.py FOLDER [--objects N] [--width W] [--epochs E] [--device cuda]
+
+(a) GaZNet-1 (the r image beside the catalog) against GaZNet-C9 (the catalog alone), all objects and
+    in halves of redshift: Li et al. 2022, section 4.2.
+(b) The multimodal network (pairs of adjacent bands, early fusion) against its baseline (one
+    modality of all bands) with the first 5, 6, 7, 8 and 9 bands: Ait Ouahmed et al. 2023, Table 3.
+
+Networks train with the galaxies that have a spectroscopic redshift and are tested on all others
+(somewhat fainter; their true redshifts are known). The two networks of a pair see the same rows and
+have the same settings. p is that of the paired bootstrap test of `evaluate.compare`: the chance of
+such a gain if there were none.
+
+FOLDER keeps the survey, the cube and every network's predictions, so the command goes on where it
+was stopped; another --width or --epochs needs another folder of predictions (--tag).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from surveyproc import cluster, verbs
+from surveyproc.config import load
+from surveyproc.evaluate.compare import paired_bootstrap
+from surveyproc.evaluate.redshift import dz_bias, dz_nmad, dz_outlier_fraction, scaled_error
+from surveyproc.models.base import RedshiftNetwork, build, count_parameters
+from surveyproc.models.features import fit_scaling, network_inputs
+from surveyproc.models.inference import predict
+from surveyproc.run.labels import measured_training_set
+from surveyproc.simulate import simulate
+from surveyproc.storage import Store
+from surveyproc.train.cube import TrainingCube
+from surveyproc.train.data import TrainingSet, sky_split
+from surveyproc.train.examples import BandDropout, Examples
+from surveyproc.train.fit import FitSettings, fit
+
+PRODUCT = """
+[[products]]
+name = "photoz_cube"
+model = "multimodal-9"
+
+[products.training]
+source = "truth.parquet"
+redshift = "z"
+radius = 0.5
+"""
+BINS = (150, 0.0, 1.5)
+BATCH = 32
+ROWS = "rows.npz"
+COLUMNS = ("flux", "flux_err", "redshift", "ra", "dec", "cube_row", "no_image")
+CATALOG = ("gaznet-c9", "gaznet-1")
+PAIRS = [(f"baseline-{n}", f"multimodal-{n}") for n in (9, 8, 7, 6, 5)]
+THRESHOLDS = (0.05, 0.15)
+"""Of outliers: the paper's (b) and (a)."""
+
+
+class OfPlanes(RedshiftNetwork):
+    """A network of some bands, given the planes of all."""
+
+    def __init__(self, network: RedshiftNetwork, bands: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.index = [bands.index(band) for band in network.reads.images]
+        self.reads = replace(network.reads, images=bands)
+        self.redshifts = network.redshifts
+
+    def forward(self, images: Tensor, **others: Tensor) -> object:
+        return self.network(images=images[:, self.index], **others)
+
+    def loss(self, output: object, redshift: Tensor) -> Tensor:
+        return self.network.loss(output, redshift)
+
+
+def survey(folder: Path, objects: int) -> None:
+    """All galaxies of a simulated survey, with their cutouts, measured and kept in `folder`."""
+    if not (folder / "survey.toml").exists():
+        simulate(folder, objects=objects)
+        with (folder / "survey.toml").open("a") as stream:
+            stream.write(PRODUCT)
+    if (folder / ROWS).exists():
+        return
+    config = load(folder / "survey.toml")
+    product = config.product("photoz_cube")
+    # The catalog's own product is not trained here, and must not stand before this one.
+    alone = [one for one in config.products if one.name != "photoz"]
+    config = config.model_copy(update={"products": alone})
+    with cluster.session(config.run.address, config.run.workers) as workers:
+        verbs.ingest(config)
+        found = measured_training_set(config, Store(config.root), product, workers=workers)
+    truth = pq.read_table(folder / "truth.parquet", columns=["object_id", "spec"]).to_pandas()
+    spec = truth.set_index("object_id").spec[found.cube.index["object_id"].to_numpy()].to_numpy()
+    keep = np.isfinite(found.redshift) & ~found.no_image & (found.redshift < BINS[2])
+    found = found.take(keep)
+    columns = {key: getattr(found, key) for key in COLUMNS}
+    np.savez(folder / ROWS, **columns, bands=found.bands, spec=spec[keep], key=found.cube.key)
+
+
+def rows_of(folder: Path) -> tuple[TrainingSet, NDArray[np.bool_]]:
+    """The galaxies, and which of them have a spectroscopic redshift."""
+    kept = dict(np.load(folder / ROWS))
+    store = Store(load(folder / "survey.toml").root)
+    cube = TrainingCube.open(store, str(kept["key"]))
+    columns = {key: kept[key] for key in COLUMNS}
+    return TrainingSet(**columns, bands=tuple(kept["bands"].tolist()), cube=cube), kept["spec"]
+
+
+def network_of(
+    name: str, bands: tuple[str, ...], options: argparse.Namespace
+) -> tuple[RedshiftNetwork, RedshiftNetwork]:
+    """The network as it is given all planes, and the network itself."""
+    kind, _, count = name.partition("-")
+    if kind in ("baseline", "multimodal"):
+        settings = {"bins": list(BINS), "width": options.width, "size": 2 * (kind != "baseline")}
+        bare = build("multimodal", bands[: int(count)], settings)
+        return OfPlanes(bare, bands), bare
+    if name == "gaznet-c9":
+        bare = build(name, bands, {})
+        return bare, bare
+    widths = [max(4, round(options.image_width * n)) for n in (32, 64, 128, 256)]
+    bare = build(name, bands, {"cutout": 40, "image_widths": widths})
+    return OfPlanes(bare, bands), bare
+
+
+def run(name: str, folder: str, options: argparse.Namespace) -> str:
+    """Train one network and keep its redshifts of the test rows."""
+    path = Path(folder) / options.tag / f"{name}.npz"
+    if path.exists():
+        return name
+    torch.set_num_threads(options.threads)
+    os.nice(10)
+    whole, spec = rows_of(Path(folder))
+    rows = np.flatnonzero(spec)
+    held = np.zeros(len(whole), bool)
+    held[rows[sky_split(whole.ra[rows], whole.dec[rows], 1, 0.1)]] = True
+    training = spec & ~held
+    torch.manual_seed(options.seed)
+    network, bare = network_of(name, whole.bands, options)
+    tensors = {
+        "redshift": torch.from_numpy(whole.redshift.astype(np.float32)),
+        "reddening": torch.zeros(len(whole)),
+        "cube_row": torch.from_numpy(whole.cube_row),
+    }
+    scaling = None
+    if network.reads.features:
+        scaling = fit_scaling(whole.flux[training], whole.flux_err[training], whole.bands)
+        tensors["features"] = torch.from_numpy(network_inputs(whole.flux, scaling)[0])
+
+    def examples(mask: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Examples:
+        index = torch.from_numpy(np.flatnonzero(mask))
+        return Examples(
+            reads=network.reads,
+            tensors={key: value[index] for key, value in tensors.items()},
+            held_out=torch.from_numpy(held_out[mask]),
+            cube=whole.cube if network.reads.cutout else None,
+            dropout=BandDropout(0.0, 0.0),
+            seed=options.seed,
+        )
+
+    bare.set_targets(tensors["redshift"][torch.from_numpy(training)])
+    if network.reads.cutout:
+        some = examples(training, held)
+        every = torch.ones(some.rows, dtype=torch.bool)
+        bare.scaling.fit(images[:, network.index] for _, images in some.images(every, 256))
+    catalog = name in CATALOG
+    settings = FitSettings(
+        epochs=options.catalog_epochs if catalog else options.epochs,
+        batch_size=BATCH,
+        seed=options.seed,
+        rates=(1e-3,),
+        schedule="cosine",
+        ema=0.99,
+        precision="bfloat16" if options.bfloat16 and not catalog else "float32",
+    )
+    started = time.perf_counter()
+    for state in fit(network, examples(spec, held), settings, device=options.device):
+        last = state.history[-1] if state.history else None
+        print(name, f"{time.perf_counter() - started:.0f} s", last, flush=True)
+    network.load_state_dict(state.best)
+    network.eval()
+    test = np.flatnonzero(~spec)
+    found = {key: np.empty(len(test)) for key in ("point", "median", "mode")}
+    if network.reads.cutout:
+        of_test = examples(~spec, np.zeros(len(spec), bool))
+        every = torch.ones(len(test), dtype=torch.bool)
+        blocks = ((index.numpy(), images.numpy()) for index, images in of_test.images(every, 256))
+    else:
+        blocks = ((np.arange(len(test)), None),)
+    for index, images in blocks:
+        flux = whole.flux[test[index]] if scaling else None
+        dust = np.zeros(len(index)) if network.reads.reddening else None
+        values = predict(network, scaling, flux, images, dust)[0]
+        for key in found:
+            found[key][index] = values[key]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seconds = time.perf_counter() - started
+    np.savez(path, **found, parameters=count_parameters(bare), seconds=seconds)
+    return name
+
+
+def table(folder: Path, options: argparse.Namespace) -> None:
+    whole, spec = rows_of(folder)
+    true = whole.redshift[~spec]
+    print(f"{int(spec.sum())} galaxies to train with, {len(true)} to test with\n")
+    middle = float(np.median(true))
+    parts = {
+        "all": np.ones(len(true), bool),
+        f"z < {middle:.2f}": true < middle,
+        f"z >= {middle:.2f}": true >= middle,
+    }
+    print("| rows | metric | first | second | gain | p |\n|---|---|---|---|---|---|")
+    for first, second in [CATALOG, *PAIRS]:
+        found = [dict(np.load(folder / options.tag / f"{name}.npz")) for name in (first, second)]
+        sizes = " / ".join(
+            f"{name} ({int(one['parameters']):,} parameters, {float(one['seconds']):.0f} s)"
+            for name, one in zip((first, second), found, strict=True)
+        )
+        print(f"| **{sizes}** | | | | | |")
+        errors = [scaled_error(one["median"], true) for one in found]
+        for label, mask in parts.items():
+            for metric, of in metrics().items():
+                got = paired_bootstrap(errors[0][mask], errors[1][mask], of, resamples=5000)
+                print(
+                    f"| {label} | {metric} | {got['baseline']:.5f} | {got['candidate']:.5f} "
+                    f"| {100 * got['gain']:+.1f} % | {got['p_value']:.4f} |"
+                )
+
+
+def metrics() -> dict[str, object]:
+    shares = {
+        f"share beyond {limit}": lambda dz, limit=limit: dz_outlier_fraction(dz, limit)
+        for limit in THRESHOLDS
+    }
+    return {"NMAD": dz_nmad, **shares, "bias": dz_bias}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--objects", type=int, default=8000)
+    parser.add_argument("--width", type=float, default=1.0, help="of the multimodal networks")
+    parser.add_argument("--image-width", type=float, default=1.0, help="of GaZNet-1's image path")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--catalog-epochs", type=int, default=60, help="of GaZNet-C9 and GaZNet-1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="networks trained side by side")
+    parser.add_argument("--tag", default="predictions", help="folder of the predictions")
+    options = parser.parse_args()
+    survey(options.folder, options.objects)
+    names = [*CATALOG, *(name for pair in PAIRS for name in pair)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        tasks = [pool.submit(run, name, str(options.folder), options) for name in names]
+        for task in tasks:
+            task.result()
+    table(options.folder, options)
+
+
+if __name__ == "__main__":
+    main()
