@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from surveyproc.errors import InputError, StoreError
 from surveyproc.models.features import FeatureScaling
@@ -88,6 +88,11 @@ class Package:
         return None if found is None else float(found)
 
     @property
+    def absent_bands(self) -> str:
+        """What to do in a survey that lacks a band: `mask` (go on without) or `refuse`."""
+        return str(self.document.get("absent_bands", "refuse"))
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """What the model scored on the objects held out of its training."""
         return dict(self.document["metrics"])
@@ -146,6 +151,7 @@ def save_package(
     scaling: FeatureScaling | None,
     members: Sequence[Mapping[str, Tensor]],
     pixel_scale: float | None = None,
+    absent_bands: Literal["mask", "refuse"] = "refuse",
     outputs: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -168,6 +174,9 @@ def save_package(
         The state_dict of the network, or of each network of an ensemble.
     pixel_scale : float, optional
         Arcsec a pixel of the cutouts that it was trained on.
+    absent_bands : {'mask', 'refuse'}
+        Whether the model may be applied in a survey that lacks a band: a network that was trained
+        with bands left out may.
     outputs, training, metrics : mapping, optional
         JSON-able records kept in model.json; no timestamps, or equal models would differ.
 
@@ -191,6 +200,7 @@ def save_package(
         "members": len(members),
         "bands": list(bands),
         "inputs": {**asdict(reads), "unit": "nJy", "pixel_scale": pixel_scale},
+        "absent_bands": absent_bands,
         "normalisation": None if scaling is None else scaling.to_json(),
         "outputs": dict(outputs or {"schema": "photoz"}),
         "training": dict(training or {}),
@@ -296,11 +306,13 @@ def _read(store: Store, prefix: str, name: str, version: str | None) -> Package:
         if pickles:
             raise InputError(f"model {where}: {pickles[0]}: {_ONLY}")
         raise InputError(f"model {where}: there is no {DOCUMENT}")
+    if document.get("format") != FORMAT:
+        raise InputError(
+            f"model {where}: format {document.get('format')!r} is not {FORMAT}: train it anew"
+        )
     for key in _REQUIRED:
         if key not in document:
             raise InputError(f"model {where}: {DOCUMENT} lacks the key {key!r}")
-    if document["format"] != FORMAT:
-        raise InputError(f"model {where}: format {document['format']!r} is not {FORMAT}")
     if version is None:
         version = fingerprint(document)
     elif version != fingerprint(document):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,9 @@ class PhotozProduct:
     Reads what the model's network reads: `flux_<band>` and `flux_err_<band>` (nJy), cutouts,
     E(B - V).
 
+    A band that the survey does not have at all is missing for every object, if the model was
+    trained to do without bands (its package says `absent_bands: mask`).
+
     Flag bits it sets: `missing_band` where a flux is null or not finite, or a cutout has no pixel
     in a band; `non_finite_input` as well where a flux is infinite (it counts as missing);
     `outside_training_range` where a magnitude or colour lies outside the range of the training
@@ -58,11 +61,14 @@ class PhotozProduct:
         Name of the product: `photoz`, or `photoz_<something>` for another one in the same run.
     reddening : str, optional
         Catalog column with E(B - V), for a network that reads it; 0 without.
+    survey_bands : sequence of str, optional
+        The bands that the survey has; by default all that the model wants.
 
     Raises
     ------
     ConfigError
-        If `bands` names a band that the model does not have, or one survey band twice.
+        If `bands` names a band that the model does not have, or one survey band twice; if the
+        survey lacks a band and the model does not do without, or it lacks them all.
     InputError
         If the weights do not fit the architecture.
     """
@@ -74,6 +80,7 @@ class PhotozProduct:
         *,
         name: str = "photoz",
         reddening: str | None = None,
+        survey_bands: Sequence[str] | None = None,
     ) -> None:
         self.package = package
         self._name = name
@@ -82,19 +89,26 @@ class PhotozProduct:
         unknown = sorted(set(chosen) - set(package.bands))
         if unknown:
             raise ConfigError(
-                f"products.{name}.bands: model {package.name!r} has no band {unknown[0]!r} "
-                f"(it has {', '.join(package.bands)})"
+                f"products.{name}.bands: model {package.name!r} has no band {unknown[0]!r}: "
+                + _both(package.bands, survey_bands or chosen.values())
             )
         self.band_map = {band: chosen.get(band, band) for band in known}
         if len(set(self.band_map.values())) != len(self.band_map):
             raise ConfigError(f"products.{name}.bands: two model bands read the same survey band")
+        present = set(self.band_map.values() if survey_bands is None else survey_bands)
+        self.absent = tuple(band for band, own in self.band_map.items() if own not in present)
+        if self.absent and (
+            package.absent_bands != "mask" or len(self.absent) == len(self.band_map)
+        ):
+            raise ConfigError(
+                f"products.{name}: the survey has no band {self.band_map[self.absent[0]]!r}, and "
+                f"model {package.name!r} cannot do without: "
+                + _both(package.bands, survey_bands or ())
+                + f"; products.{name}.bands says which band of the model is which of the survey"
+            )
         self._reddening = reddening if package.reads["reddening"] else None
-        self._fluxes = tuple(f"flux_{self.band_map[band]}" for band in package.reads["features"])
-        self._errors = tuple(
-            f"flux_err_{self.band_map[band]}"
-            for band in package.reads["features"]
-            if package.reads["errors"]
-        )
+        self._features = tuple(package.reads["features"])
+        self._images = tuple(package.reads["images"])
         self._prefix = column_prefix(package.name)
 
     @property
@@ -105,15 +119,18 @@ class PhotozProduct:
     @property
     def inputs(self) -> Inputs:
         """Cutouts and columns, in the model's band order under the survey's names."""
+        kinds = ("flux", "flux_err") if self.package.reads["errors"] else ("flux",)
+        columns = [f"{kind}_{band}" for kind in kinds for band in self._here(self._features)]
+        planes = self._here(self._images)
         return Inputs(
-            bands=tuple(self.band_map[band] for band in self.package.reads["images"]),
-            cutout=int(self.package.reads["cutout"]),
-            columns=(
-                *self._fluxes,
-                *self._errors,
-                *((self._reddening,) if self._reddening else ()),
-            ),
+            bands=planes,
+            cutout=int(self.package.reads["cutout"]) if planes else 0,
+            columns=(*columns, *((self._reddening,) if self._reddening else ())),
         )
+
+    def _here(self, bands: Sequence[str]) -> tuple[str, ...]:
+        """Those bands that the survey has, under its names."""
+        return tuple(self.band_map[band] for band in bands if band not in self.absent)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -123,7 +140,7 @@ class PhotozProduct:
     @property
     def version(self) -> str:
         """Package version and a hash of names and band map."""
-        settings = [self._name, self._prefix, self.band_map, self._reddening]
+        settings = [self._name, self._prefix, self.band_map, self._reddening, self.absent]
         return f"{self.package.version}-{fingerprint(settings)[:8]}"
 
     @cached_property
@@ -139,22 +156,16 @@ class PhotozProduct:
         missing: Any = np.zeros(n, bool)
         infinite: Any = np.zeros(n, bool)
         flux = errors = reddening = images = None
-        if self._fluxes:
-            flux = np.stack(
-                [np.asarray(batch.columns[key], np.float64) for key in self._fluxes], axis=1
-            )
-            if self._errors:
-                errors = np.stack(
-                    [np.asarray(batch.columns[key], np.float64) for key in self._errors], axis=1
-                )
+        if self._features:
+            flux = self._columns(batch, "flux")
+            if self.package.reads["errors"]:
+                errors = self._columns(batch, "flux_err")
             present = np.isfinite(flux)
             empty |= ~present.any(axis=1)
             missing |= ~present.all(axis=1)
             infinite = np.isinf(flux).any(axis=1)
         if self.package.reads["cutout"]:
-            if batch.images is None:
-                raise ConfigError(f"products.{self._name}: the survey has no images")
-            images = batch.images
+            images = self._planes(batch)
             seen: Any = np.isfinite(images).any(axis=(2, 3))
             empty |= ~seen.any(axis=1)
             missing |= ~seen.all(axis=1)
@@ -185,9 +196,34 @@ class PhotozProduct:
         out[f"{self._name}_flag"] = flags
         return out
 
+    def _columns(self, batch: Batch, kind: str) -> NDArray[np.float64]:
+        """Fluxes or their errors, shape (n, band); NaN in a band that the survey does not have."""
+        found = np.full((len(batch.flags), len(self._features)), np.nan)
+        for number, band in enumerate(self._features):
+            if band not in self.absent:
+                found[:, number] = batch.columns[f"{kind}_{self.band_map[band]}"]
+        return found
+
+    def _planes(self, batch: Batch) -> NDArray[np.float32]:
+        """Cutouts of the model's bands; NaN in a band that the survey does not have."""
+        here = [number for number, band in enumerate(self._images) if band not in self.absent]
+        if here and batch.images is None:
+            raise ConfigError(f"products.{self._name}: the survey has no images")
+        if batch.images is not None and len(here) == len(self._images):
+            return batch.images
+        side = int(self.package.reads["cutout"])
+        found = np.full((len(batch.flags), len(self._images), side, side), np.nan, np.float32)
+        if batch.images is not None:
+            found[:, here] = batch.images
+        return found
+
     def _other_pixels(self, batch: Batch) -> NDArray[np.bool_]:
         """Where the tile's pixels differ from those of the training by more than 2 %."""
         trained = self.package.pixel_scale
         if trained is None or batch.pixel_scale is None:
             return np.zeros(len(batch.flags), bool)
         return np.abs(batch.pixel_scale / trained - 1.0) > 0.02
+
+
+def _both(model: Iterable[str], survey: Iterable[str]) -> str:
+    return f"the model has {', '.join(model)}; the survey {', '.join(survey) or 'none'}"

@@ -55,10 +55,13 @@ def sky_map(summary: Summary) -> bytes:
 
 
 def redshift_histogram(summary: Summary) -> bytes:
-    """N(z) of the release."""
+    """N(z) of the release, one for each column of redshifts."""
     figure, axis = plt.subplots(figsize=(4.7, 3.4))
-    axis.stairs(summary.redshift, summary.z_edges, fill=True, color=SOFT)
-    axis.stairs(summary.redshift, summary.z_edges, color=ACCENT)
+    names = list(summary.redshifts)
+    axis.stairs(summary.redshifts[names[0]], summary.z_edges, fill=True, color=SOFT)
+    for name, colour in zip(names, _colours(len(names)), strict=True):
+        axis.stairs(summary.redshifts[name], summary.z_edges, color=colour, label=name)
+    axis.legend(frameon=False, fontsize=8)
     axis.set_xlabel("photometric redshift")
     axis.set_ylabel("objects a bin")
     return _png(figure)
@@ -67,8 +70,8 @@ def redshift_histogram(summary: Summary) -> bytes:
 def magnitude_histogram(summary: Summary) -> bytes:
     """Number counts in every band."""
     figure, axis = plt.subplots(figsize=(4.7, 3.4))
-    colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, max(len(summary.magnitudes), 1)))
-    for (band, counts), colour in zip(summary.magnitudes.items(), colours, strict=True):
+    spectrum = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, max(len(summary.magnitudes), 1)))
+    for (band, counts), colour in zip(summary.magnitudes.items(), spectrum, strict=True):
         axis.stairs(counts, MAG_EDGES, color=colour, label=band)
     axis.set_xlabel("aperture magnitude, AB")
     axis.set_ylabel("objects a bin")
@@ -96,6 +99,11 @@ def redshift_against_truth(
     axis.set_ylabel("photometric redshift (median)")
     figure.colorbar(hexes, ax=axis, label="objects", shrink=0.85)
     return _png(figure)
+
+
+def _colours(n: int) -> list[Any]:
+    """The accent, then colours that are told from it."""
+    return [ACCENT, *plt.get_cmap("Dark2")(np.arange(1, max(n, 1)))][:n]
 
 
 def _png(figure: Any) -> bytes:

@@ -7,6 +7,7 @@ import html
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from surveyproc import schemas
 from surveyproc.catalogs import hats
@@ -56,30 +57,21 @@ def write_report(config: SurveyConfig) -> dict[str, Any]:
     current = current_release(store, config.survey.name)
     key = str(current["path"])
     names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
-    redshift = next((name for name in names if name.endswith("_z_median")), None)
+    redshifts = [name for name in names if name.endswith("_z_median")]
     bands = [band for band in config.images.bands if f"flux_{band}" in names]
-    summary = summarise(store, key, redshift, bands)
+    summary = summarise(store, key, redshifts, bands)
     sections = [
         _tiles(current),
         "<h2>On the sky</h2>" + _figure(figures.sky_map(summary), "sky map"),
         "<h2>Distributions</h2><div class='row'>"
-        + (_figure(figures.redshift_histogram(summary), "N(z)") if redshift else "")
+        + (_figure(figures.redshift_histogram(summary), "N(z)") if redshifts else "")
         + (_figure(figures.magnitude_histogram(summary), "number counts") if bands else "")
         + "</div>",
     ]
-    if config.truth is not None and redshift:
-        values, known = match_catalog(store, key, read_labels(config.truth, config), [redshift])
-        metrics = redshift_metrics(values[redshift], known)
-        good = np.isfinite(values[redshift])
-        if good.any():
-            sections.append(
-                f"<h2>Against {len(known):,} known redshifts</h2><div class='row'>"
-                + _figure(
-                    figures.redshift_against_truth(values[redshift][good], known[good]), "z, z"
-                )
-                + _metrics_table(metrics)
-                + "</div>"
-            )
+    if config.truth is not None and redshifts:
+        values, known = match_catalog(store, key, read_labels(config.truth, config), redshifts)
+        sections.append(f"<h2>Against {len(known):,} known redshifts</h2>")
+        sections += [_against_truth(name, values[name], known) for name in redshifts]
     sections += [_flag_table(current), _open_it(str(current["url"]))]
     page = _page(config.survey.name, current, "".join(sections))
     target = f"runs/{current['release']}/report.html"
@@ -100,6 +92,20 @@ def _page(survey: str, current: dict[str, Any], body: str) -> str:
         f"<style>{STYLE}</style><main><h1>{html.escape(survey)}</h1>"
         f"<p class='sub'>release {html.escape(str(current['release']))}, published "
         f"{html.escape(str(current['published']))}</p>{body}</main></html>\n"
+    )
+
+
+def _against_truth(name: str, predicted: NDArray[Any], known: NDArray[Any]) -> str:
+    """One column of redshifts beside the known ones; nothing if it has none of these objects."""
+    good = np.isfinite(predicted)
+    if not good.any():
+        return ""
+    figure = figures.redshift_against_truth(predicted[good], known[good])
+    return (
+        f"<h3><code>{html.escape(name)}</code></h3><div class='row'>"
+        + _figure(figure, f"{name} against known redshifts")
+        + _metrics_table(redshift_metrics(predicted, known))
+        + "</div>"
     )
 
 

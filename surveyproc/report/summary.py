@@ -30,8 +30,8 @@ class Summary:
     sky_flagged : float64 ndarray
         The same for objects with any flag of any product.
     centre, half_width : (ra, dec) and extent of the map, degrees.
-    redshift : float64 ndarray, shape (Z_BINS,)
-        Objects a redshift bin; edges in `z_edges`. Empty if the release has no redshifts.
+    redshifts : dict of str to float64 ndarray, shape (Z_BINS,)
+        Column of redshifts to objects a bin; edges in `z_edges`.
     magnitudes : dict of str to ndarray
         Band to objects a magnitude bin (edges MAG_EDGES).
     """
@@ -42,25 +42,23 @@ class Summary:
     sky: NDArray[np.float64]
     sky_flagged: NDArray[np.float64]
     z_edges: NDArray[np.float64]
-    redshift: NDArray[np.float64]
+    redshifts: dict[str, NDArray[np.float64]]
     magnitudes: dict[str, NDArray[np.float64]]
 
 
-def summarise(store: Store, key: str, redshift_column: str | None, bands: list[str]) -> Summary:
-    """Histograms of the catalog under `key`."""
+def summarise(store: Store, key: str, redshifts: list[str], bands: list[str]) -> Summary:
+    """Histograms of the catalog under `key`: of its columns of redshifts, and of its bands."""
     parts = hats.leaf_keys(store, key)
     caps = []
     rows = 0
     z_max = 0.0
     positions = ["ra", "dec"]
     for leaf in parts:
-        table = hats.read_leaf(
-            store, f"{key}/{leaf}", positions + ([redshift_column] if redshift_column else [])
-        )
+        table = hats.read_leaf(store, f"{key}/{leaf}", positions + redshifts)
         rows += table.num_rows
         caps.append(sky.cap(table["ra"].to_numpy(), table["dec"].to_numpy()))
-        if redshift_column:
-            z_max = max(z_max, float(np.nanmax(_floats(table, redshift_column), initial=0.0)))
+        for name in redshifts:
+            z_max = max(z_max, float(np.nanmax(_floats(table, name), initial=0.0)))
     ra, dec, radius = (np.array(values) for values in zip(*caps, strict=True))
     centre_ra, centre_dec, reach = sky.cap(ra, dec)
     bound = min(reach + float(radius.max()), 180.0)
@@ -76,22 +74,21 @@ def summarise(store: Store, key: str, redshift_column: str | None, bands: list[s
         sky=np.zeros((bins, bins)),
         sky_flagged=np.zeros((bins, bins)),
         z_edges=z_edges,
-        redshift=np.zeros(Z_BINS if redshift_column else 0),
+        redshifts={name: np.zeros(Z_BINS) for name in redshifts},
         magnitudes={band: np.zeros(len(MAG_EDGES) - 1) for band in bands},
     )
     for leaf in parts:
         schema = hats.leaf_schema(store, f"{key}/{leaf}")
         flags = [name for name in schema.names if name.endswith("_flag")]
         fluxes = [f"flux_{band}" for band in bands]
-        wanted = positions + flags + fluxes + ([redshift_column] if redshift_column else [])
-        table = hats.read_leaf(store, f"{key}/{leaf}", wanted)
+        table = hats.read_leaf(store, f"{key}/{leaf}", positions + flags + fluxes + redshifts)
         out.rows += table.num_rows
         east, north = _plane(table["ra"].to_numpy(), table["dec"].to_numpy(), centre_ra, centre_dec)
         flagged = np.any([table[name].to_numpy() != 0 for name in flags], axis=0)
         out.sky += np.histogram2d(north, east, [edges, edges])[0]
         out.sky_flagged += np.histogram2d(north[flagged], east[flagged], [edges, edges])[0]
-        if redshift_column:
-            out.redshift += np.histogram(_floats(table, redshift_column), z_edges)[0]
+        for name in redshifts:
+            out.redshifts[name] += np.histogram(_floats(table, name), z_edges)[0]
         for band in bands:
             flux = _floats(table, f"flux_{band}")
             magnitude = AB_ZEROPOINT_NJY - 2.5 * np.log10(flux[flux > 0])

@@ -45,7 +45,11 @@ def build_product(section: ProductSection, config: SurveyConfig, store: Store) -
                 "this name"
             ) from error
         return PhotozProduct(
-            package, section.bands, name=section.name, reddening=config.catalog.reddening
+            package,
+            section.bands,
+            name=section.name,
+            reddening=config.catalog.reddening,
+            survey_bands=config.images.bands,
         )
     raise ConfigError(
         f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"

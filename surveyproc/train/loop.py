@@ -440,6 +440,7 @@ def _finish(
         scaling=scaling,
         members=[state.best for state in states],
         pixel_scale=None if usable.cube is None else usable.cube.pixel_scale,
+        absent_bands="mask" if recipe.fit.dropped_rows else "refuse",
         outputs={"schema": "photoz"},
         training={
             "fingerprint": key,

@@ -8,7 +8,7 @@ from surveyproc import schemas
 from surveyproc.errors import ConfigError
 from surveyproc.models.base import build
 from surveyproc.models.features import fit_scaling
-from surveyproc.models.package import save_package
+from surveyproc.models.package import Package, save_package
 from surveyproc.models.photoz import PhotozProduct, column_prefix
 from surveyproc.product import Batch, Product
 from surveyproc.storage import Store
@@ -125,10 +125,59 @@ def test_band_map_reads_the_surveys_columns(package, flux):
 
 
 def test_wrong_band_maps_are_named(package):
-    with pytest.raises(ConfigError, match="'K'"):
+    with pytest.raises(ConfigError, match=r"'K': the model has u, g, r, i; the survey Ks"):
         PhotozProduct(package, {"K": "Ks"})
     with pytest.raises(ConfigError, match="same survey band"):
         PhotozProduct(package, {"u": "g"})
+
+
+def test_a_survey_that_lacks_a_band_is_refused_or_masked_as_the_model_declares(package, flux):
+    with pytest.raises(
+        ConfigError, match=r"no band 'i'.*the model has u, g, r, i; the survey u, g, r;"
+    ):
+        PhotozProduct(package, survey_bands=("u", "g", "r"))
+    document = {**package.document, "absent_bands": "mask"}
+    willing = Package(package.name, package.version, document, package.weights)
+    product = PhotozProduct(willing, survey_bands=("r", "u", "g", "y"))
+    assert product.inputs.columns == ("flux_u", "flux_g", "flux_r")
+    assert product.version != PhotozProduct(willing, survey_bands=BANDS).version
+    found = product.compute(batch(flux[:20, :3], names=("u", "g", "r")))
+    gone = flux[:20].copy()
+    gone[:, 3] = np.nan
+    expected = PhotozProduct(package).compute(batch(gone))
+    for key, values in expected.items():
+        np.testing.assert_array_equal(found[key], values)
+    assert (found["photoz_flag"] & schemas.flag("missing_band")).all()
+    with pytest.raises(ConfigError, match="the survey y"):
+        PhotozProduct(willing, survey_bands=("y",))
+
+
+def test_planes_of_a_band_that_the_survey_lacks_are_missing_ones(tmp_path):
+    torch.manual_seed(0)
+    settings = {"image_widths": [4, 4, 4, 4], "joint_widths": [8], "cutout": 16}
+    network = build("gaznet-i3", ("u", "g", "r"), settings)
+    package = save_package(
+        Store(str(tmp_path)),
+        "gaznet-i3",
+        architecture="gaznet-i3",
+        settings=settings,
+        bands=("u", "g", "r"),
+        scaling=None,
+        members=[network.state_dict()],
+        pixel_scale=0.2,
+        absent_bands="mask",
+    )
+    pixels = np.random.default_rng(1).normal(0, 30, (5, 3, 16, 16)).astype(np.float32)
+    flags = np.zeros(5, np.int32)
+    scale = np.full(5, 0.2)
+    product = PhotozProduct(package, survey_bands=("r", "u"))
+    assert product.inputs.bands == ("u", "r")
+    found = product.compute(Batch({}, flags, images=pixels[:, [0, 2]], pixel_scale=scale))
+    pixels[:, 1] = np.nan
+    expected = PhotozProduct(package).compute(Batch({}, flags, images=pixels, pixel_scale=scale))
+    for key, values in expected.items():
+        np.testing.assert_array_equal(found[key], values)
+    assert np.isfinite(found["gaznet_i3_z_median"]).all()
 
 
 def test_empty_batch_and_a_copy_in_another_process(package, flux):

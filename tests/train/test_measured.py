@@ -37,7 +37,7 @@ def catalog_survey(tmp_path, **photoz):
             "survey": {"name": "test", "root": str(tmp_path / "store")},
             "images": {"tiles": [], "bands": ["g", "r", "Ks"]},
             "catalog": {"source": str(tmp_path / "sources.parquet"), "partition_rows": 5},
-            "products": [{"name": "photoz", "model": "x", "training": training, **photoz}],
+            "products": [{"name": "photoz", "model": "tabm", "training": training, **photoz}],
         }
     )
     store = Store(config.root)
