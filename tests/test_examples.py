@@ -7,12 +7,33 @@ import pytest
 
 from surveyproc import verbs
 from surveyproc.config import load
+from surveyproc.simulate import simulate
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def kids_viking(survey_data, workers, tmp_path_factory):
+def images_model(workers, tmp_path_factory):
+    """The package of the network of images, hardly trained."""
+    folder = tmp_path_factory.mktemp("simulated")
+    simulate(folder, objects=300, workers=2, pixel_scale=0.3)
+    config = load(
+        EXAMPLES / "kids_viking" / "simulated.toml",
+        [
+            f"survey.root={folder}/store",
+            f'images.tiles=["{folder}/tiles/*.fits"]',
+            f"catalog.source={folder}/sources.fits",
+            f"products.photoz_images.training.source={folder}/truth.parquet",
+            "products.photoz_images.training.epochs=1",
+        ],
+    )
+    verbs.ingest(config)
+    verbs.train(config)
+    return f"{folder}/store/models/gaznet-1"
+
+
+@pytest.fixture(scope="module")
+def kids_viking(survey_data, images_model, workers, tmp_path_factory):
     store = tmp_path_factory.mktemp("kids_viking") / "store"
     config = load(
         EXAMPLES / "kids_viking" / "survey.toml",
@@ -20,6 +41,7 @@ def kids_viking(survey_data, workers, tmp_path_factory):
             f"survey.root={store}",
             "products.photometry.aperture=1.05",
             "products.photoz.training.epochs=1",
+            f"products.photoz_images.model={images_model}",
         ],
     )
     verbs.ingest(config)
@@ -37,11 +59,28 @@ def test_every_source_of_the_real_field_comes_out_once(kids_viking):
     assert verbs.validate(config)["problems"] == []
 
 
-def test_own_magnitudes_agree_with_those_of_the_input_in_every_band(kids_viking):
+@pytest.fixture(scope="module")
+def script():
     path = EXAMPLES / "kids_viking" / "compare.py"
     spec = importlib.util.spec_from_file_location("compare", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_kinds_of_redshifts_with_flags_outside_the_training_range(kids_viking, script):
+    config, done = kids_viking
+    rows = script.published(config)
+    assert rows.gaznet_1_z_median.notna().sum() == rows.gaznet_c7_z_median.notna().sum() == 893
+    for product in ("photoz", "photoz_images"):
+        assert 100 < done["flags"][product]["outside_training_range"] < 600
+    # Edge, bad pixels: the images' own flags.
+    assert done["flags"]["photoz_images"]["edge"] > 50
+    both = (rows.photoz_flag == 0) & (rows.photoz_images_flag == 0)
+    assert script.compare_redshifts(config)["n"] == both.sum() > 100
+
+
+def test_own_magnitudes_agree_with_those_of_the_input_in_every_band(kids_viking, script):
     rows = script.compare(kids_viking[0])
     assert [band for band, *_ in rows] == ["u", "g", "r", "i", "Z", "Y", "J", "H", "Ks"]
     for band, n, median, scatter in rows:
