@@ -42,11 +42,11 @@ def ours(task: Task, **changes: object) -> tuple[NDArray, dict[str, NDArray]]:
     flux = flux_from_magnitude(task.mag)
     error = flux * np.log(10) / 2.5 * task.err
     train, test = task.part == 0, task.part == 1
-    scaling = fit_scaling(flux[train], error[train], task.bands, errors=True)
+    scaling = fit_scaling(flux[train], error[train], task.bands, errors=task.errors)
     redshift = torch.from_numpy(task.z[train].astype(np.float32))
     inputs = network_inputs(flux[train], scaling, error[train])[0]
     tensors = {"features": torch.from_numpy(inputs), "redshift": redshift}
-    networks = [trained(task.bands, tensors, seed, changes) for seed in SEEDS]
+    networks = [trained(task, tensors, seed, changes) for seed in SEEDS]
     network = Ensemble(networks)
     network.eval()
 
@@ -59,11 +59,11 @@ def ours(task: Task, **changes: object) -> tuple[NDArray, dict[str, NDArray]]:
 
 
 def trained(
-    bands: list[str], tensors: dict[str, torch.Tensor], seed: int, changes: dict[str, object]
+    task: Task, tensors: dict[str, torch.Tensor], seed: int, changes: dict[str, object]
 ) -> RedshiftNetwork:
     """One network, trained with all rows."""
     torch.manual_seed(seed)
-    network = build("tabm", bands, {})
+    network = build("tabm", task.bands, {"errors": task.errors})
     network.set_targets(tensors["redshift"])
     options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": seed}
     settings = FitSettings(**{**options, **changes})

@@ -46,6 +46,8 @@ class Task:
         Redshifts at which CDFs are compared.
     strata : dict of str to bool ndarray, shape (n,)
         Parts of the test rows reported one by one; all of them if there are none.
+    errors : bool
+        Whether our network reads the errors of the magnitudes.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Task:
     group: NDArray
     grid: NDArray
     strata: dict[str, NDArray] = field(default_factory=dict)
+    errors: bool = True
 
     def development(self) -> Task:
         """The training rows alone, a fifth of their groups as test rows: for choosing settings."""
@@ -202,7 +205,11 @@ def deep(data: Path) -> Task:
 
 
 def transfer(data: Path) -> Task:
-    """Trained on all of DEEP2 and 3D-HST, tested on another survey, VVDS-Deep, without i2 and y."""
+    """Trained on all of DEEP2 and 3D-HST, tested on another survey, VVDS-Deep, without i2 and y.
+
+    Our network leaves out the errors, whose meaning differs between surveys: that was chosen with
+    zCOSMOS-bright in the place of VVDS-Deep, where it lowers CRPS and NMAD by 6 and 9 %.
+    """
     source = deep(data)
     frame = pd.read_parquet(data / "vvds_deep/vvds_deep.parquet")
     names = [f"MAG_AUTO_{band}" for band in "UGRIZ"]
@@ -221,6 +228,7 @@ def transfer(data: Path) -> Task:
         part,
         np.concatenate([source.group, np.full(int(ok.sum()), -1)]),
         VVDS_GRID,
+        errors=False,
     )
 
 

@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "frequencies": 12,
     "embedding": 8,
     "dropout": 0.1,
+    "errors": True,
 }
 FREQUENCY_SCALE = 0.3
 """Standard deviation of the frequencies at the start, per standardised unit."""
@@ -57,7 +58,7 @@ class TabM(RedshiftNetwork):
     Parameters
     ----------
     bands : sequence of str
-        The n bands; the network has 4n - 1 inputs, errors among them.
+        The n bands; the network has 4n - 1 inputs, 3n - 1 without errors.
     members, width, depth : int
         Members; width and number of the hidden layers.
     components : int
@@ -66,6 +67,9 @@ class TabM(RedshiftNetwork):
         Periodic functions, and outputs, of the embedding of each input.
     dropout : float
         After each hidden layer.
+    errors : bool
+        Whether it reads the errors of the fluxes. Better without them where it is applied to
+        another survey than it was trained in, whose errors mean something else.
 
     Attributes
     ----------
@@ -94,12 +98,13 @@ class TabM(RedshiftNetwork):
         frequencies: int,
         embedding: int,
         dropout: float,
+        errors: bool,
     ) -> None:
         super().__init__()
-        self.reads = Reads(features=tuple(bands), errors=True)
+        self.reads = Reads(features=tuple(bands), errors=errors)
         self.members, self.components = members, components
         self.register_buffer("target", torch.tensor(TARGET))
-        inputs = input_count(len(bands), errors=True)
+        inputs = input_count(len(bands), errors=errors)
         self.embedding = _Embedding(members, inputs, frequencies, embedding)
         sizes = [inputs * (1 + embedding), *[width] * depth]
         self.layers = nn.ModuleList(
@@ -117,7 +122,7 @@ class TabM(RedshiftNetwork):
         self.head_bias = nn.Parameter(bias)
 
     def forward(self, features: Tensor) -> MixtureOutput:
-        """Mixtures of all members side by side, of inputs of shape (n, 4 bands - 1)."""
+        """Mixtures of all members side by side, of inputs of shape (n, inputs)."""
         x = features / torch.sqrt(1.0 + (features / CLIP) ** 2)
         hidden = self.embedding(x.expand(self.members, -1, -1))
         for layer in self.layers:
@@ -219,7 +224,7 @@ def tabm(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> TabM:
     Raises
     ------
     ConfigError
-        If a setting is unknown or not positive, or there are fewer than two bands.
+        If a setting is unknown or cannot be used, or there are fewer than two bands.
     """
     unknown = sorted(set(settings) - set(DEFAULTS))
     if unknown:
@@ -230,8 +235,10 @@ def tabm(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> TabM:
         raise ConfigError(f"{name}: at least two bands are needed for a colour")
     chosen = DEFAULTS | dict(settings)
     for key, value in chosen.items():
-        if key != "dropout" and not (isinstance(value, int) and value > 0):
+        if key not in ("dropout", "errors") and not (isinstance(value, int) and value > 0):
             raise ConfigError(f"{name}: {key} must be a positive integer, not {value!r}")
     if not 0 <= chosen["dropout"] < 1:
         raise ConfigError(f"{name}: dropout must be in [0, 1), not {chosen['dropout']!r}")
+    if not isinstance(chosen["errors"], bool):
+        raise ConfigError(f"{name}: errors must be true or false, not {chosen['errors']!r}")
     return TabM(bands, **chosen)

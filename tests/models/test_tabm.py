@@ -37,6 +37,14 @@ def test_it_is_registered_and_reads_errors():
     assert start().reads == Reads(features=BANDS, errors=True)
 
 
+def test_it_does_without_errors():
+    network = build("tabm", BANDS, {"errors": False})
+    assert network.reads == Reads(features=BANDS)
+    assert torch.isfinite(network(torch.randn(4, input_count(3))).means).all()
+    with pytest.raises(ConfigError, match="true or false"):
+        build("tabm", BANDS, {"errors": 1})
+
+
 @pytest.mark.parametrize("n", [2, 9])
 def test_any_band_set_gives_valid_pdfs(n):
     network = build("tabm", [f"b{k}" for k in range(n)], SMALL)
