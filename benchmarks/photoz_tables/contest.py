@@ -13,7 +13,7 @@ The peers (peers.py) are tried with two settings each and with the median, mean 
 PDFs and the point of their own, if they have one. What is reported is the best of these ON THE TEST
 ROWS, for each score by itself: the choice is in the peers' favour. Nothing of ours is chosen there:
 architecture and training were fixed on a fifth of the training rows (`Task.development`) and are
-the same for all tasks, the seeds are 0, 1 and 2, and mode and median of the PDF are both shown
+the same for all tasks, the seed is 0, and mode and median of the PDF are both shown
 (`transfer` leaves out the errors of the magnitudes; tables.py says where that was chosen).
 
 Scores: NMAD of dz / (1 + z), rows beyond 0.15 as outliers, mean, and the continuous ranked

@@ -1,7 +1,4 @@
-"""Our networks on one table: the project's `tabm`, trained and applied by the project's own code.
-
-Three networks of different seeds, each of all training rows; the PDF is their mean.
-"""
+"""Our network on one table: the project's `tabm`, trained and applied by the project's own code."""
 
 from __future__ import annotations
 
@@ -10,15 +7,14 @@ import torch
 from numpy.typing import NDArray
 from tables import Task
 
-from surveyproc.models.base import RedshiftNetwork, build
-from surveyproc.models.ensemble import Ensemble
+from surveyproc.models.base import build
 from surveyproc.models.features import fit_scaling, flux_from_magnitude, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.models.pdf import MixtureOutput
 from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings, fit
 
-EPOCHS, BATCH, SEEDS = 60, 128, (0, 1, 2)
+EPOCHS, BATCH, SEED = 60, 128, 0
 
 
 def cdf_on_grid(output: MixtureOutput, grid: NDArray) -> NDArray:
@@ -44,10 +40,23 @@ def ours(task: Task, **changes: object) -> tuple[NDArray, dict[str, NDArray]]:
     train, test = task.part == 0, task.part == 1
     scaling = fit_scaling(flux[train], error[train], task.bands, errors=task.errors)
     redshift = torch.from_numpy(task.z[train].astype(np.float32))
+    torch.manual_seed(SEED)
+    network = build("tabm", task.bands, {"errors": task.errors})
+    network.set_targets(redshift)
     inputs = network_inputs(flux[train], scaling, error[train])[0]
-    tensors = {"features": torch.from_numpy(inputs), "redshift": redshift}
-    networks = [trained(task, tensors, seed, changes) for seed in SEEDS]
-    network = Ensemble(networks)
+    options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": SEED}
+    settings = FitSettings(**{**options, **changes})
+    examples = Examples(
+        reads=network.reads,
+        tensors={"features": torch.from_numpy(inputs), "redshift": redshift},
+        held_out=torch.zeros(len(redshift), dtype=torch.bool),
+        cube=None,
+        dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
+        seed=SEED,
+    )
+    for state in fit(network, examples, settings):
+        best = state.best
+    network.load_state_dict(best)
     network.eval()
 
     # `predict` hands out summaries; the scores want the PDFs, so they are taken on the way.
@@ -56,26 +65,3 @@ def ours(task: Task, **changes: object) -> tuple[NDArray, dict[str, NDArray]]:
     values, _ = predict(network, scaling, flux[test], flux_err=error[test])
     cdf = np.concatenate(kept)[: int(test.sum())]
     return cdf, {key: values[key] for key in ("mode", "median", "mean")}
-
-
-def trained(
-    task: Task, tensors: dict[str, torch.Tensor], seed: int, changes: dict[str, object]
-) -> RedshiftNetwork:
-    """One network, trained with all rows."""
-    torch.manual_seed(seed)
-    network = build("tabm", task.bands, {"errors": task.errors})
-    network.set_targets(tensors["redshift"])
-    options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": seed}
-    settings = FitSettings(**{**options, **changes})
-    examples = Examples(
-        reads=network.reads,
-        tensors=tensors,
-        held_out=torch.zeros(len(tensors["redshift"]), dtype=torch.bool),
-        cube=None,
-        dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
-        seed=seed,
-    )
-    for state in fit(network, examples, settings):
-        best = state.best
-    network.load_state_dict(best)
-    return network
