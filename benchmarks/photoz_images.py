@@ -123,7 +123,8 @@ def network_of(
     """The network as it is given all planes, and the network itself."""
     kind, _, count = name.partition("-")
     if kind in ("baseline", "multimodal"):
-        settings = {"bins": list(BINS), "width": options.width, "size": 2 * (kind != "baseline")}
+        settings = {"bins": list(BINS), "width": options.width, "cutout": options.cutout}
+        settings["size"] = 2 if kind == "multimodal" else 0
         bare = build("multimodal", bands[: int(count)], settings)
         return OfPlanes(bare, bands), bare
     if name == "gaznet-c9":
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--objects", type=int, default=8000)
     parser.add_argument("--width", type=float, default=1.0, help="of the multimodal networks")
+    parser.add_argument("--cutout", type=int, default=64, help="of the multimodal networks: 64, 32")
     parser.add_argument("--image-width", type=float, default=1.0, help="of GaZNet-1's image path")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--catalog-epochs", type=int, default=60, help="of GaZNet-C9 and GaZNet-1")

@@ -19,6 +19,7 @@ What is ours, because the paper states nothing:
 - Plain CNNs of L layers (section 7.1): the same two convolutions, then L - 2 convolutions of 3x3
   with ReLU in place of inceptions, pools and fusion at the same relative depths, and a global
   average in place of the convolutions without padding, so that L counts all.
+- Cutouts of 32x32, for coarser pixels or slower machines: the first pool is left out.
 - Initial weights (He et al. 2015), because there are no normalisation layers.
 """
 
@@ -87,6 +88,8 @@ class MultimodalConfig:
         Loss of the regression head (Table A.1).
     modality_dropout : int
         Most modalities dropped in a step of training (section 7.4: 5); 0 drops none.
+    cutout : int
+        Pixels on a side: 64, or 32 without the first pool.
 
     Raises
     ------
@@ -104,6 +107,7 @@ class MultimodalConfig:
     cnn_layers: int | None = None
     regression_loss: Literal["mae", "nmae", "rmse"] = "mae"
     modality_dropout: int = 0
+    cutout: int = CUTOUT
 
     def __post_init__(self) -> None:
         used = {band for modality in self.modalities for band in modality}
@@ -114,6 +118,7 @@ class MultimodalConfig:
             ("fusion", ("concatenation", "cross")),
             ("heads", ("both", "classification", "regression")),
             ("regression_loss", tuple(REGRESSION_LOSSES)),
+            ("cutout", (CUTOUT, CUTOUT // 2)),
         ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key}: {getattr(self, key)!r} is none of {known}")
@@ -146,8 +151,9 @@ class MultimodalConfig:
 
     @property
     def pools(self) -> tuple[int, ...]:
-        """Blocks, counted from 1, that a pool precedes: (1, 4, 6) of 8."""
-        return tuple(1 + round(share * self.blocks / INCEPTIONS) for share in (0, 3, 5))
+        """Blocks, counted from 1, that a pool precedes: (1, 4, 6) of 8, without the 1 for 32x32."""
+        shares = (0, 3, 5) if self.cutout == CUTOUT else (3, 5)
+        return tuple(1 + round(share * self.blocks / INCEPTIONS) for share in shares)
 
     def scaled(self, width: int) -> int:
         """A width of the full network times the factor, at least 1."""
@@ -179,10 +185,10 @@ class MultimodalNetwork(RedshiftNetwork):
         self.register_buffer(
             "edges", torch.tensor(config.edges, dtype=torch.float64), persistent=False
         )
-        self.reads = Reads(images=config.bands, cutout=CUTOUT, reddening=True)
+        self.reads = Reads(images=config.bands, cutout=config.cutout, reddening=True)
         self.redshifts = (config.edges[0], config.edges[-1])
         self.kept: Tensor | None = None
-        self.scaling = BandScaling(len(config.bands), CUTOUT)
+        self.scaling = BandScaling(len(config.bands), config.cutout)
         crossed = config.fusion == "cross"
         own = range(1, config.parallel_blocks + (0 if crossed else 1))
         paths = [_Path(config, modality, own) for modality in config.modalities]
@@ -219,7 +225,7 @@ class MultimodalNetwork(RedshiftNetwork):
 
         Parameters
         ----------
-        images : float32 Tensor, shape (n, bands, 64, 64)
+        images : float32 Tensor, shape (n, bands, cutout, cutout)
             nJy a pixel, background subtracted; not finite = missing.
         reddening : float32 Tensor, shape (n,)
             Galactic E(B - V) in mag.

@@ -127,6 +127,17 @@ def test_plain_networks_have_the_layers_they_are_named_for(layers, pools, parall
     assert network(*inputs()).logits.shape == (3, 10)
 
 
+@pytest.mark.parametrize("layers", [None, 5])
+def test_half_the_cutout_does_without_the_first_pool(layers):
+    network, whole = small(cutout=32, cnn_layers=layers), small(cnn_layers=layers)
+    assert (network.reads.cutout, network.config.pools) == (32, whole.config.pools[1:])
+    assert count_parameters(network) == count_parameters(whole)
+    images, reddening = inputs()
+    assert network(images[..., :32, :32], reddening).logits.shape == (3, 10)
+    with pytest.raises(ConfigError, match="cutout"):
+        small(cutout=48)
+
+
 def test_missing_band_is_the_same_however_it_is_said():
     network = small()
     images, reddening = inputs()
