@@ -23,19 +23,19 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from surveyproc import cluster, verbs
 from surveyproc.config import load
 from surveyproc.evaluate.compare import paired_bootstrap
 from surveyproc.evaluate.redshift import dz_bias, dz_nmad, dz_outlier_fraction, scaled_error
+from surveyproc.images.augment import centre
 from surveyproc.models.base import RedshiftNetwork, build, count_parameters
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
@@ -59,6 +59,7 @@ radius = 0.5
 """
 BINS = (150, 0.0, 1.5)
 BATCH = 32
+SHIFT = 2
 ROWS = "rows.npz"
 COLUMNS = ("flux", "flux_err", "redshift", "ra", "dec", "cube_row", "no_image")
 CATALOG = ("gaznet-c9", "gaznet-1")
@@ -67,21 +68,15 @@ THRESHOLDS = (0.05, 0.15)
 """Of outliers: the paper's (b) and (a)."""
 
 
-class OfPlanes(RedshiftNetwork):
-    """A network of some bands, given the planes of all."""
+@dataclass(frozen=True)
+class PartOfCube(TrainingCube):
+    """Some bands of another cube, cut down: what a cube of their own would hold."""
 
-    def __init__(self, network: RedshiftNetwork, bands: tuple[str, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.index = [bands.index(band) for band in network.reads.images]
-        self.reads = replace(network.reads, images=bands)
-        self.redshifts = network.redshifts
+    whole: TrainingCube | None = None
 
-    def forward(self, images: Tensor, **others: Tensor) -> object:
-        return self.network(images=images[:, self.index], **others)
-
-    def loss(self, output: object, redshift: Tensor) -> Tensor:
-        return self.network.loss(output, redshift)
+    def read(self, shard: int) -> NDArray[np.float32]:
+        planes = [self.whole.bands.index(band) for band in self.bands]
+        return centre(torch.from_numpy(self.whole.read(shard)[:, planes]), self.cutout).numpy()
 
 
 def survey(folder: Path, objects: int) -> None:
@@ -117,22 +112,25 @@ def rows_of(folder: Path) -> tuple[TrainingSet, NDArray[np.bool_]]:
     return TrainingSet(**columns, bands=tuple(kept["bands"].tolist()), cube=cube), kept["spec"]
 
 
-def network_of(
-    name: str, bands: tuple[str, ...], options: argparse.Namespace
-) -> tuple[RedshiftNetwork, RedshiftNetwork]:
-    """The network as it is given all planes, and the network itself."""
+def network_of(name: str, bands: tuple[str, ...], options: argparse.Namespace) -> RedshiftNetwork:
     kind, _, count = name.partition("-")
     if kind in ("baseline", "multimodal"):
         settings = {"bins": list(BINS), "width": options.width, "cutout": options.cutout}
         settings["size"] = 2 if kind == "multimodal" else 0
-        bare = build("multimodal", bands[: int(count)], settings)
-        return OfPlanes(bare, bands), bare
+        return build("multimodal", bands[: int(count)], settings)
     if name == "gaznet-c9":
-        bare = build(name, bands, {})
-        return bare, bare
+        return build(name, bands, {})
     widths = [max(4, round(options.image_width * n)) for n in (32, 64, 128, 256)]
-    bare = build(name, bands, {"cutout": 40, "image_widths": widths})
-    return OfPlanes(bare, bands), bare
+    return build(name, bands, {"cutout": 40, "image_widths": widths})
+
+
+def part_of(cube: TrainingCube, network: RedshiftNetwork) -> TrainingCube | None:
+    """What the network reads of the cube, with `SHIFT` pixels on each side to shift it by."""
+    if not network.reads.cutout:
+        return None
+    known = {field.name: getattr(cube, field.name) for field in fields(TrainingCube)}
+    known |= {"bands": network.reads.images, "cutout": network.reads.cutout + 2 * SHIFT}
+    return PartOfCube(**known, whole=cube)
 
 
 def run(name: str, folder: str, options: argparse.Namespace) -> str:
@@ -148,7 +146,8 @@ def run(name: str, folder: str, options: argparse.Namespace) -> str:
     held[rows[sky_split(whole.ra[rows], whole.dec[rows], 1, 0.1)]] = True
     training = spec & ~held
     torch.manual_seed(options.seed)
-    network, bare = network_of(name, whole.bands, options)
+    network = network_of(name, whole.bands, options)
+    cube = part_of(whole.cube, network)
     tensors = {
         "redshift": torch.from_numpy(whole.redshift.astype(np.float32)),
         "reddening": torch.zeros(len(whole)),
@@ -165,16 +164,16 @@ def run(name: str, folder: str, options: argparse.Namespace) -> str:
             reads=network.reads,
             tensors={key: value[index] for key, value in tensors.items()},
             held_out=torch.from_numpy(held_out[mask]),
-            cube=whole.cube if network.reads.cutout else None,
+            cube=cube,
             dropout=BandDropout(0.0, 0.0),
             seed=options.seed,
         )
 
-    bare.set_targets(tensors["redshift"][torch.from_numpy(training)])
+    network.set_targets(tensors["redshift"][torch.from_numpy(training)])
     if network.reads.cutout:
         some = examples(training, held)
         every = torch.ones(some.rows, dtype=torch.bool)
-        bare.scaling.fit(images[:, network.index] for _, images in some.images(every, 256))
+        network.scaling.fit(images for _, images in some.images(every, 256))
     catalog = name in CATALOG
     settings = FitSettings(
         epochs=options.catalog_epochs if catalog else options.epochs,
@@ -207,7 +206,7 @@ def run(name: str, folder: str, options: argparse.Namespace) -> str:
             found[key][index] = values[key]
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.perf_counter() - started
-    np.savez(path, **found, parameters=count_parameters(bare), seconds=seconds)
+    np.savez(path, **found, parameters=count_parameters(network), seconds=seconds)
     return name
 
 
