@@ -7,6 +7,10 @@
 (b) The multimodal network (pairs of adjacent bands, early fusion) against its baseline (one
     modality of all bands) with the first 5, 6, 7, 8 and 9 bands: Ait Ouahmed et al. 2023, Table 3.
 
+(c) How much images could add to (a) at best: regression trees on the measured fluxes, without and
+    with the true radius, Sersic index and axis ratio, which is all that tells two simulated images
+    of the same fluxes and redshift apart.
+
 Networks train with the galaxies that have a spectroscopic redshift and are tested on all others
 (somewhat fainter; their true redshifts are known). The two networks of a pair see the same rows and
 have the same settings. p is that of the paired bootstrap test of `evaluate.compare`: the chance of
@@ -30,6 +34,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from sklearn.ensemble import ExtraTreesRegressor
 
 from surveyproc import cluster, verbs
 from surveyproc.config import load
@@ -214,12 +219,6 @@ def table(folder: Path, options: argparse.Namespace) -> None:
     whole, spec = rows_of(folder)
     true = whole.redshift[~spec]
     print(f"{int(spec.sum())} galaxies to train with, {len(true)} to test with\n")
-    middle = float(np.median(true))
-    parts = {
-        "all": np.ones(len(true), bool),
-        f"z < {middle:.2f}": true < middle,
-        f"z >= {middle:.2f}": true >= middle,
-    }
     print("| rows | metric | first | second | gain | p |\n|---|---|---|---|---|---|")
     for first, second in [CATALOG, *PAIRS]:
         found = [dict(np.load(folder / options.tag / f"{name}.npz")) for name in (first, second)]
@@ -227,15 +226,41 @@ def table(folder: Path, options: argparse.Namespace) -> None:
             f"{name} ({int(one['parameters']):,} parameters, {float(one['seconds']):.0f} s)"
             for name, one in zip((first, second), found, strict=True)
         )
-        print(f"| **{sizes}** | | | | | |")
-        errors = [scaled_error(one["median"], true) for one in found]
-        for label, mask in parts.items():
-            for metric, of in metrics().items():
-                got = paired_bootstrap(errors[0][mask], errors[1][mask], of, resamples=5000)
-                print(
-                    f"| {label} | {metric} | {got['baseline']:.5f} | {got['candidate']:.5f} "
-                    f"| {100 * got['gain']:+.1f} % | {got['p_value']:.4f} |"
-                )
+        print_pair(sizes, [one["median"] for one in found], true)
+    print_pair("trees: fluxes / fluxes and true shapes", trees(folder, whole, spec), true)
+
+
+def print_pair(title: str, redshifts: list[NDArray], true: NDArray) -> None:
+    middle = float(np.median(true))
+    parts = {
+        "all": np.ones(len(true), bool),
+        f"z < {middle:.2f}": true < middle,
+        f"z >= {middle:.2f}": true >= middle,
+    }
+    print(f"| **{title}** | | | | | |")
+    errors = [scaled_error(z, true) for z in redshifts]
+    for label, mask in parts.items():
+        for metric, of in metrics().items():
+            got = paired_bootstrap(errors[0][mask], errors[1][mask], of, resamples=5000)
+            print(
+                f"| {label} | {metric} | {got['baseline']:.5f} | {got['candidate']:.5f} "
+                f"| {100 * got['gain']:+.1f} % | {got['p_value']:.4f} |"
+            )
+
+
+def trees(folder: Path, whole: TrainingSet, spec: NDArray[np.bool_]) -> list[NDArray]:
+    """Redshifts of the test rows from magnitudes, and from these and the true shapes."""
+    truth = pq.read_table(folder / "truth.parquet").to_pandas().set_index("object_id")
+    rows = truth.loc[whole.cube.index["object_id"].to_numpy()[whole.cube_row]]
+    shapes = np.log(rows[["half_light_radius", "sersic_n", "axis_ratio"]].to_numpy(float))
+    magnitudes = np.nan_to_num(np.arcsinh(whole.flux / 100.0), nan=-9.0)
+    fluxes = np.concatenate([magnitudes[:, 2:3], np.diff(magnitudes, axis=1)], axis=1)
+    found = []
+    for inputs in (fluxes, np.concatenate([fluxes, shapes], axis=1)):
+        forest = ExtraTreesRegressor(200, min_samples_leaf=2, random_state=0)
+        forest.fit(inputs[spec], np.log1p(whole.redshift[spec]))
+        found.append(np.expm1(forest.predict(inputs[~spec])))
+    return found
 
 
 def metrics() -> dict[str, object]:
