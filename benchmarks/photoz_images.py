@@ -68,7 +68,6 @@ SHIFT = 2
 ROWS = "rows.npz"
 COLUMNS = ("flux", "flux_err", "redshift", "ra", "dec", "cube_row", "no_image")
 CATALOG = ("gaznet-c9", "gaznet-1")
-PAIRS = [(f"baseline-{n}", f"multimodal-{n}") for n in (9, 8, 7, 6, 5)]
 THRESHOLDS = (0.05, 0.15)
 """Of outliers: the paper's (b) and (a)."""
 
@@ -82,6 +81,11 @@ class PartOfCube(TrainingCube):
     def read(self, shard: int) -> NDArray[np.float32]:
         planes = [self.whole.bands.index(band) for band in self.bands]
         return centre(torch.from_numpy(self.whole.read(shard)[:, planes]), self.cutout).numpy()
+
+
+def pairs(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Names of the networks to compare."""
+    return [CATALOG, *((f"baseline-{n}", f"multimodal-{n}") for n in options.bands)]
 
 
 def survey(folder: Path, objects: int) -> None:
@@ -220,7 +224,7 @@ def table(folder: Path, options: argparse.Namespace) -> None:
     true = whole.redshift[~spec]
     print(f"{int(spec.sum())} galaxies to train with, {len(true)} to test with\n")
     print("| rows | metric | first | second | gain | p |\n|---|---|---|---|---|---|")
-    for first, second in [CATALOG, *PAIRS]:
+    for first, second in pairs(options):
         found = [dict(np.load(folder / options.tag / f"{name}.npz")) for name in (first, second)]
         sizes = " / ".join(
             f"{name} ({int(one['parameters']):,} parameters, {float(one['seconds']):.0f} s)"
@@ -280,6 +284,7 @@ def main() -> None:
     parser.add_argument("--image-width", type=float, default=1.0, help="of GaZNet-1's image path")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--catalog-epochs", type=int, default=60, help="of GaZNet-C9 and GaZNet-1")
+    parser.add_argument("--bands", type=int, nargs="*", default=[9, 8, 7, 6, 5], help="of (b)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bfloat16", action="store_true")
@@ -288,7 +293,7 @@ def main() -> None:
     parser.add_argument("--tag", default="predictions", help="folder of the predictions")
     options = parser.parse_args()
     survey(options.folder, options.objects)
-    names = [*CATALOG, *(name for pair in PAIRS for name in pair)]
+    names = [name for pair in pairs(options) for name in pair]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
         tasks = [pool.submit(run, name, str(options.folder), options) for name in names]
