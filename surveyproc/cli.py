@@ -124,10 +124,23 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
     else:
         lines = [
             f"release {done['release']} published: {_rows(done)}, {done['units']} partitions "
-            f"({done['units_resumed']} resumed), {done['rows_per_second']:.0f} objects/s a worker",
+            f"({done['units_resumed']} resumed, {done['units_adopted']} copied from earlier "
+            f"releases), {done['rows_per_second']:.0f} objects/s a worker",
             *_flag_lines(done["flags"]),
         ]
     _show(done, as_json, [*lines, done["url"]])
+
+
+@app.command()
+def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Ingest and recompute what changed, hold it against the last release, publish."""
+    from surveyproc.nightly import nightly as work
+
+    done = work(_load(survey, overrides))
+    _show(done, as_json, _night_lines(done))
+    if done["error"]:
+        _complain(done["error"])
+        raise typer.Exit(done["exit_code"])
 
 
 @app.command()
@@ -194,13 +207,33 @@ def releases(
     current: Annotated[
         bool, typer.Option("--current", help="Print only the published catalog's URL.")
     ] = False,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Rows added, removed and changed from A to B."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="With --diff: relative change that counts as none.")
+    ] = 1e-6,
+    rollback: Annotated[
+        str | None,
+        typer.Option(metavar="RELEASE", help="Send readers to this release instead."),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the releases, or print where the published one is."""
+    """List the releases, print where the published one is, compare two, or roll back."""
     from surveyproc import verbs
 
-    found = verbs.releases(_load(survey, overrides))
+    config = _load(survey, overrides)
+    if rollback is not None:
+        done = verbs.rollback(config, rollback)
+        _show(done, as_json, [f"release {done['release']} is published again", done["url"]])
+        return
+    if diff is not None:
+        changes = verbs.diff(config, *diff, tolerance)
+        _show(changes, as_json, _diff_lines(changes))
+        return
+    found = verbs.releases(config)
     if current:
         _show({"url": found["current"]["url"]}, as_json, [found["current"]["url"]])
         return
@@ -285,6 +318,49 @@ def _pdf_metrics(metrics: dict[str, Any]) -> str:
     )
 
 
+def _night_lines(done: dict[str, Any]) -> list[str]:
+    lines = []
+    if done["did"] == "nothing":
+        lines.append(f"nothing new: release {done['release']} is up to date")
+    elif done["did"] == "published":
+        lines.append(f"release {done['release']} published (before: {done['before'] or 'none'})")
+    for name in ("files", "tiles"):
+        changed = {how: what for how, what in done.get(name, {}).items() if what}
+        lines += [f"  {name} {how}: {_some(what)}" for how, what in changed.items()]
+    lines += [f"  kept: {one}" for one in done.get("kept", ())]
+    lines += [f"  problem: {one}" for one in done.get("problems", ())]
+    if "units" in done:
+        lines.append("  units: " + ", ".join(f"{n} {what}" for what, n in done["units"].items()))
+    if "diff" in done:
+        lines += [f"  {line}" for line in _diff_lines(done["diff"])]
+    if done.get("removed"):
+        lines.append(f"  old releases removed: {', '.join(done['removed'])}")
+    return [*lines, f"  {done['seconds']:.1f} s; {done['summary']}"]
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name.rsplit("/", 1)[-1] for name in names[:most]) + more
+
+
+def _diff_lines(done: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{done['first']} to {done['second']}: {done['added']} rows added, {done['removed']} "
+        f"removed, {done['changed']} changed by more than {done['tolerance']:g} "
+        f"({done['leaves_read']} leaves read)"
+    ]
+    lines += [
+        f"  {name}: {one['changed']} changed ({one['lost']} to null, {one['gained']} from null)"
+        + ("" if one["largest"] is None else f", by {one['largest']:.4g} at most")
+        for name, one in done["columns"].items()
+    ]
+    for how in ("added", "removed"):
+        if done[f"columns_{how}"]:
+            lines.append(f"  columns {how}: {', '.join(done[f'columns_{how}'])}")
+    return lines
+
+
 def _flag_lines(flags: dict[str, dict[str, int]]) -> list[str]:
     return [
         f"  {product}: {counts['any']} flagged"
@@ -300,10 +376,14 @@ def main() -> None:
     except SurveyError as error:
         if os.environ.get("SURVEYPROC_TRACEBACK"):
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[bold red]error:[/] {_escaped(str(error))}"
-        )
+        _complain(str(error))
         sys.exit(error.exit_code)
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]error:[/] {_escaped(message)}"
+    )
 
 
 def _escaped(text: str) -> str:

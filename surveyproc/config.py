@@ -161,12 +161,50 @@ class GatesSection(Section):
     max_out_of_range_share: float = Field(
         0.0, ge=0, le=1, description="Largest share of values outside a column's declared range."
     )
+    max_quarantined_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Largest share of objects in quarantined units: those that failed every "
+        "attempt, whose products are null.",
+    )
+
+
+class NightlySection(Section):
+    """What a night's release must satisfy beside the last one, and how many are kept."""
+
+    max_rows_lost: float = Field(
+        0.01, ge=0, le=1, description="Largest share of the last release's rows that may be gone."
+    )
+    max_share_growth: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Most that the share of a column's nulls, or of a product's flag, may grow.",
+    )
+    max_drift: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Largest Kolmogorov-Smirnov distance between a product column's values and "
+        "those of the last release.",
+    )
+    max_metric_growth: float = Field(
+        0.1,
+        ge=0,
+        description="Most that NMAD and outlier fraction on the [truth] table may grow, as a share "
+        "of the last release's value; two of its standard errors are always allowed.",
+    )
+    keep_releases: int = Field(
+        3, ge=2, description="Published releases to keep; readers may still be using older ones."
+    )
 
 
 class RunSection(Section):
     """How the work is spread."""
 
     workers: int | None = Field(None, ge=1, description="Worker processes; all CPUs if absent.")
+    attempts: int = Field(3, ge=1, description="Failed attempts after which a unit is quarantined.")
     address: str = Field("local", description='Ray address; "local" starts and stops its own.')
 
 
@@ -179,6 +217,7 @@ class SurveyConfig(Section):
     products: list[ProductSection] = Field(default_factory=list)
     truth: LabelsSection | None = Field(None, description="Known redshifts for `evaluate`.")
     gates: GatesSection = Field(default_factory=GatesSection)  # type: ignore[arg-type]
+    nightly: NightlySection = Field(default_factory=NightlySection)  # type: ignore[arg-type]
     run: RunSection = Field(default_factory=RunSection)  # type: ignore[arg-type]
     base: str = Field(".", exclude=True, description="Folder of survey.toml; set by the loader.")
 

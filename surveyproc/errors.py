@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class SurveyError(Exception):
     """Base of the errors raised on purpose; `exit_code` is the command's exit status."""
@@ -34,6 +37,18 @@ class UnitsFailedError(SurveyError):
 
 
 class GateError(SurveyError):
-    """A release gate refused to publish; the message holds the table of reasons."""
+    """A release gate refused to publish; the message holds the table of reasons.
+
+    Parameters
+    ----------
+    message : str
+        What is refused, and the reasons, one a line.
+    reasons : sequence of surveyproc.release.Reason
+        The same reasons, for machines.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, reasons: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.reasons = tuple(reasons)

@@ -1,4 +1,4 @@
-"""Releases: gates, publishing by pointer, listing, validation."""
+"""Releases: gates, publishing by pointer, rolling back, listing, removal, validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from surveyproc.catalogs import hats
 from surveyproc.config import GatesSection
 from surveyproc.errors import GateError, InputError, StoreError
 from surveyproc.run import commit
-from surveyproc.run.plan import Plan
+from surveyproc.run.plan import (
+    Plan,
+    done_key,
+    pointer_key,
+    read_done,
+    release_key,
+    run_key,
+)
 from surveyproc.storage import Store, digest
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")
@@ -37,7 +44,7 @@ def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) 
 
     The gates are: every unit has the rows of its source partition; together they have the rows of
     the source catalog; nulls and out-of-range values of each column stay under the configured
-    shares; object columns hold no null at all.
+    shares, and so do the objects of quarantined units; object columns hold no null at all.
     """
     reasons = []
     for unit, record in zip(plan.units, commits, strict=True):
@@ -46,12 +53,20 @@ def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) 
     rows = sum(record.leaf.rows for record in commits)
     if rows != plan.catalog.rows_out:
         reasons.append(Reason("row count", "whole catalog", str(rows), str(plan.catalog.rows_out)))
+    given_up = [record for record in commits if record.quarantined]
+    share = sum(record.leaf.rows for record in given_up) / max(rows, 1)
+    if share > gates.max_quarantined_share:
+        most = f"{gates.max_quarantined_share:g}"
+        reasons += [
+            Reason("quarantined", one.unit, f"{share:.4f} of all objects: {_last_line(one)}", most)
+            for one in given_up
+        ]
     for column in plan.columns:
         stats = [record.stats[column.name] for record in commits]
         nulls = sum(one.nulls for one in stats) / max(rows, 1)
-        most = 0.0 if column.name in OBJECT_COLUMNS else gates.max_null_share
-        if nulls > most:
-            reasons.append(Reason("null share", column.name, f"{nulls:.4f}", f"{most:g}"))
+        allowed = 0.0 if column.name in OBJECT_COLUMNS else gates.max_null_share
+        if nulls > allowed:
+            reasons.append(Reason("null share", column.name, f"{nulls:.4f}", f"{allowed:g}"))
         outside = sum(one.out_of_range for one in stats) / max(rows, 1)
         if outside > gates.max_out_of_range_share:
             lowest = min((one.minimum for one in stats if one.minimum is not None), default=None)
@@ -67,9 +82,8 @@ def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) 
     return reasons
 
 
-def pointer_key(survey: str) -> str:
-    """The one object readers follow."""
-    return f"releases/{survey}/current.json"
+def _last_line(record: commit.Commit) -> str:
+    return record.quarantined.strip().splitlines()[-1]
 
 
 def is_published(store: Store, plan: Plan) -> bool:
@@ -81,13 +95,29 @@ def is_published(store: Store, plan: Plan) -> bool:
     return expected <= set(hats.leaf_keys(store, plan.release_key))
 
 
+def has_same_gaps(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> bool:
+    """Whether the published release is of the same inputs and lacks the same quarantined units."""
+    current = store.read_json(pointer_key(plan.survey)) or {"release": ""}
+    gaps = sorted(record.unit for record in commits if record.quarantined)
+    same_inputs = current["release"].partition(".")[0] == plan.run.partition(".")[0]
+    return bool(gaps) and same_inputs and current.get("quarantined") == gaps
+
+
 def publish(
     store: Store,
     plan: Plan,
     commits: Sequence[commit.Commit],
     gates: GatesSection,
+    more: Sequence[Reason] = (),
 ) -> dict[str, Any]:
     """Write the release's metadata beside its leaves, check it, and swap the pointer.
+
+    Parameters
+    ----------
+    store, plan, commits, gates
+        As `refusals` wants them.
+    more : sequence of Reason
+        What other gates found.
 
     Returns
     -------
@@ -99,13 +129,15 @@ def publish(
     GateError
         If a gate refuses; the pointer stays where it is.
     """
-    reasons = refusals(plan, commits, gates)
+    refuse_withdrawn(store, plan)
+    reasons = [*refusals(plan, commits, gates), *more]
     if reasons:
         raise GateError(
             f"release {plan.run} is not published; gates refused:\n"
-            + "\n".join(str(reason) for reason in reasons)
+            + "\n".join(str(reason) for reason in reasons),
+            reasons,
         )
-    done = store.read_json(f"{plan.run_key}/done.json")
+    done = read_done(store, plan.run)
     url = store.url_of(plan.release_key)
     if damaged := commit.forget_damaged(store, plan):
         raise StoreError(
@@ -136,11 +168,103 @@ def publish(
         "partitions": len(plan.units),
         "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
         "flags": commit.total_flags(commits),
+        "quarantined": sorted(record.unit for record in commits if record.quarantined),
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    store.put_json(f"{plan.run_key}/done.json", current)
+    store.put_json(done_key(plan.run), current)
     store.put_json(pointer_key(plan.survey), current)
     return {**current, "url": url}
+
+
+def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
+    """Send readers to another finished release; what `current_release` then says.
+
+    The release that they leave, if it is the later one, is withdrawn: its inputs do not publish it
+    again until somebody rolls back to it.
+
+    Raises
+    ------
+    InputError
+        If there is no such release.
+    StoreError
+        If it lacks a leaf, or its metadata are damaged.
+    """
+    done = read_done(store, release)
+    if done is None or done["path"] != release_key(survey, release):
+        known = ", ".join(str(one["release"]) for one in list_releases(store, survey)) or "none"
+        raise InputError(
+            f"no finished release of {survey} is called {release!r} (there are: {known})"
+        )
+    url = store.url_of(done["path"])
+    records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
+    for leaf in (record.leaf for record in records):
+        key = f"{done['path']}/{hats.leaf_key(leaf.order, leaf.pixel)}"
+        if store.size(key) != leaf.nbytes:
+            raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
+    if not is_valid(url):
+        raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
+    left = store.read_json(pointer_key(survey)) or done
+    withdrawn = read_withdrawn(store, survey)
+    withdrawn.pop(release, None)
+    if left["release"] != release and left["published"] >= done["published"]:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        withdrawn[left["release"]] = {"at": now, "for": release}
+    store.put_json(withdrawn_key(survey), withdrawn)
+    store.put_json(pointer_key(survey), done)
+    return {**done, "url": url}
+
+
+def withdrawn_key(survey: str) -> str:
+    """The list of releases that somebody rolled back from."""
+    return f"releases/{survey}/withdrawn.json"
+
+
+def read_withdrawn(store: Store, survey: str) -> dict[str, dict[str, str]]:
+    """Release to when it was withdrawn (`at`) and for which other one (`for`)."""
+    return store.read_json(withdrawn_key(survey)) or {}
+
+
+def refuse_withdrawn(store: Store, plan: Plan) -> None:
+    """Raise a GateError if somebody rolled back from the release of this plan."""
+    mark = read_withdrawn(store, plan.survey).get(plan.run)
+    if mark is not None:
+        raise GateError(
+            f"release {plan.run} is not published: it was withdrawn at {mark['at']} by a rollback "
+            f"to {mark['for']}, and the inputs are still the same. `surveyproc releases "
+            f"--rollback {plan.run}` publishes it again",
+            [Reason("withdrawn", plan.run, mark["at"], "never")],
+        )
+
+
+def prune(store: Store, survey: str, keep: int) -> list[str]:
+    """Remove the oldest finished releases beyond `keep`, never the published one; their names.
+
+    Unfinished ones (refused by a gate, interrupted) go when nobody has worked on them for a week.
+    """
+    removed = []
+    listed = [str(one["release"]) for one in list_releases(store, survey)]
+    for name in listed[:-keep]:
+        # Somebody may roll back while we work.
+        current = store.read_json(pointer_key(survey)) or {}
+        if name != current.get("release"):
+            remove_release(store, survey, name)
+            removed.append(name)
+    week_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=7)
+    for name in store.names(f"releases/{survey}"):
+        plan_key = f"{run_key(name)}/plan.json"
+        if name in listed or not store.exists(plan_key):
+            continue
+        if store.fs.modified(store.path(plan_key)) < week_ago:
+            remove_release(store, survey, name)
+            removed.append(name)
+    return removed
+
+
+def remove_release(store: Store, survey: str, release: str) -> None:
+    """Remove a release and the records of its run; what says that it is finished goes first."""
+    store.remove(done_key(release))
+    store.remove(release_key(survey, release))
+    store.remove(run_key(release))
 
 
 def drop_strangers(store: Store, plan: Plan) -> None:
@@ -183,7 +307,7 @@ def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
     pointer = store.read_json(pointer_key(survey)) or {}
     found = []
     for name in store.names(f"releases/{survey}"):
-        done = store.read_json(f"runs/{name}/done.json")
+        done = read_done(store, name)
         if done is not None:
             here = {"url": store.url_of(done["path"]), "current": name == pointer.get("release")}
             found.append({**done, **here})
@@ -205,15 +329,15 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
     if not is_valid(url):
         problems.append(f"{url} is not a valid HATS catalog (strict)")
     rows = 0
-    for name in store.names(f"runs/{release}/commits"):
-        document = store.read_json(f"runs/{release}/commits/{name}")
-        leaf = document["leaf"]
-        leaf_key = f"{key}/{hats.leaf_key(leaf['order'], leaf['pixel'])}"
+    records = run_key(release)
+    for record in commit.read_units(store, records, commit.recorded(store, records)):
+        leaf = record.leaf
+        leaf_key = f"{key}/{hats.leaf_key(leaf.order, leaf.pixel)}"
         if not store.exists(leaf_key):
             problems.append(f"{leaf_key} is missing")
-        elif digest(store.read(leaf_key)) != leaf["sha256"]:
+        elif digest(store.read(leaf_key)) != leaf.sha256:
             problems.append(f"{leaf_key} differs from its commit record")
-        rows += int(leaf["rows"])
+        rows += leaf.rows
     if rows != release_record["rows"]:
         problems.append(
             f"commit records hold {rows} rows, the release says {release_record['rows']}"

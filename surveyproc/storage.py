@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from surveyproc.errors import StoreError
 
 STAGING = ".staging"
+# What the system says where a disk knows no hard links, or not between these two folders.
+NO_LINK = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP)
 
 
 def digest(data: bytes) -> str:
@@ -178,6 +180,40 @@ class Store:
         except OSError as error:
             raise store_error(error, self.url_of(key)) from error
         finally:
+            staged.unlink(missing_ok=True)
+
+    def copy(self, source: str, target: str) -> None:
+        """Make `target` the object that `source` is, in one step, its bytes unread where possible.
+
+        A hard link on a local disk, a copy made by the store itself elsewhere. Neither may be
+        changed in place afterwards.
+
+        Raises
+        ------
+        StoreError
+            If there is no `source`, or the store cannot take the copy.
+        """
+        if not self.is_local:
+            try:
+                self.fs.cp_file(self.path(source), self.path(target))
+            except OSError as error:
+                raise store_error(error, self.url_of(target)) from error
+            return
+        staged = Path(self.root) / STAGING / uuid.uuid4().hex
+        try:
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(self.path(source), staged)
+            except OSError as error:
+                if error.errno not in NO_LINK:
+                    raise
+                shutil.copyfile(self.path(source), staged)
+            Path(self.path(target)).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, self.path(target))
+        except OSError as error:
+            raise store_error(error, self.url_of(target)) from error
+        finally:
+            # Renaming one link of a file over another leaves both names.
             staged.unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:

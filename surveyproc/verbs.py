@@ -6,6 +6,7 @@ Ray and torch are imported by the verbs that compute, so that the others answer 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from surveyproc import release, schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import ProductSection, SurveyConfig
+from surveyproc.diff import diff as compare_releases
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
 from surveyproc.run import commit
-from surveyproc.run.plan import make_plan
+from surveyproc.run.plan import Plan, make_plan
 from surveyproc.storage import Store
 
 
@@ -92,8 +94,19 @@ def plan(config: SurveyConfig) -> dict[str, Any]:
     }
 
 
-def run(config: SurveyConfig) -> dict[str, Any]:
-    """Plan, infer, check and publish; resume what was interrupted; do nothing if all is done."""
+MoreGates = Callable[[Plan, list[commit.Commit]], Sequence[release.Reason]]
+
+
+def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, Any]:
+    """Plan, infer, check and publish; resume what was interrupted; do nothing if all is done.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+        The survey.
+    more_gates : callable, optional
+        Reasons not to publish beside those of the [gates] section.
+    """
     started = time.monotonic()
     store = Store(config.root)
     store.clear_staging()
@@ -101,16 +114,25 @@ def run(config: SurveyConfig) -> dict[str, Any]:
     if release.is_published(store, planned):
         current = release.current_release(store, planned.survey)
         return {**current, "did": "nothing", "seconds": time.monotonic() - started}
+    release.refuse_withdrawn(store, planned)
     from surveyproc.run.pipeline import compute_pending
 
     computed = compute_pending(config, store, planned)
     commits = list(commit.read_all(store, planned))
-    current = release.publish(store, planned, commits, config.gates)
+    if release.has_same_gaps(store, planned, commits):
+        # What was quarantined failed again: there is nothing that the published release lacks.
+        release.remove_release(store, planned.survey, planned.run)
+        current = release.current_release(store, planned.survey)
+        return {**current, "did": "nothing", "seconds": time.monotonic() - started}
+    more = more_gates(planned, commits) if more_gates is not None else ()
+    current = release.publish(store, planned, commits, config.gates, more)
     return {
         **current,
         "did": "published",
         "units": len(planned.units),
         "units_resumed": computed.resumed,
+        "units_adopted": computed.adopted,
+        "units_computed": computed.units,
         "rows_computed": computed.rows,
         "seconds_computing": computed.seconds,
         "seconds": time.monotonic() - started,
@@ -230,3 +252,13 @@ def releases(config: SurveyConfig) -> dict[str, Any]:
         "current": release.current_release(store, config.survey.name),
         "releases": release.list_releases(store, config.survey.name),
     }
+
+
+def diff(config: SurveyConfig, first: str, second: str, tolerance: float) -> dict[str, Any]:
+    """Rows added, removed and changed between two releases; see `surveyproc.diff.diff`."""
+    return compare_releases(Store(config.root), config.survey.name, first, second, tolerance)
+
+
+def rollback(config: SurveyConfig, to: str) -> dict[str, Any]:
+    """Send readers to an earlier release; see `surveyproc.release.rollback`."""
+    return release.rollback(Store(config.root), config.survey.name, to)

@@ -97,6 +97,11 @@ def catalog_key(name: str) -> str:
     return f"catalogs/{name}"
 
 
+def record_key(name: str) -> str:
+    """The commit record of the ingested catalog of a survey; absent while it is being changed."""
+    return f"{catalog_key(name)}/{RECORD}"
+
+
 def read_catalog(store: Store, name: str) -> CatalogInfo:
     """The ingested catalog of survey `name`.
 
@@ -106,7 +111,7 @@ def read_catalog(store: Store, name: str) -> CatalogInfo:
         If there is none, or an ingest was interrupted.
     """
     key = catalog_key(name)
-    record = store.read_json(f"{key}/{RECORD}")
+    record = store.read_json(record_key(name))
     if record is None:
         raise InputError(f"no catalog of {name} under {store.url}: run `surveyproc ingest` first")
     columns = tuple(

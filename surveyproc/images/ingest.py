@@ -44,6 +44,10 @@ class TilesSummary:
         Bytes of the input files of all tiles.
     problems : list of str
         What could not be used, each naming file and key.
+    kept : list of str
+        Tiles that stay as they were because their files are broken now.
+    complete : bool
+        Whether everything could be read; if not, the same command may do more later.
     """
 
     tiles: int = 0
@@ -51,9 +55,13 @@ class TilesSummary:
     unchanged: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    complete: bool = True
 
 
-def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSummary:
+def ingest_tiles(
+    config: SurveyConfig, store: Store, *, workers: int, keep_last: bool = False
+) -> TilesSummary:
     """Bring the survey's FITS files into cubes; what is there already is left alone.
 
     Parameters
@@ -64,6 +72,10 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
         Its root.
     workers : int
         Processes; a Ray session must be open (see `surveyproc.cluster.session`).
+    keep_last : bool
+        A tile that loses bands because its files are broken or cannot be read keeps the cube and
+        the row it had, and that is no error: see `TilesSummary.kept`. One whose files are gone
+        goes.
 
     Raises
     ------
@@ -83,6 +95,7 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
     before = _former_rows(store)
     failures = _unread(problems, before)
     summary = TilesSummary(problems=[one.message for one in problems if not one.unread])
+    troubled = {one.tile for one in problems}
     items = [
         {
             "tile": tile,
@@ -102,6 +115,7 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
         for outcome in results:
             summary.bytes += outcome["bytes"]
             summary.problems += outcome["problems"]
+            troubled |= {outcome["tile"]} if outcome["problems"] else set()
             if outcome["failure"]:
                 failures[outcome["tile"]] = f"tile {outcome['tile']}: {outcome['failure']}"
             if outcome["row"] is not None:
@@ -112,6 +126,15 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
     summary.tiles = len(rows)
     summary.problems.sort()
     rows += [before[tile] for tile in failures if tile in before]
+    if keep_last:
+        rows = _keep_last(store, config, rows, before, troubled, summary)
+        summary.complete = not failures
+        summary.kept += [
+            f"{message}; " + ("kept as it was" if tile in before else "left out")
+            for tile, message in sorted(failures.items())
+        ]
+        failures = {}
+        summary.tiles = len(rows)
     if not rows and not failures:
         raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
     if rows:
@@ -123,6 +146,33 @@ def ingest_tiles(config: SurveyConfig, store: Store, *, workers: int) -> TilesSu
             "command tries again:\n" + "\n".join(lines)
         )
     return summary
+
+
+def _keep_last(
+    store: Store,
+    config: SurveyConfig,
+    rows: list[dict[str, Any]],
+    before: dict[str, dict[str, Any]],
+    troubled: set[str],
+    summary: TilesSummary,
+) -> list[dict[str, Any]]:
+    """`rows`, with the former row of every tile that lost bands to broken files.
+
+    A band is lost to broken files if the tile has a problem, or if all files that the tile was
+    made of are still there; else somebody took them away.
+    """
+    now = {str(row["id"]): row for row in rows}
+    names = {path.rsplit("/", 1)[-1] for path in config.tile_files()}
+    for tile, row in before.items():
+        found = set(now[tile]["bands"]) if tile in now else set()
+        lost = [band for band in row["bands"] if band in config.images.bands and band not in found]
+        broken = tile in troubled or names.issuperset(row["files"])
+        if lost and broken and read_record(store, cube_key(tile, row["version"])) is not None:
+            now[tile] = row
+            summary.kept.append(
+                f"tile {tile}: band {', '.join(lost)} broken; version {row['version']} is kept"
+            )
+    return list(now.values())
 
 
 def _former_rows(store: Store) -> dict[str, dict[str, Any]]:

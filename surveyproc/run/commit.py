@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,6 +16,7 @@ from surveyproc import schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import StoreError
+from surveyproc.evaluate.histogram import histogram, pack
 from surveyproc.product import Product
 from surveyproc.run.plan import Plan, Unit
 from surveyproc.schemas import Column
@@ -25,12 +27,24 @@ READERS = 16
 
 @dataclass(frozen=True)
 class ColumnStats:
-    """What a gate needs to know of one column of one leaf."""
+    """What a gate needs to know of one column of one leaf.
+
+    Attributes
+    ----------
+    nulls, out_of_range : int
+        Values that are null, and those outside the declared range.
+    minimum, maximum : float or None
+        Extremes of a column of numbers; None for lists and text, or if all is null.
+    histogram : str
+        Values of a column of numbers, or in its lists, as `surveyproc.evaluate.histogram.pack`
+        writes them; empty for text.
+    """
 
     nulls: int
     out_of_range: int
     minimum: float | None
     maximum: float | None
+    histogram: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,10 @@ class Commit:
         Time the unit took.
     provenance : dict
         Code, configuration, model and input versions.
+    adopted : str
+        The run that computed the leaf, if it is a copy; empty if it was computed here.
+    quarantined : str
+        Why nothing could be computed for the rows, which then hold nulls; empty if it could.
     """
 
     unit: str
@@ -59,16 +77,23 @@ class Commit:
     flags: dict[str, dict[str, int]]
     seconds: float
     provenance: dict[str, str]
+    adopted: str = ""
+    quarantined: str = ""
 
 
 def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, ColumnStats]:
-    """Null counts, values outside the declared range, and extremes of each column."""
+    """Null counts, values outside the declared range, extremes and histogram of each column."""
     stats = {}
     for column in columns:
         values = table[column.name]
         low = high = None
         outside = 0
-        if pa.types.is_list(values.type) or not _is_number(values.type):
+        if pa.types.is_list(values.type):
+            stats[column.name] = ColumnStats(
+                values.null_count, 0, None, None, _histogram(pc.list_flatten(values))
+            )
+            continue
+        if not _is_number(values.type):
             stats[column.name] = ColumnStats(values.null_count, 0, None, None)
             continue
         if len(values) > values.null_count:
@@ -80,7 +105,7 @@ def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, Column
                 pc.greater_equal(values, column.range[0]), pc.less_equal(values, column.range[1])
             )
             outside = pc.sum(pc.invert(inside)).as_py() or 0
-        stats[column.name] = ColumnStats(values.null_count, outside, low, high)
+        stats[column.name] = ColumnStats(values.null_count, outside, low, high, _histogram(values))
     return stats
 
 
@@ -108,15 +133,15 @@ def write(store: Store, run_key: str, commit: Commit) -> None:
     store.put_json(record_key(run_key, commit.unit), document)
 
 
-def read(store: Store, run_key: str, unit: Unit) -> Commit:
-    """The record of a finished unit.
+def read(store: Store, run_key: str, unit: str) -> Commit:
+    """The record of the finished unit of that name.
 
     Raises
     ------
     StoreError
         If there is none, or it is damaged.
     """
-    key = record_key(run_key, unit.name)
+    key = record_key(run_key, unit)
     document = store.read_json(key)
     if document is None:
         raise StoreError(f"{store.url_of(key)} is missing: run again to compute this unit")
@@ -133,21 +158,31 @@ def read(store: Store, run_key: str, unit: Unit) -> Commit:
 
 def read_all(store: Store, plan: Plan) -> Iterator[Commit]:
     """The records of all units, in plan order, a few read at a time."""
+    yield from read_units(store, plan.run_key, [unit.name for unit in plan.units])
+
+
+def read_units(store: Store, run_key: str, units: Iterable[str]) -> Iterator[Commit]:
+    """The records of the units of those names, in their order."""
     with ThreadPoolExecutor(READERS) as pool:
-        yield from pool.map(lambda unit: read(store, plan.run_key, unit), plan.units)
+        yield from pool.map(lambda unit: read(store, run_key, unit), units)
+
+
+def recorded(store: Store, run_key: str) -> list[str]:
+    """Names of the units of a run that have a record. One listing."""
+    return [name.removesuffix(".json") for name in store.names(f"{run_key}/commits")]
 
 
 def forget_damaged(store: Store, plan: Plan) -> int:
     """Remove the records of leaves that are gone or cut short; how many. Reads no leaf."""
 
     def is_damaged(unit: Unit) -> bool:
-        leaf = read(store, plan.run_key, unit).leaf
+        leaf = read(store, plan.run_key, unit.name).leaf
         return (
             store.size(f"{plan.release_key}/{hats.leaf_key(leaf.order, leaf.pixel)}") != leaf.nbytes
         )
 
-    recorded = set(store.names(f"{plan.run_key}/commits"))
-    done = [unit for unit in plan.units if f"{unit.name}.json" in recorded]
+    known = set(recorded(store, plan.run_key))
+    done = [unit for unit in plan.units if unit.name in known]
     with ThreadPoolExecutor(READERS) as pool:
         damaged = [unit for unit, bad in zip(done, pool.map(is_damaged, done), strict=True) if bad]
     for unit in damaged:
@@ -157,8 +192,8 @@ def forget_damaged(store: Store, plan: Plan) -> int:
 
 def pending(store: Store, plan: Plan) -> list[Unit]:
     """Units without a commit record. One listing; no record and no data is read."""
-    done = set(store.names(f"{plan.run_key}/commits"))
-    return [unit for unit in plan.units if f"{unit.name}.json" not in done]
+    done = set(recorded(store, plan.run_key))
+    return [unit for unit in plan.units if unit.name not in done]
 
 
 def total_flags(commits: Sequence[Commit]) -> Mapping[str, dict[str, int]]:
@@ -170,6 +205,12 @@ def total_flags(commits: Sequence[Commit]) -> Mapping[str, dict[str, int]]:
             for name, count in counts.items():
                 into[name] = into.get(name, 0) + count
     return total
+
+
+def _histogram(values: pa.ChunkedArray | pa.Array) -> str:
+    numbers = values.drop_null().to_numpy()
+    # A list may hold NaN beside numbers.
+    return pack(histogram(numbers[~np.isnan(numbers)]))
 
 
 def _is_number(kind: Any) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
+import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -16,19 +17,77 @@ from surveyproc.config import SurveyConfig
 from surveyproc.errors import StoreError, SurveyError, UnitsFailedError
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.progress import Meter
-from surveyproc.run import commit, unit
+from surveyproc.run import attempts, commit, unit
+from surveyproc.run.adopt import adopt
 from surveyproc.run.plan import Plan, Unit, make_plan
 from surveyproc.storage import Store, digest, parse_table
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What `compute_pending` did: units found finished, units computed now, and the time."""
+    """What `compute_pending` did.
+
+    Attributes
+    ----------
+    resumed, adopted, units, quarantined : int
+        Units found finished; copied from earlier releases; computed now; given up now.
+    rows : int
+        Objects computed now.
+    seconds : float
+        Time it took.
+    """
 
     resumed: int
+    adopted: int
     units: int
+    quarantined: int
     rows: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attempt at a unit.
+
+    Attributes
+    ----------
+    unit : str
+        Its name.
+    turn : str
+        Name of the attempt.
+    quarantine : str
+        Why the unit is given up: its rows are then written with nulls. Empty to compute it.
+    """
+
+    unit: str
+    turn: str
+    quarantine: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Attributes
+    ----------
+    unit : str
+        Its name.
+    rows, nbytes : int
+        Of the leaf; 0 if it failed.
+    error : str
+        Why it failed; empty if it did not.
+    crowded : bool
+        Whether it may succeed if it has the machine to itself: it died, or memory ran out.
+    outside : bool
+        Whether the store failed, not the unit: the next run may find it well.
+    """
+
+    unit: str
+    rows: int = 0
+    nbytes: int = 0
+    error: str = ""
+    crowded: bool = False
+    outside: bool = False
 
 
 class UnitWorker:
@@ -55,21 +114,26 @@ class UnitWorker:
         bands, size = unit.image_needs(self.plan.products, config.images.bands)
         self.reader = CutoutReader(self.store, list(self.plan.tiles), bands) if size else None
 
-    def __call__(self, name: str) -> dict[str, Any]:
-        """Compute the unit of that name; an error of the unit is reported, not raised."""
+    def __call__(self, task: Task) -> Outcome:
+        """Do one task; an error of the unit is reported, not raised, and the others go on."""
+        if not attempts.begin(self.store, self.plan.run_key, task.unit, task.turn):
+            return Outcome(task.unit, error=attempts.DIED, crowded=True)
         try:
-            done = self.process(self.units[name])
+            done = self.process(self.units[task.unit], task.quarantine)
         except Exception as error:
-            # The other units go on; the driver names this one and refuses to publish.
-            return {
-                "unit": name,
-                "rows": 0,
-                "nbytes": 0,
-                "error": f"{error}" if isinstance(error, SurveyError) else traceback.format_exc(),
-            }
-        return {"unit": name, "rows": done.leaf.rows, "nbytes": done.leaf.nbytes, "error": ""}
+            message = f"{error}" if isinstance(error, SurveyError) else traceback.format_exc()
+            attempts.fail(self.store, self.plan.run_key, task.unit, task.turn, message)
+            return Outcome(
+                task.unit,
+                error=message,
+                crowded=isinstance(error, MemoryError),
+                outside=isinstance(error, StoreError),
+            )
+        if not task.quarantine:
+            attempts.forget(self.store, self.plan.run_key, task.unit)
+        return Outcome(task.unit, done.leaf.rows, done.leaf.nbytes)
 
-    def process(self, planned: Unit) -> commit.Commit:
+    def process(self, planned: Unit, quarantine: str) -> commit.Commit:
         """Leaf first, commit record after it."""
         started = time.monotonic()
         plan = self.plan
@@ -79,7 +143,10 @@ class UnitWorker:
         wanted = [column.name for column in plan.columns if column.name in own]
         wanted += sorted(inputs & own - set(wanted))
         table = self.read_source(f"{plan.catalog.key}/{source}", planned.source_sha256, wanted)
-        output = unit.compute(table, plan.products, self.reader)
+        if quarantine:
+            output = unit.quarantined(table.num_rows, plan.products)
+        else:
+            output = unit.compute(table, plan.products, self.reader)
         result = unit.to_table(table, output, plan.columns)
         leaf = hats.write_leaf(self.store, f"{plan.release_key}/{source}", result, plan.columns)
         record = commit.Commit(
@@ -89,6 +156,7 @@ class UnitWorker:
             flags=commit.flag_counts(result, plan.products),
             seconds=time.monotonic() - started,
             provenance=plan.provenance,
+            quarantined=quarantine,
         )
         commit.write(self.store, plan.run_key, record)
         return record
@@ -105,53 +173,130 @@ class UnitWorker:
 
 
 def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
-    """Compute every unit of `plan` that has no commit record yet.
+    """Give every unit of `plan` a leaf and a commit record.
+
+    Units that an earlier release has are copied; the rest are computed. A unit that fails is tried
+    again, `run.attempts` times in all, then quarantined. Units that an earlier run quarantined are
+    pending again.
 
     Raises
     ------
     UnitsFailedError
-        Naming the units that failed and why, after all others were done.
+        Naming the units for which the store failed, after all others were done.
     """
     started = time.monotonic()
     commit.forget_damaged(store, plan)
+    attempts.release_quarantined(store, plan)
+    resumed = len(plan.units) - len(commit.pending(store, plan))
+    adopted = adopt(store, plan)
     todo = commit.pending(store, plan)
-    resumed = len(plan.units) - len(todo)
-    failed: list[str] = []
+    work = Work(config, store, plan)
     if todo:
         write_plan(store, plan)
         with (
             cluster.session(config.run.address, config.run.workers) as workers,
             Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter,
         ):
-            for done in cluster.stream(
-                [one.name for one in todo],
-                UnitWorker,
-                workers=workers,
-                arguments=(config, plan.run),
-            ):
-                meter.advance(objects=done["rows"], nbytes=done["nbytes"])
-                if done["error"]:
-                    failed.append(f"{done['unit']}: {done['error']}")
-        write_log(store, plan, resumed, len(todo), failed, started)
-    if failed:
+            work.finish([one.name for one in todo], workers, meter)
+    done = Computed(
+        resumed=resumed,
+        adopted=adopted,
+        units=len(todo) - len(work.quarantined) - len(work.failed),
+        quarantined=len(work.quarantined),
+        rows=work.rows,
+        seconds=time.monotonic() - started,
+    )
+    if todo or adopted:
+        write_log(store, plan, done, work)
+    if work.failed:
         raise UnitsFailedError(
-            f"{len(failed)} of {len(plan.units)} units failed; the others are kept and the same "
-            "command resumes:\n" + "\n".join(failed)
+            f"{len(work.failed)} of {len(plan.units)} units failed; the others are kept and the "
+            "same command resumes:\n" + "\n".join(work.failed)
         )
-    return Computed(resumed, len(todo), sum(one.rows for one in todo), time.monotonic() - started)
+    return done
 
 
-def write_log(
-    store: Store, plan: Plan, resumed: int, computed: int, failed: list[str], started: float
-) -> None:
-    """One document for every driver that computed units of this run."""
+class Work:
+    """The pending units of one run, until each is done, quarantined or failed.
+
+    Attributes
+    ----------
+    rows : int
+        Objects computed.
+    quarantined, failed : list of str
+        Units given up, and units for which the store failed, with the reason.
+    """
+
+    def __init__(self, config: SurveyConfig, store: Store, plan: Plan) -> None:
+        self.config, self.store, self.plan = config, store, plan
+        self.rows = 0
+        self.quarantined: list[str] = []
+        self.failed: list[str] = []
+
+    def finish(self, units: list[str], workers: int, meter: Meter) -> None:
+        """All attempts at these units: together first, what died of it one by one after that."""
+        together, alone = self.tasks(units), list[Task]()
+        while together or alone:
+            again = [
+                outcome
+                for tasks, size in ((together, workers), (alone, 1))
+                for outcome in self.attempt(tasks, size, meter)
+            ]
+            crowded = {outcome.unit for outcome in again if outcome.crowded}
+            tasks = self.tasks([outcome.unit for outcome in again])
+            together = [task for task in tasks if task.unit not in crowded]
+            alone = [task for task in tasks if task.unit in crowded]
+
+    def tasks(self, units: list[str]) -> list[Task]:
+        """The next attempt at each unit, or its quarantine if it has had them all."""
+        turn = uuid.uuid4().hex
+        failures = attempts.failures(self.store, self.plan.run_key, units)
+        return [
+            Task(name, turn, _reason(failures.get(name, ()), self.config.run.attempts))
+            for name in units
+        ]
+
+    def attempt(self, tasks: list[Task], workers: int, meter: Meter) -> list[Outcome]:
+        """Do all tasks once; those that are to be tried again."""
+        given_up = {task.unit: task.quarantine for task in tasks if task.quarantine}
+        again = []
+        for outcome in cluster.stream(
+            tasks, UnitWorker, workers=workers, arguments=(self.config, self.plan.run)
+        ):
+            reason = given_up.get(outcome.unit)
+            if not outcome.error:
+                self.rows += 0 if reason else outcome.rows
+                if reason:
+                    self.quarantined.append(f"{outcome.unit}: {reason}")
+                meter.advance(objects=outcome.rows, nbytes=outcome.nbytes)
+            elif outcome.outside or reason:
+                self.failed.append(f"{outcome.unit}: {outcome.error}")
+                meter.advance(objects=0)
+            else:
+                again.append(outcome)
+        return again
+
+
+def _reason(errors: Sequence[str], most: int) -> str:
+    """Why a unit with these errors is given up; empty if it has attempts left."""
+    return f"{len(errors)} attempts failed, the last: {errors[-1]}" if len(errors) >= most else ""
+
+
+def write_log(store: Store, plan: Plan, done: Computed, work: Work) -> None:
+    """One document for every driver that worked on this run."""
     now = datetime.datetime.now(datetime.UTC)
     store.put_json(
         f"{plan.run_key}/log/{now:%Y%m%dT%H%M%S.%f}.json",
         {
             "ended": now.isoformat(timespec="seconds"),
-            "seconds": time.monotonic() - started,
-            "units": {"resumed": resumed, "computed": computed - len(failed), "failed": failed},
+            "seconds": done.seconds,
+            "units": {
+                "resumed": done.resumed,
+                "adopted": done.adopted,
+                "computed": done.units,
+                "quarantined": work.quarantined,
+                "failed": work.failed,
+            },
             "provenance": plan.provenance,
         },
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +59,8 @@ class Plan:
     ----------
     run : str
         Identifier of the run and of its release: a hash of all inputs, so that the same inputs
-        always mean the same run.
+        always mean the same run. A release published with quarantined units stays as it is; the
+        run that tries them again has `.1`, `.2`, ... behind the hash.
     units : tuple of Unit
         Sorted by position on the sky.
     columns : tuple of Column
@@ -83,12 +86,12 @@ class Plan:
     @property
     def run_key(self) -> str:
         """Folder of the run's plan, commit records, log and report."""
-        return f"runs/{self.run}"
+        return run_key(self.run)
 
     @property
     def release_key(self) -> str:
         """Folder of the release, a HATS catalog."""
-        return f"releases/{self.survey}/{self.run}"
+        return release_key(self.survey, self.run)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -103,6 +106,32 @@ class Plan:
             "surveyproc_tiles": fingerprint([[tile.id, tile.version] for tile in self.tiles]),
             **made_by,
         }
+
+
+def run_key(run: str) -> str:
+    """Folder of a run's plan, commit records, log and report."""
+    return f"runs/{run}"
+
+
+def release_key(survey: str, run: str) -> str:
+    """Folder of the release that a run makes."""
+    return f"releases/{survey}/{run}"
+
+
+def pointer_key(survey: str) -> str:
+    """The one object readers follow."""
+    return f"releases/{survey}/current.json"
+
+
+def done_key(run: str) -> str:
+    """The record of a run's finished release, as it was published."""
+    return f"{run_key(run)}/done.json"
+
+
+def read_done(store: Store, run: str) -> dict[str, Any] | None:
+    """The record of a run's finished release; None if it was not published."""
+    done: dict[str, Any] | None = store.read_json(done_key(run))
+    return done
 
 
 def make_plan(config: SurveyConfig, store: Store) -> Plan:
@@ -137,7 +166,7 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
         )
         for part, versions in zip(catalog.partitions, touched, strict=True)
     )
-    run = "r" + fingerprint(
+    inputs = "r" + fingerprint(
         {
             **made_by,
             "survey": config.survey.name,
@@ -145,8 +174,20 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
             "units": [[unit.order, unit.pixel, unit.fingerprint] for unit in units],
         }
     )
-    settings = fingerprint(config.model_dump(mode="json", exclude={"run", "gates", "truth"}))
+    without = {"run", "gates", "nightly", "truth"}
+    settings = fingerprint(config.model_dump(mode="json", exclude=without))
+    run = _edition(store, config.survey.name, inputs)
     return Plan(config.survey.name, run, units, columns, settings, catalog, tiles, products)
+
+
+def _edition(store: Store, survey: str, inputs: str) -> str:
+    """The run of these inputs: the last one there is, or a new one if that has gaps to fill."""
+    pattern = re.compile(re.escape(inputs) + r"(?:\.(\d+))?")
+    found = (pattern.fullmatch(name) for name in store.names(f"releases/{survey}"))
+    last = max((int(match[1] or 0) for match in found if match), default=0)
+    run = f"{inputs}.{last}" if last else inputs
+    done = read_done(store, run)
+    return f"{inputs}.{last + 1}" if done and done.get("quarantined") else run
 
 
 def _tiles_touched(catalog: CatalogInfo, tiles: Sequence[Tile]) -> list[list[list[str]]]:

@@ -88,6 +88,16 @@ def to_table(
     return pa.table(arrays, schema=schemas.arrow_schema(columns))
 
 
+def quarantined(rows: int, products: Sequence[Product]) -> dict[str, NDArray[Any]]:
+    """What `compute` gives for rows that no attempt could compute: nulls and the flag."""
+    output = {
+        column.name: _empty(column, rows) for product in products for column in product.columns
+    }
+    for product in products:
+        output[f"{product.name}_flag"][:] = schemas.flag("quarantined")
+    return output
+
+
 def _catalog_inputs(products: Sequence[Product], table: pa.Table) -> set[str]:
     wanted = {name for product in products for name in product.inputs.columns}
     return wanted & set(table.column_names)

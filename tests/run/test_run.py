@@ -76,7 +76,7 @@ def test_provenance_is_in_properties_and_commit_records(published_survey):
     config = load(published_survey)
     plan = make_plan(config, Store(config.root))
     text = (release_folder(published_survey) / "hats.properties").read_text()
-    record = commit.read(Store(config.root), plan.run_key, plan.units[0])
+    record = commit.read(Store(config.root), plan.run_key, plan.units[0].name)
     for key, value in plan.provenance.items():
         assert f"{key}={value}" in text
         assert record.provenance[key] == value
@@ -306,7 +306,9 @@ def test_commit_records_hold_what_the_design_says(published_survey):
     records = list((published_survey.parent / "store/runs").glob("*/commits/*.json"))
     assert records
     document = json.loads(records[0].read_text())
-    assert set(document) == {"unit", "leaf", "stats", "flags", "seconds", "provenance"}
+    assert set(document) == {
+        *("unit", "leaf", "stats", "flags", "seconds", "provenance", "adopted", "quarantined")
+    }
 
 
 def test_a_changed_column_declaration_makes_another_run(published_survey, monkeypatch):

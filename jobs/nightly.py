@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python jobs/nightly.py survey.toml`."""
+
+import sys
+
+from surveyproc.cli import main
+
+sys.argv.insert(1, "nightly")
+main()

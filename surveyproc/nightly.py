@@ -1,0 +1,201 @@
+"""One night: find what changed, recompute only that, hold it against the last release, publish.
+
+Whatever happens, the night leaves a summary for the scheduler under `runs/nightly/`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import traceback
+from dataclasses import asdict
+from typing import Any
+
+from surveyproc import diff, drift, release, sources, verbs
+from surveyproc.catalogs.ingest import record_key
+from surveyproc.config import SurveyConfig
+from surveyproc.errors import GateError, InputError, SurveyError
+from surveyproc.images.cube import TILES_KEY, read_tiles
+from surveyproc.run import commit
+from surveyproc.run.plan import Plan, make_plan, release_key, run_key
+from surveyproc.storage import Store, fingerprint
+
+FOLDER = "runs/nightly"
+SOURCES_KEY = f"{FOLDER}/sources.json"
+
+
+def nightly(config: SurveyConfig) -> dict[str, Any]:
+    """Bring the published release up to date with the survey's files, models and configuration.
+
+    A file that is broken tonight does not undo what it gave before: its tile keeps its last good
+    cube, and a broken source catalog leaves the last one in place. Both are said in `kept`.
+
+    Returns
+    -------
+    dict
+        What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
+        `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
+        before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `units`
+        (in all, affected, adopted, computed, resumed, quarantined), `gates` (reasons),
+        `compared` (every quantity held against the last release), `diff`, `removed` (old releases).
+        An error is in it, not raised, because the scheduler wants both.
+    """
+    started = time.monotonic()
+    now = datetime.datetime.now(datetime.UTC)
+    store = Store(config.root)
+    summary: dict[str, Any] = {
+        "did": "failed",
+        "started": now.isoformat(timespec="seconds"),
+        "exit_code": 1,
+        "error": "",
+        "before": _published(config, store),
+    }
+    try:
+        _night(config, store, summary)
+        summary["exit_code"] = 0
+    except SurveyError as error:
+        summary["did"] = "refused" if isinstance(error, GateError) else "failed"
+        summary["exit_code"], summary["error"] = error.exit_code, str(error)
+        if isinstance(error, GateError):
+            summary["gates"] = [asdict(reason) for reason in error.reasons]
+    except Exception:
+        summary["error"] = traceback.format_exc()
+        raise
+    finally:
+        summary["release"] = _published(config, store)
+        summary["seconds"] = time.monotonic() - started
+        key = f"{FOLDER}/{now:%Y%m%dT%H%M%S.%f}.json"
+        summary["summary"] = store.url_of(key)
+        store.put_json(key, summary)
+    return summary
+
+
+def _night(config: SurveyConfig, store: Store, summary: dict[str, Any]) -> None:
+    record = _refresh(config, store, summary)
+    plan = make_plan(config, store)
+    last = summary["before"]
+    known = set(commit.recorded(store, run_key(last))) if last else set()
+    summary["units"] = {
+        "total": len(plan.units),
+        "affected": sum(unit.name not in known for unit in plan.units),
+        **{name: 0 for name in ("computed", "adopted", "resumed", "quarantined")},
+    }
+    pending = {unit.name for unit in commit.pending(store, plan)}
+
+    def gates(plan: Plan, commits: list[commit.Commit]) -> list[release.Reason]:
+        for one in commits:
+            summary["units"][_how(one, pending)] += 1
+        return _against_last(config, store, plan, commits, summary)
+
+    done = verbs.run(config, gates)
+    summary["did"] = done["did"]
+    if done["did"] == "published":
+        if last and last != done["release"]:
+            summary["diff"] = diff.diff(
+                store, config.survey.name, last, done["release"], diff.TOLERANCE
+            )
+        keep = config.nightly.keep_releases
+        summary["removed"] = release.prune(store, config.survey.name, keep)
+    # Only a night that ended well sets what the next one is held against.
+    if store.read_json(SOURCES_KEY) != record:
+        store.put_json(SOURCES_KEY, record)
+
+
+def _how(record: commit.Commit, pending: set[str]) -> str:
+    """How a unit came by its leaf tonight."""
+    if record.unit not in pending:
+        return "resumed"
+    if record.quarantined:
+        return "quarantined"
+    return "adopted" if record.adopted else "computed"
+
+
+def _published(config: SurveyConfig, store: Store) -> str | None:
+    try:
+        return str(release.current_release(store, config.survey.name)["release"])
+    except InputError:
+        return None
+
+
+def _refresh(config: SurveyConfig, store: Store, summary: dict[str, Any]) -> dict[str, Any]:
+    """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
+    last = store.read_json(SOURCES_KEY) or {"files": {}, "tiles": {}}
+    seen = {
+        name: sources.Source(entry["content"], tuple(entry["state"]))
+        for name, entry in last["files"].items()
+    }
+    found = sources.look(config, seen)
+    changed = sources.compare(seen, found)
+    settings = fingerprint(config.model_dump(mode="json", include={"survey", "images", "catalog"}))
+    ingested = store.exists(TILES_KEY) and store.exists(record_key(config.survey.name))
+    if not changed and ingested and last.get("settings") == settings and last["complete"]:
+        kept, problems, complete = last["kept"], last["problems"], True
+    else:
+        kept, problems, complete = _ingest(config, store)
+    tiles = {tile.id: tile.version for tile in read_tiles(store)}
+    summary["files"] = asdict(changed)
+    summary["tiles"] = _tile_changes(last["tiles"], tiles)
+    summary["kept"], summary["problems"] = kept, problems
+    return {
+        "settings": settings,
+        "complete": complete,
+        "files": {
+            name: {"content": one.content, "state": list(one.state)} for name, one in found.items()
+        },
+        "tiles": tiles,
+        "kept": kept,
+        "problems": problems,
+    }
+
+
+def _ingest(config: SurveyConfig, store: Store) -> tuple[list[str], list[str], bool]:
+    """What was kept, what was wrong, and whether everything could be read."""
+    from surveyproc import cluster
+    from surveyproc.catalogs.ingest import ingest_catalog
+    from surveyproc.images.ingest import ingest_tiles
+
+    store.clear_staging()
+    with cluster.session(config.run.address, config.run.workers) as workers:
+        tiles = ingest_tiles(config, store, workers=workers, keep_last=True)
+        kept = list(tiles.kept)
+        try:
+            ingest_catalog(config, store, workers=workers)
+        except InputError as error:
+            if not store.exists(record_key(config.survey.name)):
+                raise
+            kept.append(f"catalog: {error}; the last one is kept")
+    return kept, tiles.problems, tiles.complete
+
+
+def _tile_changes(last: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:
+    both = last.keys() & now.keys()
+    return {
+        "new": sorted(now.keys() - last.keys()),
+        "changed": sorted(tile for tile in both if last[tile] != now[tile]),
+        "gone": sorted(last.keys() - now.keys()),
+    }
+
+
+def _against_last(
+    config: SurveyConfig,
+    store: Store,
+    plan: Plan,
+    commits: list[commit.Commit],
+    summary: dict[str, Any],
+) -> list[release.Reason]:
+    """Reasons of the [nightly] section; everything compared goes into the summary."""
+    last = summary["before"]
+    if last is None:
+        return []
+    records = commit.read_units(store, run_key(last), commit.recorded(store, run_key(last)))
+    before, after = drift.profile(records), drift.profile(commits)
+    found = drift.changes(before, after, config.nightly)
+    found += drift.metric_changes(
+        config,
+        store,
+        release_key(plan.survey, last),
+        plan.release_key,
+        before.columns.keys() & after.columns.keys(),
+    )
+    summary["compared"] = [asdict(one) for one in found]
+    return drift.refusals((before.rows, after.rows), found, config.nightly)

@@ -1,0 +1,60 @@
+"""Leaves of earlier releases whose inputs have not changed are copied, not computed.
+
+A unit's name holds the hash of all that its leaf depends on, so a record of the same name in
+another run is the record of the same bytes.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+from surveyproc.catalogs import hats
+from surveyproc.errors import StoreError
+from surveyproc.run import commit
+from surveyproc.run.plan import Plan, Unit, pointer_key, release_key, run_key
+from surveyproc.storage import Store
+
+
+def adopt(store: Store, plan: Plan) -> int:
+    """Copy the leaf and the record of every pending unit that another release has; how many.
+
+    Leaves are compared with their record by size; `validate` compares checksums.
+    """
+    todo = {unit.name: unit for unit in commit.pending(store, plan)}
+    pending = len(todo)
+    for run in _donors(store, plan):
+        if not todo:
+            break
+        shared = [todo[name] for name in commit.recorded(store, run_key(run)) if name in todo]
+        with ThreadPoolExecutor(commit.READERS) as pool:
+            copied = list(pool.map(partial(_copy, store, plan, run), shared))
+        for unit in (unit for unit, done in zip(shared, copied, strict=True) if done):
+            del todo[unit.name]
+    return pending - len(todo)
+
+
+def _donors(store: Store, plan: Plan) -> list[str]:
+    """Runs of this survey that have leaves, the published one first."""
+    current = store.read_json(pointer_key(plan.survey)) or {}
+    found = store.names(f"releases/{plan.survey}")
+    runs = [name for name in found if not name.endswith(".json") and name != plan.run]
+    return sorted(runs, key=lambda run: run != current.get("release"))
+
+
+def _copy(store: Store, plan: Plan, run: str, unit: Unit) -> bool:
+    """Leaf first, record after it, as if it were computed; False if the other one is no use."""
+    key = hats.leaf_key(unit.order, unit.pixel)
+    source = f"{release_key(plan.survey, run)}/{key}"
+    try:
+        record = commit.read(store, run_key(run), unit.name)
+        if record.quarantined or store.size(source) != record.leaf.nbytes:
+            return False
+        store.copy(source, f"{plan.release_key}/{key}")
+    except StoreError:
+        # Damaged, or removed by another driver while we looked: then it is computed.
+        return False
+    origin = record.adopted or run
+    commit.write(store, plan.run_key, replace(record, adopted=origin, provenance=plan.provenance))
+    return True
