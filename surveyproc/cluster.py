@@ -128,7 +128,7 @@ def stream(
     """Apply `worker` to every item with Ray Data; results come as they finish, in no fixed order.
 
     A process that dies comes back, and its item is given out again, without end: workers must be
-    idempotent.
+    idempotent, and count for themselves how often an item was begun if it may be the cause.
 
     Parameters
     ----------

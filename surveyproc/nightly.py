@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -51,7 +52,9 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         "before": _published(config, store),
     }
     try:
-        _night(config, store, summary)
+        # One Ray session for all that needs one; a night with nothing new starts none.
+        with ExitStack() as session:
+            _night(config, store, summary, session)
         summary["exit_code"] = 0
     except SurveyError as error:
         summary["did"] = "refused" if isinstance(error, GateError) else "failed"
@@ -70,8 +73,10 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     return summary
 
 
-def _night(config: SurveyConfig, store: Store, summary: dict[str, Any]) -> None:
-    record = _refresh(config, store, summary)
+def _night(
+    config: SurveyConfig, store: Store, summary: dict[str, Any], session: ExitStack
+) -> None:
+    record = _refresh(config, store, summary, session)
     plan = make_plan(config, store)
     last = summary["before"]
     known = set(commit.recorded(store, run_key(last))) if last else set()
@@ -117,7 +122,9 @@ def _published(config: SurveyConfig, store: Store) -> str | None:
         return None
 
 
-def _refresh(config: SurveyConfig, store: Store, summary: dict[str, Any]) -> dict[str, Any]:
+def _refresh(
+    config: SurveyConfig, store: Store, summary: dict[str, Any], session: ExitStack
+) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
     last = store.read_json(SOURCES_KEY) or {"files": {}, "tiles": {}}
     seen = {
@@ -131,7 +138,7 @@ def _refresh(config: SurveyConfig, store: Store, summary: dict[str, Any]) -> dic
     if not changed and ingested and last.get("settings") == settings and last["complete"]:
         kept, problems, complete = last["kept"], last["problems"], True
     else:
-        kept, problems, complete = _ingest(config, store)
+        kept, problems, complete = _ingest(config, store, session)
     tiles = {tile.id: tile.version for tile in read_tiles(store)}
     summary["files"] = asdict(changed)
     summary["tiles"] = _tile_changes(last["tiles"], tiles)
@@ -148,22 +155,24 @@ def _refresh(config: SurveyConfig, store: Store, summary: dict[str, Any]) -> dic
     }
 
 
-def _ingest(config: SurveyConfig, store: Store) -> tuple[list[str], list[str], bool]:
+def _ingest(
+    config: SurveyConfig, store: Store, session: ExitStack
+) -> tuple[list[str], list[str], bool]:
     """What was kept, what was wrong, and whether everything could be read."""
     from surveyproc import cluster
     from surveyproc.catalogs.ingest import ingest_catalog
     from surveyproc.images.ingest import ingest_tiles
 
     store.clear_staging()
-    with cluster.session(config.run.address, config.run.workers) as workers:
-        tiles = ingest_tiles(config, store, workers=workers, keep_last=True)
-        kept = list(tiles.kept)
-        try:
-            ingest_catalog(config, store, workers=workers)
-        except InputError as error:
-            if not store.exists(record_key(config.survey.name)):
-                raise
-            kept.append(f"catalog: {error}; the last one is kept")
+    workers = session.enter_context(cluster.session(config.run.address, config.run.workers))
+    tiles = ingest_tiles(config, store, workers=workers, keep_last=True)
+    kept = list(tiles.kept)
+    try:
+        ingest_catalog(config, store, workers=workers)
+    except InputError as error:
+        if not store.exists(record_key(config.survey.name)):
+            raise
+        kept.append(f"catalog: {error}; the last one is kept")
     return kept, tiles.problems, tiles.complete
 
 

@@ -110,9 +110,37 @@ def test_bad_rows_and_a_truncated_tile_are_named_and_cost_nothing_else(survey_co
     assert flags["photometry"]["missing_band"] > 0
 
 
+def test_a_night_its_difference_and_the_way_back(survey_copy):
+    job = Path(__file__).parent.parent / "jobs" / "nightly.py"
+    first = subprocess.run([sys.executable, job, survey_copy], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "tiles new: t00, t01, t02, t03" in first.stdout
+    wider = ("--set", "products.photometry.aperture=1.5")
+    refused = surveyproc("nightly", survey_copy, "--json", *wider, "--set", "nightly.max_drift=0.0")
+    assert refused.returncode == 3
+    assert "error: release" in refused.stderr
+    summary = json.loads(refused.stdout)
+    assert (summary["did"], summary["exit_code"]) == ("refused", 3)
+    assert summary["gates"][0].keys() == {"gate", "where", "found", "allowed"}
+    done = surveyproc("nightly", survey_copy, *wider, "--set", "nightly.max_drift=1.0")
+    assert done.returncode == 0, done.stderr
+    assert "240 changed by more than" in done.stdout
+    one, other = summary["before"], json.loads(Path(done.stdout.split()[-1]).read_text())["release"]
+    compared = surveyproc("releases", survey_copy, "--diff", other, one, "--tolerance", "1e9")
+    assert f"{other} to {one}: 0 rows added, 0 removed, " in compared.stdout
+    back = surveyproc("releases", survey_copy, "--rollback", one)
+    assert f"release {one} is published again" in back.stdout
+    again = surveyproc("nightly", survey_copy, *wider)
+    assert again.returncode == 3
+    assert "was withdrawn" in again.stderr
+
+
 def test_job_entry_points_are_the_verbs(published_survey):
     jobs = Path(__file__).parent.parent / "jobs"
-    for job, found in (("ingest", "0 written, 4 unchanged"), ("run", "nothing to do")):
+    for job, found in (
+        ("ingest", "0 written, 4 unchanged"),
+        ("run", "nothing to do"),
+    ):
         done = subprocess.run(
             [sys.executable, jobs / f"{job}.py", published_survey], capture_output=True, text=True
         )

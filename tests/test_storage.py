@@ -1,5 +1,6 @@
 """The store: atomic puts, create-if-absent, and keys that cannot leave the root."""
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -104,3 +105,37 @@ def test_old_staging_is_cleared_files_and_folders_alike(tmp_path):
 
 def test_local_file_urls_are_paths(tmp_path: Path):
     assert Store(f"file://{tmp_path}").root == str(tmp_path)
+
+
+def test_a_copy_is_a_link_and_replaces_in_one_step(tmp_path):
+    store = Store(str(tmp_path))
+    store.put("a/leaf", b"one")
+    store.put("b/leaf", b"other")
+    for _ in range(2):  # the second time both names are the same file already
+        store.copy("a/leaf", "b/leaf")
+        assert os.path.samefile(tmp_path / "a/leaf", tmp_path / "b/leaf")
+        assert store.names(".staging") == []
+    store.put("a/leaf", b"two")  # a put makes a new file: the copy keeps what it was
+    assert store.read("b/leaf") == b"one"
+    with pytest.raises(StoreError, match=r"cannot write .*c/leaf"):
+        store.copy("absent", "c/leaf")
+    assert store.names(".staging") == []
+
+
+def test_a_copy_where_the_disk_knows_no_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = Store(str(tmp_path))
+    store.put("a", b"one")
+    store.copy("a", "deep/b")
+    assert store.read("deep/b") == b"one"
+    assert not os.path.samefile(tmp_path / "a", tmp_path / "deep/b")
+
+
+def test_a_copy_on_an_object_store():
+    store = Store("memory://copies")
+    store.put("a", b"one")
+    store.copy("a", "deep/b")
+    assert store.read("deep/b") == b"one"

@@ -34,7 +34,9 @@ def buckets(values: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.in
     """
     wide = values.astype(np.float64)
     size = np.clip(np.abs(wide), SMALLEST / 2, LARGEST)
-    number = np.floor(PER_OCTAVE * np.log2(size / SMALLEST)).astype(np.int64) + 1
+    # Not the logarithm of their ratio, which overflows.
+    octaves = np.log2(size) - np.log2(SMALLEST)
+    number = np.floor(PER_OCTAVE * octaves).astype(np.int64) + 1
     return np.where(size < SMALLEST, 0, np.sign(wide).astype(np.int64) * number)
 
 

@@ -1,0 +1,125 @@
+"""Units that fail or kill their worker: tried again a few times, then given up, never for ever."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from unit_troubles import TroubledWorker, make_trouble
+
+from surveyproc import schemas, verbs
+from surveyproc.catalogs.hats import leaf_key
+from surveyproc.config import load
+from surveyproc.errors import GateError, UnitsFailedError
+from surveyproc.run import attempts, commit, pipeline
+from surveyproc.run.plan import make_plan
+from surveyproc.storage import Store
+
+SICK = 2
+"""Which unit of the plan is in trouble."""
+
+
+def leaves(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("dataset/**/Npix*.parquet"))
+    }
+
+
+def published(survey: Path) -> Path:
+    return Path(verbs.releases(load(survey))["current"]["url"])
+
+
+def trouble(survey: Path, monkeypatch, how: str, times: int = 99):
+    config = load(survey)
+    store = Store(config.root)
+    plan = make_plan(config, store)
+    make_trouble(store, plan.units[SICK].name, how, times)
+    monkeypatch.setattr(pipeline, "UnitWorker", TroubledWorker)
+    return store, plan
+
+
+@pytest.mark.parametrize("how", ["dies", "memory"])
+def test_a_unit_that_fails_once_is_tried_again(survey_copy, published_survey, monkeypatch, how):
+    store, plan = trouble(survey_copy, monkeypatch, how, times=1)
+    verbs.run(load(survey_copy))
+    assert leaves(published(survey_copy)) == leaves(published(published_survey))
+    assert store.names(f"{plan.run_key}/attempts") == []
+
+
+def test_a_unit_that_kills_every_worker_is_quarantined_and_retried_by_the_next_run(
+    survey_copy, published_survey, monkeypatch
+):
+    store, plan = trouble(survey_copy, monkeypatch, "dies")
+    sick = plan.units[SICK]
+    with pytest.raises(GateError, match=f"quarantined +{sick.name}") as caught:
+        verbs.run(load(survey_copy))
+    assert caught.value.exit_code == 3
+    assert "its process died" in str(caught.value)
+    assert commit.pending(store, plan) == []
+    record = commit.read(store, plan.run_key, sick.name)
+    assert record.quarantined.startswith("3 attempts failed")
+    assert record.leaf.rows == sick.rows
+    assert record.flags["photoz"] == {"any": sick.rows, "quarantined": sick.rows}
+    table = pq.read_table(store.path(f"{plan.release_key}/{leaf_key(sick.order, sick.pixel)}"))
+    assert table["flux_r"].null_count == table["gaznet_c9_z_quantiles"].null_count == sick.rows
+    assert table["ra"].null_count == 0
+    assert set(table["photometry_flag"].to_pylist()) == {schemas.flag("quarantined")}
+    # The trouble is over: only that unit is computed, and nothing shows that it ever was.
+    monkeypatch.undo()
+    done = verbs.run(load(survey_copy))
+    assert (done["units_computed"], done["units_resumed"]) == (1, len(plan.units) - 1)
+    assert leaves(published(survey_copy)) == leaves(published(published_survey))
+
+
+def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
+    survey_copy, published_survey, monkeypatch
+):
+    store, plan = trouble(survey_copy, monkeypatch, "raises")
+    allowed = load(survey_copy, ["gates.max_quarantined_share=0.5"])
+    done = verbs.run(allowed)
+    assert done["quarantined"] == [plan.units[SICK].name]
+    assert done["flags"]["photometry"]["quarantined"] == plan.units[SICK].rows
+    assert (
+        "ZeroDivisionError" in commit.read(store, plan.run_key, done["quarantined"][0]).quarantined
+    )
+    assert verbs.validate(allowed)["problems"] == []
+    first = published(survey_copy)
+    before = leaves(first)
+    # It fails again: the release stays, and nothing is left of the attempt.
+    again = verbs.run(allowed)
+    assert (again["did"], again["release"]) == ("nothing", done["release"])
+    assert [one["release"] for one in verbs.releases(allowed)["releases"]] == [done["release"]]
+    monkeypatch.undo()
+    filled = verbs.run(load(survey_copy))
+    assert filled["release"] == f"{done['release']}.1"
+    assert (filled["units_computed"], filled["units_adopted"]) == (1, len(plan.units) - 1)
+    assert leaves(published(survey_copy)) == leaves(published(published_survey))
+    assert leaves(first) == before
+    assert verbs.run(load(survey_copy))["did"] == "nothing"
+    assert verbs.validate(load(survey_copy))["problems"] == []
+
+
+def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):
+    cube = next(survey_copy.parent.glob("store/images/t00/*"))
+    hidden = cube.rename(cube.parent / "hidden")
+    config = load(survey_copy, ["run.attempts=2"])
+    for _ in range(2):
+        with pytest.raises(UnitsFailedError, match="the same command resumes"):
+            verbs.run(config)
+    with pytest.raises(GateError, match=r"2 attempts failed, the last: .*t00"):
+        verbs.run(config)
+    hidden.rename(cube)
+    assert verbs.run(config)["quarantined"] == []
+
+
+def test_attempts_are_counted_in_order_until_one_succeeds(tmp_path):
+    store = Store(str(tmp_path))
+    assert attempts.begin(store, "runs/r", "unit", "b")
+    assert not attempts.begin(store, "runs/r", "unit", "b")  # whoever began it died
+    assert attempts.begin(store, "runs/r", "unit", "a")
+    attempts.fail(store, "runs/r", "unit", "a", "why")
+    assert attempts.errors(store, "runs/r", "unit") == {"b": attempts.DIED, "a": "why"}
+    assert attempts.failures(store, "runs/r", ["unit", "other"]) == {"unit": [attempts.DIED, "why"]}
+    attempts.forget(store, "runs/r", "unit")
+    assert attempts.failures(store, "runs/r", ["unit"]) == {}

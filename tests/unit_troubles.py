@@ -1,0 +1,30 @@
+"""Workers that fail on one unit, as a file in the survey's store tells them to.
+
+In a module of its own: Ray's worker processes import it by name.
+"""
+
+import os
+import signal
+
+from surveyproc.run import attempts
+from surveyproc.run.pipeline import UnitWorker
+from surveyproc.storage import Store
+
+KEY = "trouble.json"
+
+
+def make_trouble(store: Store, unit: str, how: str, attempts: int) -> None:
+    """The unit's first attempts end this way: `dies`, `raises` or `memory`."""
+    store.put_json(KEY, {"unit": unit, "how": how, "attempts": attempts})
+
+
+class TroubledWorker(UnitWorker):
+    def process(self, planned, quarantine):
+        trouble = self.store.read_json(KEY)
+        # The attempt under way is counted already.
+        begun = len(attempts.errors(self.store, self.plan.run_key, planned.name))
+        if planned.name == trouble["unit"] and not quarantine and begun <= trouble["attempts"]:
+            if trouble["how"] == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise MemoryError if trouble["how"] == "memory" else ZeroDivisionError("one by zero")
+        return super().process(planned, quarantine)
