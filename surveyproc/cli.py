@@ -105,6 +105,7 @@ def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -
     done = verbs.plan(_load(survey, overrides))
     lines = [
         f"run {done['run']}: {done['units']} units, {_rows(done)}; "
+        f"{done['adoptable_units']} units to copy from other releases; "
         f"{done['pending_units']} units, {done['pending_rows']} objects to compute"
         + ("; published" if done["published"] else "")
     ]
@@ -128,7 +129,7 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
             f"releases), {done['rows_per_second']:.0f} objects/s a worker",
             *_flag_lines(done["flags"]),
         ]
-    _show(done, as_json, [*lines, done["url"]])
+    _show(done, as_json, [*lines, *_gap_lines(done), done["url"]])
 
 
 @app.command()
@@ -331,11 +332,17 @@ def _night_lines(done: dict[str, Any]) -> list[str]:
     lines += [f"  problem: {one}" for one in done.get("problems", ())]
     if "units" in done:
         lines.append("  units: " + ", ".join(f"{n} {what}" for what, n in done["units"].items()))
+    lines += _gap_lines(done)
     if "diff" in done:
         lines += [f"  {line}" for line in _diff_lines(done["diff"])]
     if done.get("removed"):
         lines.append(f"  old releases removed: {', '.join(done['removed'])}")
     return [*lines, f"  {done['seconds']:.1f} s; {done['summary']}"]
+
+
+def _gap_lines(done: dict[str, Any]) -> list[str]:
+    gaps = done.get("quarantined")
+    return [f"  quarantined, to be tried again by the next run: {_some(gaps)}"] if gaps else []
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -37,7 +37,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
         `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
         before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `units`
-        (in all, affected, adopted, computed, resumed, quarantined), `gates` (reasons),
+        (in all, affected, adopted, computed, resumed, quarantined), `quarantined` (names of the
+        units that the published release lacks), `gates` (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases).
         An error is in it, not raised, because the scheduler wants both.
     """
@@ -73,9 +74,7 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     return summary
 
 
-def _night(
-    config: SurveyConfig, store: Store, summary: dict[str, Any], session: ExitStack
-) -> None:
+def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], session: ExitStack) -> None:
     record = _refresh(config, store, summary, session)
     plan = make_plan(config, store)
     last = summary["before"]
@@ -93,7 +92,7 @@ def _night(
         return _against_last(config, store, plan, commits, summary)
 
     done = verbs.run(config, gates)
-    summary["did"] = done["did"]
+    summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
     if done["did"] == "published":
         if last and last != done["release"]:
             summary["diff"] = diff.diff(

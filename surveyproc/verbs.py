@@ -18,6 +18,7 @@ from surveyproc.diff import diff as compare_releases
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
 from surveyproc.run import commit
+from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan, make_plan
 from surveyproc.storage import Store
 
@@ -79,15 +80,17 @@ def _train_one(config: SurveyConfig, section: ProductSection, workers: int) -> d
 
 
 def plan(config: SurveyConfig) -> dict[str, Any]:
-    """What `run` would do: units in all and units still to compute. Reads no data."""
+    """What `run` would do: units in all, to copy from other releases, to compute. Reads no data."""
     store = Store(config.root)
     planned = make_plan(config, store)
-    stale = commit.pending(store, planned)
+    copied = adoptable(store, planned)
+    stale = [unit for unit in commit.pending(store, planned) if unit.name not in copied]
     return {
         "run": planned.run,
         "rows": planned.rows,
         "rejected": planned.catalog.rejected,
         "units": len(planned.units),
+        "adoptable_units": len(copied),
         "pending_units": len(stale),
         "pending_rows": sum(unit.rows for unit in stale),
         "published": release.is_published(store, planned),

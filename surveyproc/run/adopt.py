@@ -35,6 +35,17 @@ def adopt(store: Store, plan: Plan) -> int:
     return pending - len(todo)
 
 
+def adoptable(store: Store, plan: Plan) -> set[str]:
+    """Names of the pending units that another release has a record of. Listings only."""
+    todo = {unit.name for unit in commit.pending(store, plan)}
+    return {
+        unit
+        for run in (_donors(store, plan) if todo else ())
+        for unit in commit.recorded(store, run_key(run))
+        if unit in todo
+    }
+
+
 def _donors(store: Store, plan: Plan) -> list[str]:
     """Runs of this survey that have leaves, the published one first."""
     current = store.read_json(pointer_key(plan.survey)) or {}

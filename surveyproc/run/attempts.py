@@ -12,10 +12,7 @@ from surveyproc.run import commit
 from surveyproc.run.plan import Plan
 from surveyproc.storage import Store
 
-DIED = (
-    "its process died (killed for memory, or a crash outside Python); it was tried again with the "
-    "machine to itself"
-)
+DIED = "its process died (killed for memory, or a crash outside Python)"
 """What an attempt is said to have failed of that left no error."""
 
 

@@ -187,26 +187,27 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
     started = time.monotonic()
     commit.forget_damaged(store, plan)
     attempts.release_quarantined(store, plan)
-    resumed = len(plan.units) - len(commit.pending(store, plan))
+    pending = commit.pending(store, plan)
+    if pending:
+        write_plan(store, plan)
     adopted = adopt(store, plan)
     todo = commit.pending(store, plan)
     work = Work(config, store, plan)
     if todo:
-        write_plan(store, plan)
         with (
             cluster.session(config.run.address, config.run.workers) as workers,
             Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter,
         ):
             work.finish([one.name for one in todo], workers, meter)
     done = Computed(
-        resumed=resumed,
+        resumed=len(plan.units) - len(pending),
         adopted=adopted,
         units=len(todo) - len(work.quarantined) - len(work.failed),
         quarantined=len(work.quarantined),
         rows=work.rows,
         seconds=time.monotonic() - started,
     )
-    if todo or adopted:
+    if pending:
         write_log(store, plan, done, work)
     if work.failed:
         raise UnitsFailedError(

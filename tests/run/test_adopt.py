@@ -12,7 +12,7 @@ from surveyproc import verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
 from surveyproc.run import commit
-from surveyproc.run.adopt import adopt
+from surveyproc.run.adopt import adopt, adoptable
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
 
@@ -34,7 +34,9 @@ def renamed(plan, run="rnew"):
 def test_every_leaf_and_record_is_that_of_the_release(release):
     store, first, _ = release
     second = renamed(first)
+    assert adoptable(store, second) == {unit.name for unit in first.units}
     assert adopt(store, second) == len(first.units)
+    assert adoptable(store, second) == set()
     assert commit.pending(store, second) == []
     for unit in first.units:
         key = leaf_key(unit.order, unit.pixel)
