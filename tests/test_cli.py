@@ -122,7 +122,9 @@ def test_a_night_its_difference_and_the_way_back(survey_copy):
     summary = json.loads(refused.stdout)
     assert (summary["did"], summary["exit_code"]) == ("refused", 3)
     assert summary["gates"][0].keys() == {"gate", "where", "found", "allowed"}
-    done = surveyproc("nightly", survey_copy, *wider, "--set", "nightly.max_drift=1.0")
+    limits = ("max_drift=1.0", "max_share_growth=1.0", "max_metric_growth=9.0")
+    loose = [part for limit in limits for part in ("--set", f"nightly.{limit}")]
+    done = surveyproc("nightly", survey_copy, *wider, *loose)
     assert done.returncode == 0, done.stderr
     assert "240 changed by more than" in done.stdout
     one, other = summary["before"], json.loads(Path(done.stdout.split()[-1]).read_text())["release"]
