@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
 ]
+Verb = Literal["run", "ingest", "train", "nightly"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
@@ -244,6 +245,58 @@ def releases(
         for one in found["releases"]
     ]
     _show(found, as_json, lines)
+
+
+@app.command()
+def submit(
+    survey: Survey,
+    verb: Annotated[Verb, typer.Option(help="What the job does.")] = "run",
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="The Ray cluster's dashboard.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+    stop: Annotated[
+        str | None, typer.Option(metavar="JOB_ID", help="Stop this job and submit nothing.")
+    ] = None,
+    install: Annotated[
+        bool, typer.Option("--install", help="Install our dependencies on the nodes first.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a verb as a job on a Ray cluster and follow its log; Ctrl-C leaves the job running."""
+    from surveyproc.submit import Cluster
+
+    config = _load(survey, overrides)
+    cluster = Cluster(address)
+    if stop is not None:
+        done = cluster.stop(stop)
+        _show(done, as_json, [f"job {stop}: {done['status']}"])
+        return
+    job = cluster.submit(config, survey, verb, overrides or (), install)
+    log = sys.stderr if as_json else sys.stdout
+    how = f"job {job} at {cluster.address}"
+    leave = f"stop it: surveyproc submit {survey} --address {cluster.address} --stop {job}"
+    if detach:
+        _show({"job": job, "address": cluster.address}, as_json, [how, leave])
+        return
+    print(how, file=log, flush=True)
+    try:
+        done = cluster.follow(job, lambda text: print(text, end="", file=log, flush=True))
+    except KeyboardInterrupt:
+        print(f"\n{how} goes on; {leave}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _show(done, as_json, [f"job {job}: {done['status']}", *_why(done)])
+    if done["status"] != "SUCCEEDED":
+        raise typer.Exit(done["exit_code"] or 1)
+
+
+def _why(done: dict[str, Any]) -> list[str]:
+    """What a job that was cut off says of itself; one that failed by itself said it in its log."""
+    code = done["exit_code"]
+    if done["status"] != "FAILED" or (code is not None and code <= 128):
+        return []
+    return [done["message"], "what was finished is kept: submit it again"]
 
 
 @app.command()
