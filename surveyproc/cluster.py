@@ -36,7 +36,8 @@ def session(address: str = "local", workers: int | None = None) -> Iterator[int]
         "local" starts a cluster of this machine's CPUs that ends with the block, except where
         `RAY_ADDRESS` names one, as inside a Ray job; anything else is handed to `ray.init`.
     workers : int, optional
-        Worker processes wanted; by default, and at most, one a CPU of the cluster.
+        Worker processes wanted; by default one a CPU of the cluster as it is now. A cluster of
+        this machine gives no more than that; another one may grow, so it is asked for them all.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def session(address: str = "local", workers: int | None = None) -> Iterator[int]
         ) from error
     quiet_ray_data()
     try:
-        yield _workers(workers)
+        yield _workers(workers) if local or workers is None else workers
     finally:
         ray.shutdown()
 

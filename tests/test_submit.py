@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,67 +10,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray_head import RAY, START_S, TOKEN, environment, free_port, head
 
 from surveyproc import submit
 from surveyproc.config import load
 from surveyproc.errors import ConfigError, InputError
 
 REPOSITORY = Path(__file__).parent.parent
-RAY = Path(sys.executable).parent / "ray"
-TOKEN = "a-token-of-the-tests"
-START_S = 120.0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def environment(token=TOKEN, **more):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    paths = [str(Path(sys.executable).parent), kept["PATH"]]
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": os.pathsep.join(paths)}
-    return {**kept, **own, **more}
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """URL of the dashboard of a Ray head that knows `TOKEN`."""
-    # Ray's sockets lie in this folder, and their paths may have 107 characters.
-    folder = tmp_path_factory.mktemp("r", numbered=True)
-    url = f"http://127.0.0.1:{free_port()}"
-    command = [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={url.rpartition(':')[2]}"]
-    command += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={free_port()}"]
-    command += [f"--temp-dir={folder}", "--object-store-memory=100000000", "--disable-usage-stats"]
+    port = free_port()
+    options = [f"--port={free_port()}", f"--ray-client-server-port={free_port()}", "--num-cpus=2"]
+    options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    options += ["--dashboard-agent-listen-port=0"]
     # Jobs must get their code from what is submitted.
-    env = environment(PYTHONPATH="")
-    with open(folder / "head.log", "wb") as log:
-        head = subprocess.Popen(
-            command, env=env, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + START_S
-        while not answers(url):
-            assert head.poll() is None, (folder / "head.log").read_text()
-            assert time.monotonic() < deadline, (folder / "head.log").read_text()
-            time.sleep(0.3)
-        yield url
-    finally:
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
-        for process in psutil.process_iter(["cmdline"]):
-            if str(folder) in " ".join(process.info["cmdline"] or ()):
-                process.kill()
-
-
-def answers(url):
-    try:
-        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 1.0).close()
-    except OSError:
-        return False
-    return True
+    with head(tmp_path_factory.mktemp("r"), port, *options, PYTHONPATH=""):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
