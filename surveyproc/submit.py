@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 # Ray samples these when it is imported. A cluster without tokens ignores the one it is sent.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
+import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -35,8 +36,6 @@ from surveyproc.errors import ClusterError, ConfigError, InputError
 # They tell of uploads and closed sockets.
 for _module in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private"):
     logging.getLogger(f"ray.{_module}").setLevel(logging.WARNING)
-
-Verb = Literal["run", "ingest", "train", "nightly"]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 MAX_BYTES = 20 * 1024**2
@@ -78,7 +77,7 @@ class Cluster:
         self,
         config: SurveyConfig,
         survey: Path,
-        verb: Verb,
+        verb: str,
         overrides: Sequence[str] = (),
         install: bool = False,
     ) -> str:
@@ -114,12 +113,13 @@ class Cluster:
         }
         if install:
             environment["pip"] = _dependencies()
-        with tempfile.TemporaryDirectory() as folder, self._talking():
+        with tempfile.TemporaryDirectory() as folder:
             pack(survey, Path(folder))
-            return self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "surveyproc", verb, survey.name, *sets]),
-                runtime_env={**environment, "working_dir": folder},
-            )
+            with self._talking():
+                return self._client.submit_job(
+                    entrypoint=shlex.join(["python", "-m", "surveyproc", verb, survey.name, *sets]),
+                    runtime_env={**environment, "working_dir": folder},
+                )
 
     def follow(self, job: str, show: Callable[[str], None]) -> dict[str, Any]:
         """Hand the job's log to `show` as it grows; when the job has ended, say how.
@@ -186,10 +186,15 @@ class Cluster:
                 "RAY_AUTH_TOKEN_PATH to a file that holds it, to the token the cluster was started "
                 "with (without either, ~/.ray/auth_token is read)"
             ) from error
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            if job and "404" in str(error):
+        except (OSError, RuntimeError, ValueError, KeyError, aiohttp.ClientError) as error:
+            if job and "status code 404" in str(error):
                 raise ClusterError(f"{self.address}: there is no job {job}") from error
-            state = f"; job {job} may go on there" if job else ""
+            state = (
+                f"; job {job} may go on there (ray job status {job}); if the cluster is gone, what "
+                "was finished is kept: submit it again"
+                if job
+                else ""
+            )
             said = str(error).strip().splitlines() or [type(error).__name__]
             raise ClusterError(
                 f"{self.address}: the cluster's jobs API failed: {said[0]}{state}"
