@@ -10,6 +10,7 @@ import copy
 import difflib
 import glob
 import os
+import re
 import tomllib
 import types
 import typing
@@ -17,9 +18,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import fsspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from surveyproc.errors import ConfigError
+from surveyproc.errors import ConfigError, StoreError
+from surveyproc.urls import public_url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
@@ -258,9 +261,11 @@ class SurveyConfig(Section):
         for pattern in self.images.tiles:
             # The folder of survey.toml is no pattern, whatever characters its name has.
             anchored = str(Path(glob.escape(str(Path(self.base).absolute()))) / pattern)
-            matches = [pattern] if "://" in pattern else glob.glob(anchored, recursive=True)
+            remote = "://" in pattern
+            matches = _url_glob(pattern) if remote else glob.glob(anchored, recursive=True)
             if not matches:
-                raise ConfigError(f"images.tiles: {pattern!r} matches no file in {self.base}")
+                where = "" if remote else f" in {self.base}"
+                raise ConfigError(f"images.tiles: {public_url(pattern)!r} matches no file{where}")
             found.update(matches)
         return sorted(found)
 
@@ -277,6 +282,17 @@ class SurveyConfig(Section):
                 return product
         known = ", ".join(product.name for product in self.products) or "none"
         raise ConfigError(f"products: no product is called {name!r} (there are: {known})")
+
+
+def _url_glob(pattern: str) -> list[str]:
+    """URLs that match; a web address is taken as it is, since its query begins with `?`."""
+    if pattern.startswith(("http://", "https://")) or not re.search(r"[*?[]", pattern):
+        return [pattern]
+    fs, path = fsspec.core.url_to_fs(pattern)
+    try:
+        return [str(fs.unstrip_protocol(found)) for found in fs.glob(path)]
+    except OSError as error:
+        raise StoreError(f"images.tiles: cannot list {public_url(pattern)}: {error}") from error
 
 
 def load(

@@ -28,6 +28,10 @@ class StoreError(SurveyError):
     """Something under the survey's root could not be read or written (disk full, corrupt chunk)."""
 
 
+class UnreachableError(StoreError):
+    """A store or server did not answer for as long as `surveyproc.remote` waits."""
+
+
 class ClusterError(SurveyError):
     """Ray failed under us; nothing that was finished is lost."""
 

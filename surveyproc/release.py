@@ -279,9 +279,11 @@ def is_valid(url: str) -> bool:
     """Whether `url` is a HATS catalog in every detail that the hats library checks."""
     # Importing hats takes over a second, which a run with nothing to do need not pay.
     from hats.io.validation import is_valid_catalog
+    from upath import UPath
 
     try:
-        return bool(is_valid_catalog(url, strict=True))
+        # Told a plain `s3://` URL, hats takes the bucket for a public one.
+        return bool(is_valid_catalog(UPath(url), strict=True))
     except (OSError, ValueError, pa.ArrowException):
         return False  # damaged metadata
 

@@ -1,12 +1,14 @@
-"""A URL (local path, s3://, ...) as a store: atomic puts, small JSON records."""
+"""A URL (local path, s3://, ...) as a store: atomic and conditional puts, small JSON records."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,11 +21,14 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from surveyproc.errors import StoreError
+from surveyproc.errors import StoreError, SurveyError
+from surveyproc.urls import public_url
 
 STAGING = ".staging"
 # What the system says where a disk knows no hard links, or not between these two folders.
 NO_LINK = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP)
+# Read ahead by streams of remote objects: what is wanted is mostly a footer and a few columns.
+AHEAD_BYTES = 1 << 20
 
 
 def digest(data: bytes) -> str:
@@ -89,14 +94,16 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Whether an object or folder `key` exists."""
-        return bool(self.fs.exists(self.path(key)))
+        with self._named("read", key):
+            return bool(self.fs.exists(self.path(key)))
 
     def size(self, key: str) -> int | None:
         """Bytes of `key`; None if there is none."""
-        try:
-            return int(self.fs.size(self.path(key)))
-        except FileNotFoundError:
-            return None
+        with self._named("read", key):
+            try:
+                return int(self.fs.size(self.path(key)))
+            except FileNotFoundError:
+                return None
 
     def read(self, key: str) -> bytes:
         """All bytes of `key`.
@@ -106,11 +113,41 @@ class Store:
         StoreError
             If it is missing or cannot be read.
         """
-        try:
+        with self._named("read", key):
             data: bytes = self.fs.cat_file(self.path(key))
-        except OSError as error:
-            raise StoreError(f"cannot read {self.url_of(key)}: {error}") from error
         return data
+
+    def read_range(self, key: str, offset: int, length: int) -> bytes:
+        """`length` bytes of `key` from `offset` on; fewer where it ends.
+
+        Raises
+        ------
+        StoreError
+            If it is missing or cannot be read.
+        """
+        with self._named("read", key):
+            data: bytes = self.fs.cat_file(self.path(key), start=offset, end=offset + length)
+        return data
+
+    @contextmanager
+    def reading(self, key: str, ahead: int = AHEAD_BYTES) -> Iterator[IO[bytes]]:
+        """A binary stream over `key` that can be sought in.
+
+        Parameters
+        ----------
+        ahead : int
+            Bytes fetched at once, at least, where the object is remote.
+
+        Raises
+        ------
+        StoreError
+            If it is missing or cannot be read, when it is opened or within the block.
+        """
+        with (
+            self._named("read", key),
+            self.fs.open(self.path(key), "rb", block_size=ahead) as stream,
+        ):
+            yield stream
 
     def read_table(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The named columns (all by default) of the Parquet file `key`.
@@ -121,9 +158,9 @@ class Store:
             If it is missing or damaged.
         """
         try:
-            with self.fs.open(self.path(key), "rb") as stream:
+            with self.reading(key) as stream:
                 return parse_table(stream, columns)
-        except (OSError, pa.ArrowException) as error:
+        except pa.ArrowException as error:
             raise StoreError(f"cannot read {self.url_of(key)}: {error}") from error
 
     def read_json(self, key: str) -> Any:
@@ -134,12 +171,11 @@ class Store:
         StoreError
             If it exists and is not JSON.
         """
-        try:
-            text = self.fs.cat_file(self.path(key))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"cannot read {self.url_of(key)}: {error}") from error
+        with self._named("read", key):
+            try:
+                text = self.fs.cat_file(self.path(key))
+            except FileNotFoundError:
+                return None
         try:
             return json.loads(text)
         except ValueError as error:
@@ -147,16 +183,114 @@ class Store:
 
     def put(self, key: str, data: bytes) -> None:
         """Write `data` as `key`, replacing it in one step."""
-        with self.writing(key) as stream:
-            stream.write(data)
+        if self.is_local:
+            with self.writing(key) as stream:
+                stream.write(data)
+            return
+        with self._named("write", key):
+            self.fs.pipe_file(self.path(key), data)
 
     def put_json(self, key: str, value: Any) -> None:
         """Write `value` as an indented JSON document, keys sorted, in one step."""
-        self.put(key, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+        self.put(key, as_json(value))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write `data` as `key` if there is no such object; whether `key` now holds `data`.
+
+        Of many that create one key at once, those whose `data` got there are told so, also if they
+        are asked twice: who must know that it was the only one puts its own name in.
+
+        Notes
+        -----
+        An object store that has no conditional put (answers 501, or NotImplementedError of its
+        client) is asked first whether the object is there: two that ask at the same moment then
+        both write, and the last one stays.
+        """
+        with self._named("write", key):
+            if self.is_local:
+                made = self._link(key, data)
+            else:
+                made = self._put_if(key, data, mode="create")
+            return made or self.fs.cat_file(self.path(key)) == data
+
+    def swap(self, key: str, before: bytes | None, after: bytes) -> bool:
+        """Replace `key` if it still holds `before` (None: if it is absent); whether it did.
+
+        Notes
+        -----
+        On S3 by a conditional put (`If-Match`), on a local disk under a lock, elsewhere by reading
+        before writing: another writer between the two is overwritten.
+        """
+        if before is None:
+            return self.create(key, after)
+        path = self.path(key)
+        with self._named("write", key):
+            if self.is_local:
+                with self._locked():
+                    if Path(path).read_bytes() != before:
+                        return False
+                    self.put(key, after)
+                    return True
+            # The tag first: what is read after it is at least as new.
+            tag = self.fs.info(path).get("ETag")
+            if self.fs.cat_file(path) != before:
+                return False
+            conditions = {"IfMatch": tag} if tag and self.url.startswith("s3") else {}
+            return self._put_if(key, after, **conditions) or self.fs.cat_file(path) == after
+
+    def _link(self, key: str, data: bytes) -> bool:
+        target, staged = Path(self.path(key)), Path(self.root) / STAGING / uuid.uuid4().hex
+        self.put(f"{STAGING}/{staged.name}", data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(staged, target)
+        except FileExistsError:
+            return False
+        finally:
+            staged.unlink()
+        return True
+
+    def _put_if(self, key: str, data: bytes, **conditions: str) -> bool:
+        """A conditional put to an object store; False if the condition does not hold."""
+        path = self.path(key)
+        try:
+            self.fs.pipe_file(path, data, **conditions)
+        except FileExistsError:
+            return False
+        except (OSError, NotImplementedError) as error:
+            answer = getattr(error.__cause__, "response", None) or {}
+            code = answer.get("Error", {}).get("Code")
+            if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                return False
+            lacking = isinstance(error, NotImplementedError) or error.errno == errno.ENOSYS
+            if not lacking or ("mode" in conditions and self.fs.exists(path)):
+                if lacking:
+                    return False
+                raise
+            self.fs.pipe_file(path, data)
+        return True
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[IO[bytes]]:
+    def _locked(self) -> Iterator[None]:
+        """The block alone among all processes of this root on a local disk."""
+        lock = Path(self.root) / f"{STAGING}.lock"
+        with open(lock, "wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def writing(self, key: str, *, lasting: bool = True) -> Iterator[IO[bytes]]:
         """A binary stream whose content becomes `key` when the block ends without an error.
+
+        Parameters
+        ----------
+        lasting : bool
+            Whether it must survive a power cut; a temporary file need not.
+
+        Notes
+        -----
+        What goes to an object store waits in a temporary file until the block ends: no upload is
+        begun that would have to be taken back.
 
         Raises
         ------
@@ -165,8 +299,11 @@ class Store:
         """
         target = self.path(key)
         if not self.is_local:
-            with self.fs.open(target, "wb") as stream:
-                yield stream
+            with tempfile.NamedTemporaryFile(prefix="surveyproc-") as held:
+                yield held
+                held.flush()
+                with self._named("write", key):
+                    self.fs.put_file(held.name, target)
             return
         staged = Path(self.root) / STAGING / uuid.uuid4().hex
         try:
@@ -174,7 +311,8 @@ class Store:
             with open(staged, "wb") as stream:
                 yield stream
                 stream.flush()
-                os.fsync(stream.fileno())
+                if lasting:
+                    os.fsync(stream.fileno())
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, target)
         except OSError as error:
@@ -218,10 +356,11 @@ class Store:
 
     def names(self, prefix: str) -> list[str]:
         """Sorted names (last path parts) directly under the folder `prefix`; [] if it is absent."""
-        try:
-            found = self.fs.ls(self.path(prefix), detail=False)
-        except FileNotFoundError:
-            return []
+        with self._named("list", prefix):
+            try:
+                found = self.fs.ls(self.path(prefix), detail=False)
+            except FileNotFoundError:
+                return []
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def sizes(self, prefix: str) -> dict[str, int]:
@@ -233,16 +372,31 @@ class Store:
             If the folder cannot be listed. An absent one is empty.
         """
         folder = self.path(prefix)
-        try:
+        with self._named("list", prefix):
             found = self.fs.find(folder, detail=True)
-        except OSError as error:
-            raise StoreError(f"cannot list {self.url_of(prefix)}: {error}") from error
         return {name.partition(f"{folder}/")[2]: int(info["size"]) for name, info in found.items()}
 
     def remove(self, key: str) -> None:
         """Remove the object or folder `key` with all it holds; nothing happens if it is absent."""
-        if self.exists(key):
+        with self._named("remove", key), suppress(FileNotFoundError):
             self.fs.rm(self.path(key), recursive=True)
+
+    @contextmanager
+    def _named(self, action: str, key: str) -> Iterator[None]:
+        """Errors of the store within the block become StoreErrors that name `key`."""
+        where = public_url(self.url_of(key))
+        try:
+            yield
+        except (SurveyError, pa.ArrowException):
+            raise
+        except OSError as error:
+            raise store_error(error, where, action) from error
+        except Exception as error:
+            # Clients of object stores have families of errors of their own.
+            if self.is_local:
+                raise
+            reason = str(error) or type(error).__name__
+            raise StoreError(f"cannot {action} {where}: {reason}") from error
 
     def clear_staging(self, older_than_s: float = 3600.0) -> None:
         """Drop what killed processes left half written and nothing has touched for a while."""
@@ -262,11 +416,16 @@ def parse_table(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.ParquetFile(source, pre_buffer=False).read(columns=columns, use_threads=False)
 
 
-def store_error(error: OSError, where: str) -> StoreError:
+def as_json(value: Any) -> bytes:
+    """`value` as `Store.put_json` writes it."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def store_error(error: OSError, where: str, action: str = "write") -> StoreError:
     """An OSError as a StoreError that says what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             f"no space left while writing {where}: free some, then repeat the command; "
             "what was finished is kept"
         )
-    return StoreError(f"cannot write {where}: {error}")
+    return StoreError(f"cannot {action} {where}: {error}")

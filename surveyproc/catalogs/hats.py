@@ -119,8 +119,8 @@ def pixel_of(key: str) -> tuple[int, int]:
 
 def leaf_keys(store: Store, key: str) -> list[str]:
     """Keys of all leaves that exist under the catalog `key`, relative to it, in nested order."""
-    root = store.path(f"{key}/dataset")
-    found = [match[0] for name in store.fs.find(root) if (match := _LEAF.search(name)) is not None]
+    names = (f"dataset/{name}" for name in store.sizes(f"{key}/dataset"))
+    found = [name for name in names if _LEAF.search(name) is not None]
     return sorted(found, key=lambda name: nested_start(*pixel_of(name)))
 
 
@@ -172,8 +172,7 @@ def write_leaf(store: Store, key: str, table: pa.Table, columns: Sequence[Column
         **_encodings(schema),
     )
     content = sink.getvalue()
-    with store.writing(key) as stream:
-        stream.write(content)
+    store.put(key, content)
     footers[0].set_file_path(leaf_key(order, pixel).removeprefix("dataset/"))
     footer = io.BytesIO()
     footers[0].write_metadata_file(footer)
@@ -353,9 +352,9 @@ def leaf_schema(store: Store, key: str) -> pa.Schema:
         If the leaf is missing or damaged.
     """
     try:
-        with store.fs.open(store.path(key), "rb") as stream:
+        with store.reading(key) as stream:
             return pq.read_schema(stream)
-    except (OSError, pa.ArrowInvalid) as error:
+    except pa.ArrowInvalid as error:
         raise StoreError(f"cannot read {store.url_of(key)}: {error}") from error
 
 

@@ -21,13 +21,14 @@ import surveyproc
 from surveyproc.catalogs import hats, leaves, rows, spill
 from surveyproc.catalogs.hats import Leaf, Partition
 from surveyproc.catalogs.partition import Assigner, SkyCounts, choose
-from surveyproc.catalogs.readers import TableReader, checksum, open_table, public_url, table_kind
+from surveyproc.catalogs.readers import TableReader, checksum, open_table, table_kind
 from surveyproc.catalogs.rejected import RejectedRows
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import InputError, StoreError
 from surveyproc.progress import Meter
 from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
+from surveyproc.urls import file_name
 
 # Raised whenever the same source gives other bytes than before.
 FORMAT = 1
@@ -226,7 +227,7 @@ class _Build:
                 written.append(done)
         record = {
             "settings": settings,
-            "source": public_url(self.reader.url).rstrip("/").rsplit("/", 1)[-1],
+            "source": file_name(self.reader.url),
             "surveyproc": surveyproc.__version__,
             "columns": [asdict(column) for column in self.columns],
             "partitions": len(written),
@@ -309,7 +310,7 @@ class _Build:
         staged = f"{self.folder}/{REJECTED}"
         if record["counts"]["rejected"]:
             with (
-                self.store.fs.open(self.store.path(staged), "rb") as source,
+                self.store.reading(staged) as source,
                 self.store.writing(f"{self.key}/{REJECTED}") as target,
             ):
                 shutil.copyfileobj(source, target, 1 << 20)
@@ -352,15 +353,15 @@ def _intact(store: Store, key: str) -> bool:
     """Whether all that an ingest writes is there, leaves with their sizes. Reads no leaf."""
     try:
         expected = {
-            store.path(f"{key}/{hats.leaf_key(part.order, part.pixel)}"): part.nbytes
+            hats.leaf_key(part.order, part.pixel): part.nbytes
             for part in hats.read_partitions(store, key)
         }
     except StoreError:
         return False
-    found = store.fs.find(store.path(key), detail=True)
-    sizes = {path: int(info["size"]) for path, info in found.items() if "/Npix=" in path}
+    found = store.sizes(key)
+    sizes = {name: size for name, size in found.items() if "/Npix=" in name}
     others = ("hats.properties", "partition_info.csv", "point_map.fits", "dataset/_metadata")
-    return sizes == expected and all(store.path(f"{key}/{name}") in found for name in others)
+    return sizes == expected and all(name in found for name in others)
 
 
 def _drop_strangers(store: Store, key: str, made: list[Leaf]) -> None:

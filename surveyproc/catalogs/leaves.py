@@ -75,8 +75,6 @@ def spill_schema(columns: Sequence[Column]) -> pa.Schema:
 
 def find_repeated(store: Store, folders: Folders, places: dict[int, Int], crew: Crew) -> list[int]:
     """Write the ids that occur more than once, by bucket; return the buckets that have any."""
-    if store.is_local:
-        store.fs.makedirs(store.path(folders.repeated), exist_ok=True)
     items = [{"bucket": number, "places": where.tobytes()} for number, where in places.items()]
     done = _apply(items, _IdCounter, (store, folders), crew)
     return sorted(int(result["bucket"]) for result in done if result["repeated"])
@@ -164,9 +162,8 @@ class _IdCounter:
         ids = read_group(self.store, self.folders.ids, _triples(item["places"]), ID_SCHEMA)
         found = repeated(ids["id"].to_numpy())
         if len(found):
-            path = self.store.path(_repeated_key(self.folders, item["bucket"]))
-            with self.store.fs.open(path, "wb") as stream:
-                stream.write(found.astype("<i8").tobytes())
+            key = _repeated_key(self.folders, item["bucket"])
+            self.store.put(key, found.astype("<i8").tobytes())
         return {"bucket": int(item["bucket"]), "repeated": len(found)}
 
 

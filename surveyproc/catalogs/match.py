@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from lsdb import from_dataframe, open_catalog  # type: ignore[attr-defined]
 from ray.util.dask import ray_dask_get
+from upath import UPath
 
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import Labels
@@ -62,7 +63,8 @@ def match_labels(
     held = hats.leaf_schema(store, f"{catalog_key}/dataset/_common_metadata").names
     own = {*OBJECT_COLUMNS, hats.SPATIAL, "redshift"}
     taken = [name for name in dict.fromkeys(columns) if name in held and name not in own]
-    objects = open_catalog(store.url_of(catalog_key), columns=[*OBJECT_COLUMNS, *taken])
+    objects = open_catalog(UPath(store.url_of(catalog_key)), columns=[*OBJECT_COLUMNS, *taken])
+    # Told a plain `s3://` URL, hats takes the bucket for a public one; hence UPath.
     # The suffix marks what comes from the labels: a catalog may have any column name.
     frame = pd.DataFrame({"ra": labels.ra, "dec": labels.dec, "redshift": labels.redshift})
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -19,13 +18,13 @@ from surveyproc.catalogs.formats.parquet import ParquetReader, parquet_files
 from surveyproc.catalogs.formats.text import CsvReader, EcsvReader
 from surveyproc.catalogs.formats.votable import VOTableReader
 from surveyproc.errors import InputError
+from surveyproc.urls import public_url
 
 __all__ = [
     "TableReader",
     "checksum",
     "nearest_name",
     "open_table",
-    "public_url",
     "read_numbers",
     "table_kind",
     "truth",
@@ -193,21 +192,6 @@ def truth(values: NDArray[np.float64], url: str, name: str) -> NDArray[np.bool_]
         )
     chosen: NDArray[np.bool_] = values == 1
     return chosen
-
-
-def public_url(url: str) -> str:
-    """`url` without what may give access: user, password and the signature in its query.
-
-    Examples
-    --------
-    >>> public_url("https://me:word@host/a/b.fits?X-Amz-Signature=1f/2e")
-    'https://host/a/b.fits'
-    >>> public_url("/data/a?b@c.fits")
-    '/data/a?b@c.fits'
-    """
-    if "://" not in url:
-        return url
-    return re.sub(r"://[^/?#]*@", "://", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -38,7 +39,7 @@ class RejectedRows:
             source = source.append(pa.field(name, dtype))
         self._schema = source
         self._pending = source.empty_table()
-        self._stream: Any = None
+        self._open = ExitStack()
         self._writer: Any = None
         self.rows = 0
 
@@ -64,8 +65,10 @@ class RejectedRows:
 
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._stream = self._store.fs.open(self._store.path(self._key), "wb")
-            self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
+            stream = self._open.enter_context(self._store.writing(self._key, lasting=False))
+            self._writer = self._open.enter_context(
+                pq.ParquetWriter(stream, self._schema, compression="zstd")
+            )
         self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
 
     def __exit__(
@@ -76,6 +79,4 @@ class RejectedRows:
     ) -> None:
         if kind is None and self._pending.num_rows:
             self._write(self._pending)
-        if self._writer is not None:
-            self._writer.close()
-            self._stream.close()
+        self._open.__exit__(kind, error, trace)

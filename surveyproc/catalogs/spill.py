@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from surveyproc.errors import StoreError
-from surveyproc.storage import Store, store_error
+from surveyproc.storage import Store
 
 Int = NDArray[np.int64]
 _ABANDONED_S = 2 * 86_400
@@ -51,8 +51,6 @@ class Spill:
         self._held = 0
         # One row a message: group, run, offset, length.
         self._index: list[Int] = []
-        if store.is_local:
-            store.fs.makedirs(store.path(folder), exist_ok=True)
 
     def add(self, groups: Int, arrays: list[pa.Array]) -> None:
         """Take rows, with their group numbers, shape (n,).
@@ -83,20 +81,16 @@ class Spill:
         present, starts = np.unique(groups[order], return_index=True)
         stops = np.append(starts[1:], len(groups))
         run = len(self._index)
-        path = self._store.path(_run_key(self._folder, run))
         offset, entries = 0, []
-        try:
-            with self._store.fs.open(path, "wb") as stream:
-                for group, start, stop in zip(
-                    present.tolist(), starts.tolist(), stops.tolist(), strict=True
-                ):
-                    part = table.slice(start, stop - start).combine_chunks()
-                    message = part.to_batches()[0].serialize()
-                    stream.write(message)
-                    entries.append((group, run, offset, message.size))
-                    offset += message.size
-        except OSError as error:
-            raise store_error(error, path) from error
+        with self._store.writing(_run_key(self._folder, run), lasting=False) as stream:
+            for group, start, stop in zip(
+                present.tolist(), starts.tolist(), stops.tolist(), strict=True
+            ):
+                part = table.slice(start, stop - start).combine_chunks()
+                message = part.to_batches()[0].serialize()
+                stream.write(message)
+                entries.append((group, run, offset, message.size))
+                offset += message.size
         self._index.append(np.array(entries, np.int64))
 
     def places(self) -> dict[int, Int]:
@@ -123,14 +117,12 @@ def read_group(store: Store, folder: str, places: Int, schema: pa.Schema) -> pa.
     """
     parts = []
     for run, offset, length in places.tolist():
-        path = store.path(_run_key(folder, run))
+        key = _run_key(folder, run)
+        message = store.read_range(key, offset, length)
         try:
-            with store.fs.open(path, "rb", block_size=max(length, 1 << 12)) as stream:
-                stream.seek(offset)
-                message = pa.py_buffer(stream.read(length))
-            parts.append(pa.ipc.read_record_batch(message, schema))
+            parts.append(pa.ipc.read_record_batch(pa.py_buffer(message), schema))
         except (OSError, pa.ArrowInvalid) as error:
-            raise StoreError(f"cannot read {path}: {error}; repeat the command") from error
+            raise StoreError(f"{store.url_of(key)}: {error}; repeat the command") from error
     return pa.Table.from_batches(parts, schema).combine_chunks()
 
 

@@ -17,15 +17,17 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
 
-from surveyproc.errors import InputError, StoreError
-from surveyproc.images.cube import chunk_grid, zarr_store
+from surveyproc.errors import InputError
+from surveyproc.images.cube import chunk_grid
 from surveyproc.images.fits import Plane, PlaneReader
 from surveyproc.images.grid import Grid, regrid_flux, regrid_mask, regrid_weight, same_grid
 from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
 from surveyproc.schemas import AB_ZEROPOINT_NJY
 from surveyproc.storage import STAGING, Store, store_error
+from surveyproc.urls import file_name
 
 RECORD = "tile.json"
 
@@ -139,8 +141,6 @@ def build_cube(
             return _build(store, key, bands, record)
     except OSError as error:
         raise store_error(error, store.url_of(key)) from error
-    except ExceptionGroup as group:
-        raise _first_os_error(group, store.url_of(key)) from group
 
 
 def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
         "weight_unit": "nJy-2",
         "zeropoints": {band.name: band.image.plane.zeropoint for band in bands},
         "reprojected": [band.name for band in bands if band.moved is not None],
-        "source": {band.name: band.image.plane.path.rsplit("/", 1)[-1] for band in bands},
+        "source": {band.name: file_name(band.image.plane.path) for band in bands},
         **has,
     }
 
@@ -299,8 +299,8 @@ def create_cube(
     attributes : dict
         Written as the group's attributes; `has_weight` and `has_mask` choose the arrays.
     """
-    target = zarr_store(store, key, read_only=False)
-    group = zarr.open_group(target, mode="w", zarr_format=3)
+    held: dict[str, Any] = {}
+    group = zarr.open_group(MemoryStore(held), mode="w", zarr_format=3)
     group.attrs.put(attributes)
     chunk, shard = chunk_grid((shape[1], shape[2]))
     arrays = {"image": ("float32", np.nan, "nJy")}
@@ -321,7 +321,22 @@ def create_cube(
             dimension_names=("band", "y", "x"),
             attributes={"unit": unit},
         )
+    for name, content in held.items():
+        _write_object(store, f"{key}/{name}", content.to_bytes())
     return {name: np.dtype(dtype) for name, (dtype, _, _) in arrays.items()}
+
+
+def _write_object(store: Store, key: str, data: Any) -> None:
+    """Write an object of a cube, which is staged as a whole where that is needed."""
+    if not store.is_local:
+        store.put(key, bytes(data))
+        return
+    path = Path(store.path(key))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb", buffering=0) as stream:
+        left = memoryview(data)
+        while left:
+            left = left[stream.write(left) :]
 
 
 def write_rows(
@@ -338,7 +353,7 @@ def write_rows(
 
     Raises
     ------
-    OSError
+    OSError, StoreError
         If the store cannot take it.
     """
     chunk, shard = chunk_grid(shape)
@@ -349,21 +364,4 @@ def write_rows(
         if any(lacking):
             part = np.pad(part, ((0, 0), (0, lacking[0]), (0, lacking[1])))
         buffer = pack_shard(part, chunk, buffer)
-        path = store.path(f"{key}/{name}/c/0/{y0 // shard[0]}/{column}")
-        if store.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb", buffering=0) as stream:
-                left = memoryview(buffer)  # type: ignore[arg-type]
-                while left:
-                    left = left[stream.write(left) :]
-        else:
-            store.fs.pipe_file(path, buffer.tobytes())
-
-
-def _first_os_error(group: BaseExceptionGroup[Any], where: str) -> StoreError:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            return _first_os_error(error, where)
-        if isinstance(error, OSError):
-            return store_error(error, where)
-    return StoreError(f"cannot write {where}: {group.exceptions[0]}")
+        _write_object(store, f"{key}/{name}/c/0/{y0 // shard[0]}/{column}", buffer)

@@ -32,6 +32,7 @@ from surveyproc.images.hdus import (
     scan,
     unreadable,
 )
+from surveyproc.urls import file_name, public_url
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
 KINDS = {
@@ -92,7 +93,7 @@ class Plane:
     @property
     def where(self) -> str:
         """File and HDU, for messages."""
-        return f"{self.path}[{self.hdu}]"
+        return f"{public_url(self.path)}[{self.hdu}]"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def planes_of(path: str, images: ImagesSection) -> tuple[list[Plane], list[Probl
         except InputError as error:
             problems.append(Problem(naming.tile, naming.band, hdu.fault or str(error)))
     if not planes and not problems:
-        problems.append(Problem(*place, f"{path}: holds no image"))
+        problems.append(Problem(*place, f"{public_url(path)}: holds no image"))
     return planes, problems
 
 
@@ -152,7 +153,7 @@ def _is_image(hdu: Hdu, where: str) -> bool:
 
 
 def _stem(path: str) -> str:
-    name = path.rstrip("/").rsplit("/", 1)[-1]
+    name = file_name(path)
     while True:
         base, dot, suffix = name.rpartition(".")
         if not dot or suffix.lower() not in {"fits", "fit", "fts", "fz", "gz", "bz2"}:
@@ -165,7 +166,7 @@ def _from_name(path: str, images: ImagesSection) -> tuple[str, str, str]:
     if images.file_pattern is None:
         return "", "", ""
     try:
-        match = re.search(images.file_pattern, path.rsplit("/", 1)[-1])
+        match = re.search(images.file_pattern, file_name(path))
     except re.error as error:
         raise InputError(f"images.file_pattern: {error}") from error
     groups = match.groupdict() if match else {}
@@ -177,7 +178,7 @@ class _Naming:
 
     def __init__(self, path: str, hdu: Hdu, primary: Header, images: ImagesSection) -> None:
         self.path, self.hdu, self.images = path, hdu, images
-        self.where = f"{path}[{hdu.index}]"
+        self.where = f"{public_url(path)}[{hdu.index}]"
         # What a broken HDU does not say itself must not be blamed on what the file begins with.
         self.headers = (hdu.header,) if hdu.fault else (hdu.header, primary)
         self.tile, self.band, self.kind = _from_name(path, images)
@@ -207,7 +208,8 @@ class _Naming:
                 return kind
         if named[0].lower() not in KIND_LETTERS:
             raise InputError(
-                f"{self.path}: images.file_pattern: kind {named!r} is not image, weight or mask"
+                f"{public_url(self.path)}: images.file_pattern: kind {named!r} is not image, "
+                "weight or mask"
             )
         return KIND_LETTERS[named[0].lower()]
 
@@ -257,7 +259,7 @@ def _plane(
     path: str, hdu: Hdu, primary: Header, images: ImagesSection, names: tuple[str, str, str]
 ) -> Plane:
     tile, band, kind = names
-    header, where = hdu.header, f"{path}[{hdu.index}]"
+    header, where = hdu.header, f"{public_url(path)}[{hdu.index}]"
     if hdu.fault:
         raise InputError(hdu.fault)
     compressed = bool(keyword(header, "ZIMAGE", where))

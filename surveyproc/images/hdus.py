@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -22,10 +22,13 @@ from astropy.io.fits.card import Undefined
 
 from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.storage import store_error
+from surveyproc.urls import file_name, public_url
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000
 COPY_BYTES = 1 << 22
+# Fetched at once of a file of which only headers are wanted.
+HEADER_BYTES = 1 << 16
 MAX_NAXIS = 999  # FITS standard 4.0, section 4.4.1
 BITPIX = (8, 16, 32, 64, -32, -64)
 
@@ -84,17 +87,37 @@ class _Cursor:
 
 def is_packed(path: str) -> bool:
     """Whether the file as a whole is compressed (.gz, .bz2); .fz is not."""
-    return path.endswith((".gz", ".bz2"))
+    return file_name(path).endswith((".gz", ".bz2"))
 
 
-def _open(path: str) -> IO[bytes]:
-    return cast(IO[bytes], fsspec.open(path, "rb").open() if "://" in path else open(path, "rb"))
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """All bytes of a file; of a remote one from a copy, so that an attempt can be repeated."""
+    if "://" not in path:
+        with open(path, "rb") as stream:
+            yield stream
+        return
+    with tempfile.NamedTemporaryFile(prefix="surveyproc-") as copy:
+        fs, place = fsspec.core.url_to_fs(path)
+        fs.get_file(place, copy.name)
+        yield cast(IO[bytes], copy)
+
+
+@contextmanager
+def _headers_opened(path: str) -> Iterator[IO[bytes]]:
+    """The same for one who skips most of it: object stores are read in pieces then."""
+    if "://" not in path or is_packed(path) or path.startswith(("http://", "https://")):
+        with _opened(path) as stream:
+            yield stream
+        return
+    with fsspec.open(path, "rb", block_size=HEADER_BYTES) as stream:
+        yield stream
 
 
 def _unpacked(path: str, stream: IO[bytes]) -> IO[bytes]:
-    if path.endswith(".gz"):
+    if file_name(path).endswith(".gz"):
         return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-    if path.endswith(".bz2"):
+    if file_name(path).endswith(".bz2"):
         return cast(IO[bytes], bz2.BZ2File(stream))
     return stream
 
@@ -115,10 +138,10 @@ def reading(path: str) -> Iterator[None]:
     except SurveyError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile, IsADirectoryError) as error:
-        raise InputError(f"{path}: truncated or damaged: {error}") from error
+        raise InputError(f"{public_url(path)}: truncated or damaged: {error}") from error
     except OSError as error:
         if type(error) is OSError and error.errno is None:  # bz2 complains about content like this
-            raise InputError(f"{path}: truncated or damaged: {error}") from error
+            raise InputError(f"{public_url(path)}: truncated or damaged: {error}") from error
         raise unreadable(path, error) from error
     except Exception as error:
         # Clients of object stores and web servers have families of errors of their own.
@@ -130,8 +153,8 @@ def reading(path: str) -> Iterator[None]:
 def unreadable(path: str, error: Exception) -> StoreError:
     """The error of a file that cannot be read now, whatever its content."""
     return StoreError(
-        f"{path}: cannot be read ({error or type(error).__name__}): check that it is there and "
-        "that its disk or network works, then ingest again"
+        f"{public_url(path)}: cannot be read ({error or type(error).__name__}): check that it is "
+        "there and that its disk or network works, then ingest again"
     )
 
 
@@ -148,7 +171,7 @@ def scan(path: str) -> Iterator[Hdu]:
     StoreError
         If the file cannot be read now.
     """
-    with reading(path), _open(path) as stream:
+    with reading(path), _headers_opened(path) as stream:
         if is_packed(path):
             yield from _hdus(_Cursor(_unpacked(path, stream), None), path)
         else:
@@ -160,7 +183,7 @@ def scan(path: str) -> Iterator[Hdu]:
 def _hdus(cursor: _Cursor, path: str) -> Iterator[Hdu]:
     index = 0
     while True:
-        where = f"{path}[{index}]"
+        where = f"{public_url(path)}[{index}]"
         try:
             with reading(where):
                 header = _header(cursor, where, first=index == 0)
@@ -281,8 +304,11 @@ def local_copy(path: str) -> Iterator[str]:
     StoreError
         If it cannot be read now, or the temporary file cannot be written.
     """
-    if "://" not in path and not is_packed(path):
-        yield path
+    if not is_packed(path):
+        with ExitStack() as stack:
+            with reading(path):
+                opened = stack.enter_context(_opened(path))
+            yield opened.name
         return
     with tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits") as copy:
         try:
@@ -290,12 +316,14 @@ def local_copy(path: str) -> Iterator[str]:
                 copy.write(data)
             copy.flush()
         except OSError as error:
-            raise store_error(error, f"an unpacked copy of {path} in {copy.name}") from error
+            raise store_error(
+                error, f"an unpacked copy of {public_url(path)} in {copy.name}"
+            ) from error
         yield copy.name
 
 
 def _pieces(path: str) -> Iterator[bytes]:
-    with reading(path), _open(path) as raw, _unpacked(path, raw) as stream:
+    with reading(path), _opened(path) as raw, _unpacked(path, raw) as stream:
         while data := stream.read(COPY_BYTES):
             yield data
 
@@ -308,15 +336,9 @@ def checksum(path: str) -> tuple[str, int]:
     StoreError
         If the file cannot be read now.
     """
-    with reading(path), _open(path) as stream:
-        if "://" not in path:
-            found = hashlib.file_digest(cast(Any, stream), "sha256")
-            return found.hexdigest(), stream.tell()
-        total, found = 0, hashlib.sha256()
-        while data := stream.read(COPY_BYTES):
-            found.update(data)
-            total += len(data)
-        return found.hexdigest(), total
+    with reading(path), _opened(path) as stream:
+        found = hashlib.file_digest(cast(Any, stream), "sha256")
+        return found.hexdigest(), stream.tell()
 
 
 def big_endian(bitpix: int) -> np.dtype[Any]:

@@ -9,19 +9,21 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from surveyproc import cluster
 from surveyproc.config import ImagesSection, SurveyConfig
-from surveyproc.errors import InputError, StoreError
+from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.images.build import BandError, build_cube, clear_debris, read_record
 from surveyproc.images.cube import TILES_KEY, TILES_SCHEMA, cube_key
 from surveyproc.images.fits import Plane, Problem, planes_of
 from surveyproc.images.grid import Grid
-from surveyproc.images.hdus import checksum, unreadable
+from surveyproc.images.hdus import checksum, reading, unreadable
 from surveyproc.progress import Meter
 from surveyproc.storage import Store, fingerprint
+from surveyproc.urls import file_name, public_url
 
 # Part of every cube's version: raise it when the same input makes other cubes.
 FORMAT = 1
@@ -192,7 +194,7 @@ def _unread(problems: Sequence[Problem], before: dict[str, dict[str, Any]]) -> d
     """
     failures: dict[str, str] = {}
     for problem in (one for one in problems if one.unread):
-        name = problem.unread.rsplit("/", 1)[-1]
+        name = file_name(problem.unread)
         tiles = {tile for tile, row in before.items() if name in row["files"]}
         tiles |= {problem.tile} - {""}
         failures |= {tile: f"tile {tile}: {problem.message}" for tile in tiles}
@@ -272,14 +274,18 @@ def group_planes(
 
 
 @lru_cache(maxsize=1024)
-def _checksum(path: str, size: int, mtime_ns: int) -> tuple[str, int]:
+def _checksum(path: str, state: tuple[Any, ...]) -> tuple[str, int]:
     """Checksum of a file as it is now; one with many tiles is read once a process."""
     return checksum(path)
 
 
-def _state(path: str) -> tuple[int, int]:
+def _state(path: str) -> tuple[Any, ...]:
+    """What changes if the file does, as far as that can be told without reading it."""
     if "://" in path:
-        return 0, 0
+        with reading(path):
+            fs, place = fsspec.core.url_to_fs(path)
+            facts = fs.info(place)
+        return tuple(str(facts.get(name)) for name in ("size", "ETag", "LastModified", "mtime"))
     try:
         status = os.stat(path)
     except OSError as error:
@@ -306,6 +312,8 @@ class _TileWorker:
             outcome |= _make_tile(self.store, item["tile"], item["planes"], self.mask_bits)
         except InputError as error:
             outcome["problems"] = [f"tile {item['tile']}: {error}"]
+        except UnreachableError:
+            raise  # every other tile would wait as long
         except StoreError as error:
             outcome["failure"] = str(error)
         return outcome
@@ -317,7 +325,7 @@ def _make_tile(
     """The cube of one tile and its row in the table of tiles."""
     paths = sorted({plane.path for plane in planes})
     before = {path: _state(path) for path in paths}
-    sums = {path: _checksum(path, *before[path]) for path in paths}
+    sums = {path: _checksum(path, before[path]) for path in paths}
     nbytes = sum(size for _, size in sums.values())
     version = fingerprint(
         {
@@ -346,8 +354,9 @@ def _make_tile(
 
     def finish(grid: Grid, names: list[str], has: dict[str, bool]) -> dict[str, Any]:
         if before != {path: _state(path) for path in paths}:
-            raise StoreError(f"a file changed while it was read: {', '.join(paths)}; ingest again")
-        files = sorted({path.rsplit("/", 1)[-1] for path in paths})
+            where = ", ".join(map(public_url, paths))
+            raise StoreError(f"a file changed while it was read: {where}; ingest again")
+        files = sorted({file_name(path) for path in paths})
         row = _row(tile, version, grid, names, has, files)
         combined = "".join(sorted(found for found, _ in sums.values()))
         row["checksum"] = hashlib.sha256(combined.encode()).hexdigest()

@@ -14,7 +14,7 @@ import pyarrow as pa
 from surveyproc import cluster
 from surveyproc.catalogs import hats
 from surveyproc.config import SurveyConfig
-from surveyproc.errors import StoreError, SurveyError, UnitsFailedError
+from surveyproc.errors import StoreError, SurveyError, UnitsFailedError, UnreachableError
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.progress import Meter
 from surveyproc.run import attempts, commit, unit
@@ -120,6 +120,8 @@ class UnitWorker:
             return Outcome(task.unit, error=attempts.DIED, crowded=True)
         try:
             done = self.process(self.units[task.unit], task.quarantine)
+        except UnreachableError:
+            raise  # every other unit would wait as long
         except Exception as error:
             message = f"{error}" if isinstance(error, SurveyError) else traceback.format_exc()
             attempts.fail(self.store, self.plan.run_key, task.unit, task.turn, message)

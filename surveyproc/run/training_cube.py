@@ -16,7 +16,6 @@ from surveyproc import cluster, schemas
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import Labels, read_labels
 from surveyproc.catalogs.match import match_labels
-from surveyproc.catalogs.readers import public_url
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import Tile, read_tiles
@@ -30,6 +29,7 @@ from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
 from surveyproc.train import cube
 from surveyproc.train.cube import SHARD, TrainingCube
+from surveyproc.urls import public_url
 
 
 class CutoutProduct:

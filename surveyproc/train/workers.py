@@ -36,6 +36,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 MAX_FAILURES = 3
 """Times that workers may die before the training is given up; the next call resumes it still."""
@@ -165,7 +166,9 @@ def train_together(job: Job, workers: int, tell: Callable[[str], None]) -> FitSt
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as version 1
             name="ray",
-            storage_path=place,
+            storage_path=store.path(job.folder),
+            # Arrow's own client knows neither the variables nor the patience of ours.
+            storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),

@@ -12,8 +12,9 @@ import pytest
 from astropy.table import QTable, Table
 from sample_tables import sky_table
 
-from surveyproc.catalogs.readers import checksum, nearest_name, open_table, public_url
+from surveyproc.catalogs.readers import checksum, nearest_name, open_table
 from surveyproc.errors import InputError
+from surveyproc.urls import public_url
 
 ROWS = 53
 
