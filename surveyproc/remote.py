@@ -164,12 +164,16 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
             nonlocal attempts
             attempts += 1
             try:
-                return await call(method, *akwarglist, **kwargs)
+                answer = await call(method, *akwarglist, **kwargs)
             except Exception as error:
                 if _answer(error)[0] == "NoSuchUpload" and attempts > 1:
                     # The answer to an earlier attempt was lost: the upload is complete.
                     return await call("head_object", Bucket=kwargs["Bucket"], Key=kwargs["Key"])
                 raise
+            if method == "delete_objects" and answer.get("Errors"):
+                # The request succeeds even if no object was deleted, and s3fs looks no further.
+                raise boto.ClientError({"Error": answer["Errors"][0]}, "DeleteObjects")
+            return answer
 
         try:
             body = kwargs.get("Body")

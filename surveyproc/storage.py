@@ -374,7 +374,9 @@ class Store:
         folder = self.path(prefix)
         with self._named("list", prefix):
             found = self.fs.find(folder, detail=True)
-        return {name.partition(f"{folder}/")[2]: int(info["size"]) for name, info in found.items()}
+        # An absent or empty folder may be listed as itself.
+        files = {name: info for name, info in found.items() if info["type"] == "file"}
+        return {name.partition(f"{folder}/")[2]: int(info["size"]) for name, info in files.items()}
 
     def remove(self, key: str) -> None:
         """Remove the object or folder `key` with all it holds; nothing happens if it is absent."""

@@ -1,0 +1,182 @@
+"""`Store` on a real object store: as on a disk, conditional puts, faults, refusals."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import seaweed
+from conftest import use
+from faults import Faults
+
+from surveyproc import remote
+from surveyproc.errors import StoreError, UnreachableError
+from surveyproc.storage import Store
+
+
+@pytest.fixture(params=["s3", "disk"])
+def store(request, tmp_path):
+    if request.param == "disk":
+        return Store(str(tmp_path))
+    return Store(f"{request.getfixturevalue('bucket')}/deep/root")
+
+
+def test_objects_come_and_go(store):
+    assert store.names("") == store.names("a") == []
+    store.put("a/b.bin", b"one")
+    store.put("a/b.bin", b"two!")
+    store.put_json("a/c/d.json", {"z": 1})
+    with store.writing("a/table.parquet") as stream:
+        pq.write_table(pa.table({"x": [1, 2], "y": [3, 4]}), stream)
+    assert store.read("a/b.bin") == b"two!"
+    assert store.read_range("a/b.bin", 1, 2) == b"wo"
+    assert store.read_json("a/c/d.json") == {"z": 1}
+    assert store.read_json("a/none.json") is None
+    assert store.read_table("a/table.parquet", ["y"]).to_pydict() == {"y": [3, 4]}
+    assert store.names("a") == ["b.bin", "c", "table.parquet"]
+    assert set(store.sizes("a")) == {"b.bin", "c/d.json", "table.parquet"}
+    assert store.size("a/b.bin") == 4
+    assert store.size("a/none") is None
+    with pytest.raises(StoreError, match="cannot read .*a/none"):
+        store.read("a/none")
+    store.remove("a/b.bin")
+    assert not store.exists("a/b.bin")
+    store.remove("a")
+    store.remove("a")
+    assert store.sizes("a") == {}
+
+
+def test_a_block_that_raises_writes_nothing(bucket, proxy):
+    store = Store(bucket)
+
+    def interrupted() -> None:
+        with store.writing("big") as stream:
+            for _ in range(12):
+                stream.write(bytes(10_000_000))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert not [one for one in proxy.requests if one.method in ("PUT", "POST")]
+    assert not store.exists("big")
+
+
+def test_large_objects_go_up_in_parts_or_not_at_all(bucket, proxy, monkeypatch):
+    store = Store(bucket)
+    with store.writing("big") as stream:
+        stream.write(bytes(105_000_000))
+    assert store.size("big") == 105_000_000
+    assert proxy.counts("big")["PUT"] == 3
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.5)
+    proxy.faults = Faults(error=1.0)
+    with pytest.raises(UnreachableError), store.writing("other") as stream:
+        stream.write(bytes(105_000_000))
+    proxy.faults = Faults()
+    assert not store.exists("other")
+
+
+def test_one_of_many_creates_an_object(store):
+    names = [f"driver {number}".encode() for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda name: store.create("lock", name), names))
+    assert sum(made) == 1
+    assert store.read("lock") == names[made.index(True)]
+    assert store.create("lock", store.read("lock"))  # asked twice, told the same
+
+
+def test_a_pointer_is_replaced_only_if_nobody_else_did(store):
+    assert store.swap("pointer", None, b"1")
+    assert not store.swap("pointer", None, b"2")
+    assert store.swap("pointer", b"1", b"2")
+    assert not store.swap("pointer", b"1", b"3")
+    news = [f"{number}".encode() for number in range(10, 18)]
+    with ThreadPoolExecutor(8) as pool:
+        swapped = list(pool.map(lambda new: store.swap("pointer", b"2", new), news))
+    assert sum(swapped) == 1
+    assert store.read("pointer") == news[swapped.index(True)]
+
+
+def test_faults_of_every_kind_change_nothing(bucket, proxy):
+    proxy.faults = Faults.all(0.05)
+    store = Store(bucket)
+    with ThreadPoolExecutor(8) as pool:
+        data = {f"k/{number}": f"{number}".encode() * 500 for number in range(120)}
+        list(pool.map(lambda key: store.put(key, data[key]), data))
+        assert dict(zip(data, pool.map(store.read, data), strict=True)) == data
+        assert sum(pool.map(lambda n: store.create(f"c/{n}", b"mine"), range(40))) == 40
+    assert len(store.names("k")) == 120
+    assert sum(store.sizes("k").values()) == sum(map(len, data.values()))
+    assert set(proxy.met()) >= {"error", "slow_down", "reset", "truncate", "delay"}
+    store.remove("k")
+    assert store.sizes("k") == {}
+
+
+def test_a_store_gone_for_good_is_an_error_in_time_and_then_it_is_back(bucket, proxy, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(remote, "IMPATIENCE_S", 0.5)
+    store = Store(bucket)
+    store.put("a", b"1")
+    proxy.gone = True
+    for limit in (2.0, 0.5, 0.5):  # given up once, it is not waited for as long again
+        started = time.monotonic()
+        with pytest.raises(UnreachableError, match="could not be reached for .* check the network"):
+            store.read("a")
+        assert limit * 0.9 < time.monotonic() - started < limit + 2.0
+    proxy.gone = False
+    assert store.read("a") == b"1"
+
+
+@pytest.fixture
+def refused(bucket, proxy, server, monkeypatch):
+    """What a command says when it reads from, or writes to, a store that refuses."""
+    Store(bucket).put("there.json", b"{}")
+
+    def attempt(action: str, user: str = "admin", url: str = bucket, **changed: str) -> str:
+        use(monkeypatch, proxy.endpoint, user)
+        for name, value in changed.items():
+            monkeypatch.setenv(name, value)
+        store, started = Store(url), time.monotonic()
+        with pytest.raises(StoreError) as caught:
+            store.put("new", b"x") if action == "write" else store.read_json("there.json")
+        assert time.monotonic() - started < 20
+        message = str(caught.value)
+        assert message.startswith(f"cannot {action} {url}")
+        assert not [secret for pair in seaweed.KEYS.values() for secret in pair if secret in message]
+        assert "Z" * 12 not in message
+        return message
+
+    return attempt
+
+
+@pytest.mark.parametrize("action", ["read", "write"])
+def test_wrong_credentials_are_named(refused, action):
+    assert "check AWS_ACCESS_KEY_ID" in refused(action, AWS_SECRET_ACCESS_KEY="Z" * 12)
+    assert "does not know the access key" in refused(action, AWS_ACCESS_KEY_ID="Z" * 12)
+
+
+def test_missing_credentials_are_named(bucket, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(StoreError, match="no credentials were found"):
+        Store(bucket).read("a")
+
+
+@pytest.mark.parametrize("action", ["read", "write"])
+def test_a_missing_bucket_is_named(refused, action):
+    assert "there is no such bucket" in refused(action, url="s3://absent-bucket/x")
+
+
+def test_a_bucket_that_may_only_be_read_is_named(refused, bucket, proxy, monkeypatch):
+    assert "no right to write here" in refused("write", user="reader")
+    assert Store(bucket).read_json("there.json") == {}
+    with pytest.raises(StoreError, match="no right to write here"):
+        Store(bucket).remove("there.json")
+
+
+@pytest.mark.parametrize("action", ["read", "write"])
+def test_a_wrong_clock_is_named(refused, proxy, action):
+    proxy.refuse = (403, "RequestTimeTooSkewed")
+    assert "clock differs" in refused(action)
