@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from surveyproc.run.plan import (
     release_key,
     run_key,
 )
-from surveyproc.storage import Store, digest
+from surveyproc.storage import Store, as_json, digest
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")
 
@@ -129,6 +130,7 @@ def publish(
     GateError
         If a gate refuses; the pointer stays where it is.
     """
+    pointer = store.read_if_there(pointer_key(plan.survey))
     refuse_withdrawn(store, plan)
     reasons = [*refusals(plan, commits, gates), *more]
     if reasons:
@@ -146,7 +148,7 @@ def publish(
         )
     if done is not None and is_valid(url):
         # Published before, and immutable since: only the pointer moves.
-        store.put_json(pointer_key(plan.survey), done)
+        point_to(store, plan.survey, pointer, done)
         return {**done, "url": url}
     drop_strangers(store, plan)
     hats.finish_catalog(
@@ -171,9 +173,33 @@ def publish(
         "quarantined": sorted(record.unit for record in commits if record.quarantined),
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    store.put_json(done_key(plan.run), current)
-    store.put_json(pointer_key(plan.survey), current)
+    if not store.create(done_key(plan.run), as_json(current)):
+        # Another driver of this run was first: what it says of the release stands.
+        current = read_done(store, plan.run) or current
+    point_to(store, plan.survey, pointer, current)
     return {**current, "url": url}
+
+
+def point_to(
+    store: Store, survey: str, before: bytes | None, release_record: dict[str, Any]
+) -> None:
+    """Send readers to a release, unless the pointer no longer says what it said `before`.
+
+    Raises
+    ------
+    StoreError
+        If another driver sent them to another release meanwhile.
+    """
+    key = pointer_key(survey)
+    if store.swap(key, before, as_json(release_record)):
+        return
+    found = (store.read_json(key) or {}).get("release")
+    if found != release_record["release"]:
+        raise StoreError(
+            f"{store.url_of(key)}: another driver published {found} meanwhile, so release "
+            f"{release_record['release']} is complete but not published: repeat the command if it "
+            "should be"
+        )
 
 
 def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
@@ -203,14 +229,15 @@ def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
             raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
     if not is_valid(url):
         raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
-    left = store.read_json(pointer_key(survey)) or done
+    pointer = store.read_if_there(pointer_key(survey))
+    left = done if pointer is None else json.loads(pointer)
     withdrawn = read_withdrawn(store, survey)
     withdrawn.pop(release, None)
     if left["release"] != release and left["published"] >= done["published"]:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         withdrawn[left["release"]] = {"at": now, "for": release}
     store.put_json(withdrawn_key(survey), withdrawn)
-    store.put_json(pointer_key(survey), done)
+    point_to(store, survey, pointer, done)
     return {**done, "url": url}
 
 

@@ -117,6 +117,21 @@ class Store:
             data: bytes = self.fs.cat_file(self.path(key))
         return data
 
+    def read_if_there(self, key: str) -> bytes | None:
+        """All bytes of `key`; None if there is no such object.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be read.
+        """
+        with self._named("read", key):
+            try:
+                data: bytes = self.fs.cat_file(self.path(key))
+            except FileNotFoundError:
+                return None
+        return data
+
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """`length` bytes of `key` from `offset` on; fewer where it ends.
 
@@ -171,11 +186,9 @@ class Store:
         StoreError
             If it exists and is not JSON.
         """
-        with self._named("read", key):
-            try:
-                text = self.fs.cat_file(self.path(key))
-            except FileNotFoundError:
-                return None
+        text = self.read_if_there(key)
+        if text is None:
+            return None
         try:
             return json.loads(text)
         except ValueError as error:

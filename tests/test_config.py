@@ -137,7 +137,9 @@ def test_tiles_are_found_under_a_folder_with_glob_characters(tmp_path):
     (base / "survey.toml").write_text(MINIMAL)
     found = load(base / "survey.toml", environment={}).tile_files()
     assert found == [str(base / "tiles" / name) for name in ("a.fits", "b.fits")]
-    elsewhere = MINIMAL.replace('"tiles/*.fits"', f'"{tmp_path}/*/tiles/a.fits", "memory://config/*.fits"')
+    elsewhere = MINIMAL.replace(
+        '"tiles/*.fits"', f'"{tmp_path}/*/tiles/a.fits", "memory://config/*.fits"'
+    )
     (tmp_path / "survey.toml").write_text(elsewhere)
     fsspec.filesystem("memory").pipe_file("/config/b.fits", b"")
     found = load(tmp_path / "survey.toml", environment={}).tile_files()

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from surveyproc.errors import InputError, StoreError
+from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray, unreadable
 from surveyproc.storage import Store
 
@@ -182,11 +182,15 @@ def chunk_grid(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]
     return (chunk_y, chunk_x), (shard_y, shard_x)
 
 
-def zarr_store(store: Store, key: str, *, read_only: bool) -> LocalStore | FsspecStore:
-    """The folder `key` of a store, as Zarr wants it."""
+def zarr_store(store: Store, key: str) -> LocalStore | FsspecStore | ObjectStore[Any]:
+    """The folder `key` of a store, as Zarr reads it."""
     if store.is_local:
-        return LocalStore(store.path(key), read_only=read_only)
-    return FsspecStore.from_url(store.url_of(key), read_only=read_only)
+        return LocalStore(store.path(key), read_only=True)
+    if store.url.startswith("s3"):
+        from surveyproc.remote import chunk_store
+
+        return ObjectStore(chunk_store(store.fs, store.path(key)), read_only=True)
+    return FsspecStore.from_url(store.url_of(key), read_only=True)
 
 
 class Cube:
@@ -219,12 +223,12 @@ class Cube:
                 return ShardedArray.open(Path(self.store.path(key)))
             except LayoutError:
                 pass
-        array = zarr.open_array(zarr_store(self.store, key, read_only=True), mode="r")
+        array = zarr.open_array(zarr_store(self.store, key), mode="r", zarr_format=3)
         # Zarr fills in for a shard that is gone; a cube is written whole, so count them.
         expected = int(
             np.prod([-(-s // p) for s, p in zip(array.shape, _shard(array), strict=True)])
         )
-        if len(self.store.fs.find(self.store.path(f"{key}/c"))) != expected:
+        if len(self.store.sizes(f"{key}/c")) != expected:
             raise ValueError(f"shards of {name} are missing")
         return array
 
@@ -237,16 +241,15 @@ class Cube:
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             damaged(box, f"{name}: {error}")
             return
-        except OSError as error:
-            raise unreadable(where, error) from error
+        except Exception as error:
+            self._blame_store(where, error)
+            raise
         if isinstance(array, ShardedArray):
             array.read(box, bands, out, damaged)
             return
         y0, y1, x0, x1 = box
         try:
             out[:] = array.oindex[bands, y0:y1, x0:x1]
-        except OSError as error:
-            raise unreadable(where, error) from error
         except (ValueError, RuntimeError) as error:
             _, height, width = array.chunks
             rows, columns = (
@@ -261,6 +264,16 @@ class Cube:
                 cell = (max(y, y0), min(y + height, y1), max(x, x0), min(x + width, x1))
                 part = out[:, cell[0] - y0 : cell[1] - y0, cell[2] - x0 : cell[3] - x0]
                 self._fill(name, cell, bands, part, damaged)
+        except Exception as error:
+            self._blame_store(where, error)
+            raise
+
+    def _blame_store(self, where: str, error: Exception) -> None:
+        """Raise what says that a part which may be whole cannot be read now, if it is that."""
+        # Clients of object stores have families of errors of their own.
+        foreign = isinstance(error, OSError) or not self.store.is_local
+        if foreign and not isinstance(error, SurveyError):
+            raise unreadable(where, error) from error
 
     def read(
         self,

@@ -110,7 +110,8 @@ def _headers_opened(path: str) -> Iterator[IO[bytes]]:
         with _opened(path) as stream:
             yield stream
         return
-    with fsspec.open(path, "rb", block_size=HEADER_BYTES) as stream:
+    fs, place = fsspec.core.url_to_fs(path)
+    with fs.open(place, "rb", block_size=HEADER_BYTES) as stream:
         yield stream
 
 

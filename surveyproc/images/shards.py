@@ -224,7 +224,7 @@ class ShardedArray:
         return stream.readinto(buffer.data) == nbytes and _intact(buffer)
 
 
-def unreadable(where: str | Path, error: OSError) -> StoreError:
+def unreadable(where: str | Path, error: Exception) -> StoreError:
     """The error of a part of a cube that may be whole and cannot be read now."""
     return StoreError(
         f"{where}: cannot be read ({error}): check the disk or network, then repeat the command"

@@ -166,4 +166,7 @@ def _flag_table(current: dict[str, Any]) -> str:
 
 def _open_it(url: str) -> str:
     line = f"import lsdb; lsdb.open_catalog({url!r}).compute()"
+    if "://" in url:
+        # Told a plain `s3://` URL, hats takes the bucket for a public one.
+        line = f"import lsdb, upath; lsdb.open_catalog(upath.UPath({url!r})).compute()"
     return f"<h2>Open it</h2><p><code>{html.escape(line)}</code></p>"

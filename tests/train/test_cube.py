@@ -40,7 +40,7 @@ def test_what_is_written_is_read(tmp_path, n):
     assert again.shards == -(-n // SHARD)
     read = np.concatenate([again.read(number) for number in range(again.shards)])
     np.testing.assert_array_equal(read, images)
-    array = zarr.open_array(zarr_store(made.store, f"{KEY}/images", read_only=True), mode="r")
+    array = zarr.open_array(zarr_store(made.store, f"{KEY}/images"), mode="r")
     np.testing.assert_array_equal(array[:], images)
     assert (array.shards[0], array.chunks[0]) == (SHARD, cube.CHUNK)
 
