@@ -22,7 +22,7 @@ import fsspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from surveyproc.errors import ConfigError, StoreError
-from surveyproc.urls import public_url
+from surveyproc.urls import is_web, public_url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
@@ -286,7 +286,7 @@ class SurveyConfig(Section):
 
 def _url_glob(pattern: str) -> list[str]:
     """URLs that match; a web address is taken as it is, since its query begins with `?`."""
-    if pattern.startswith(("http://", "https://")) or not re.search(r"[*?[]", pattern):
+    if is_web(pattern) or not re.search(r"[*?[]", pattern):
         return [pattern]
     fs, path = fsspec.core.url_to_fs(pattern)
     try:

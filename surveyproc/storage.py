@@ -298,7 +298,8 @@ class Store:
         Parameters
         ----------
         lasting : bool
-            Whether it must survive a power cut; a temporary file need not.
+            False for a temporary file: on a local disk it is written where it will lie, need not
+            survive a power cut, and may be left behind half written.
 
         Notes
         -----
@@ -320,12 +321,16 @@ class Store:
             return
         staged = Path(self.root) / STAGING / uuid.uuid4().hex
         try:
+            if not lasting:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "wb") as stream:
+                    yield stream
+                return
             staged.parent.mkdir(parents=True, exist_ok=True)
             with open(staged, "wb") as stream:
                 yield stream
                 stream.flush()
-                if lasting:
-                    os.fsync(stream.fileno())
+                os.fsync(stream.fileno())
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, target)
         except OSError as error:

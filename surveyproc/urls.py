@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from typing import IO, Any, cast
 
 import fsspec
 
@@ -10,6 +12,31 @@ import fsspec
 for _protocols, _class in ((("s3", "s3a"), "PatientS3"), (("http", "https"), "PatientHTTP")):
     for _protocol in _protocols:
         fsspec.register_implementation(_protocol, f"surveyproc.remote.{_class}", clobber=True)
+
+
+def is_web(url: str) -> bool:
+    """Whether a web server is to be asked: it has no folders, and often no ranges of bytes."""
+    return url.startswith(("http://", "https://"))
+
+
+def fetched(url: str) -> IO[bytes]:
+    """A temporary file with all that lies at `url`, gone when it is closed.
+
+    A download is tried again where a stream could not be: what was read of it is used already.
+    """
+    held = tempfile.NamedTemporaryFile(prefix="surveyproc-")  # noqa: SIM115  # the caller closes it
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        fs.get_file(path, held.name)
+    except BaseException:
+        held.close()
+        raise
+    return cast(IO[bytes], held)
+
+
+def opened(fs: Any, path: str) -> IO[bytes]:
+    """A binary stream, which can be sought in, over a path of a filesystem."""
+    return fetched(path) if is_web(path) else cast(IO[bytes], fs.open(path, "rb"))
 
 
 def public_url(url: str) -> str:

@@ -163,7 +163,8 @@ class _IdCounter:
         found = repeated(ids["id"].to_numpy())
         if len(found):
             key = _repeated_key(self.folders, item["bucket"])
-            self.store.put(key, found.astype("<i8").tobytes())
+            with self.store.writing(key, lasting=False) as stream:
+                stream.write(found.astype("<i8").tobytes())
         return {"bucket": int(item["bucket"]), "repeated": len(found)}
 
 

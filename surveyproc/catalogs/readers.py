@@ -18,7 +18,7 @@ from surveyproc.catalogs.formats.parquet import ParquetReader, parquet_files
 from surveyproc.catalogs.formats.text import CsvReader, EcsvReader
 from surveyproc.catalogs.formats.votable import VOTableReader
 from surveyproc.errors import InputError
-from surveyproc.urls import public_url
+from surveyproc.urls import is_web, opened, public_url
 
 __all__ = [
     "TableReader",
@@ -74,7 +74,7 @@ def table_kind(url: str) -> tuple[str, str]:
         fs, path = fsspec.core.url_to_fs(url)
         if not fs.exists(path):
             raise InputError(f"{url}: does not exist; check catalog.source")
-        is_folder = bool(fs.isdir(path))
+        is_folder = not is_web(url) and bool(fs.isdir(path))
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{url}: cannot be reached: {error}") from error
     if is_folder:
@@ -136,7 +136,7 @@ def checksum(url: str) -> str:
     for one in paths:
         file = hashlib.sha256()
         try:
-            with fs.open(one, "rb") as stream:
+            with opened(fs, one) as stream:
                 while chunk := stream.read(HASH_CHUNK):
                     file.update(chunk)
         except OSError as error:

@@ -22,7 +22,7 @@ from astropy.io.fits.card import Undefined
 
 from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.storage import store_error
-from surveyproc.urls import file_name, public_url
+from surveyproc.urls import fetched, file_name, is_web, public_url
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000
@@ -97,16 +97,14 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         with open(path, "rb") as stream:
             yield stream
         return
-    with tempfile.NamedTemporaryFile(prefix="surveyproc-") as copy:
-        fs, place = fsspec.core.url_to_fs(path)
-        fs.get_file(place, copy.name)
-        yield cast(IO[bytes], copy)
+    with fetched(path) as copy:
+        yield copy
 
 
 @contextmanager
 def _headers_opened(path: str) -> Iterator[IO[bytes]]:
     """The same for one who skips most of it: object stores are read in pieces then."""
-    if "://" not in path or is_packed(path) or path.startswith(("http://", "https://")):
+    if "://" not in path or is_packed(path) or is_web(path):
         with _opened(path) as stream:
             yield stream
         return

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,18 +22,17 @@ from surveyproc.config import load
 from surveyproc.simulate import simulate
 from surveyproc.storage import Store
 
-OBJECTS = 120
+OBJECTS, BANDS = 90, ("g", "r", "i")
 # One start of Ray for two verbs. Its workers take the variables of this process.
 SCRIPT = """
 import json, sys
 from surveyproc import cluster, verbs
-from surveyproc.cli import main
 from surveyproc.config import load
 from surveyproc.errors import SurveyError
 config = load(sys.argv[1], sys.argv[2].split())
 try:
     with cluster.session(workers=2):
-        done = verbs.ingest(config)
+        verbs.ingest(config)
         print(json.dumps(verbs.run(config)))
 except SurveyError as error:
     sys.exit(f"{type(error).__name__}: {error}")
@@ -68,10 +68,11 @@ def leaves(root: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
     """A survey with photometry alone, run on the local disk."""
-    file = simulate(tmp_path_factory.mktemp("local") / "sim", objects=OBJECTS, seed=3).config
+    folder = tmp_path_factory.mktemp("local") / "sim"
+    file = simulate(folder, objects=OBJECTS, seed=3, bands=BANDS, pixel_scale=0.4, workers=1).config
     text = file.read_text()
     text = text[: text.index('[[products]]\nname = "photoz"')]
-    file.write_text(text.replace("partition_rows = 50", "partition_rows = 20"))
+    file.write_text(re.sub("partition_rows = [0-9]+", "partition_rows = 12", text))
     end(start(file))
     return file
 
@@ -157,7 +158,6 @@ def test_a_store_that_goes_is_an_error_and_the_run_resumes(remote_survey, bucket
 
 
 def test_tiles_of_a_web_server_are_read(survey, server, bucket, tmp_path, expected, monkeypatch):
-    pytest.importorskip("http.server")
     web = subprocess.Popen(
         [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"],
         cwd=survey.parent,

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from surveyproc.errors import InputError
+from surveyproc.urls import opened
 
 GZIP_MAGIC = b"\x1f\x8b"
 # What readers of damaged gzip streams, local files and object stores raise.
@@ -228,13 +229,13 @@ def open_stream(url: str) -> IO[bytes]:
         If it does not exist or cannot be opened.
     """
     try:
-        stream: Any = fsspec.open(url, "rb").open()
+        stream: Any = opened(*fsspec.core.url_to_fs(url))
         head = stream.read(2)
         stream.seek(0)
     except (OSError, ValueError) as error:
         raise InputError(f"{url}: cannot be opened: {error}; check catalog.source") from error
-    opened: Any = gzip.GzipFile(fileobj=stream) if head == GZIP_MAGIC else stream
-    return cast(IO[bytes], opened)
+    unpacked: Any = gzip.GzipFile(fileobj=stream) if head == GZIP_MAGIC else stream
+    return cast(IO[bytes], unpacked)
 
 
 def damaged(url: str, error: object) -> InputError:

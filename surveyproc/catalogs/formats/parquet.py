@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from surveyproc.catalogs.formats.base import TableReader, damaged, drift, field, plain
 from surveyproc.catalogs.voparquet import CONTENT_KEY, field_metadata
 from surveyproc.errors import InputError
+from surveyproc.urls import opened
 
 
 class ParquetReader(TableReader):
@@ -42,7 +43,7 @@ class ParquetReader(TableReader):
     def _open(self, path: str) -> Any:
         try:
             # A buffered stream a column keeps memory flat even where a row group is huge.
-            return pq.ParquetFile(self._fs.open(path, "rb"), buffer_size=1 << 20, pre_buffer=False)
+            return pq.ParquetFile(opened(self._fs, path), buffer_size=1 << 20, pre_buffer=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(path, error) from error
 
