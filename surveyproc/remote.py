@@ -9,6 +9,8 @@ module promises:
   again, after waits that double, until `PATIENCE_S` have gone by since the request was made (and
   a second for every `SLOWEST` bytes sent with it). Then `UnreachableError` is raised, and the next
   request to the same store has `IMPATIENCE_S` only, until one is answered.
+- A body that breaks off or stops coming is asked for again `BODY_ATTEMPTS` times. The longest that
+  a read can take without getting anywhere is thus twice `PATIENCE_S`.
 - Refusals (credentials, rights, clock, bucket) are errors at once and named.
 - A process keeps at most `CONNECTIONS` open to a store.
 - Nothing is remembered of a listing: other processes write too.
@@ -35,14 +37,13 @@ from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.urls import public_url
 
 CONNECT_S = 5.0
-READ_S = 20.0
+READ_S = 12.0
 PATIENCE_S = 60.0
 IMPATIENCE_S = 5.0
 SLOWEST = 1_000_000
 CONNECTIONS = 16
 # The first wait is at most this long, each further one twice as long, none longer than the last.
 WAITS_S = (0.1, 5.0)
-# Of one answer's body; the request before it has all of PATIENCE_S each time.
 BODY_ATTEMPTS = 5
 
 _TRANSIENT = (
@@ -245,8 +246,11 @@ class PatientHTTP(HTTPFileSystem):  # type: ignore[misc]
 class _Credentials:
     """What s3fs signs with, for obstore, which knows no profiles."""
 
-    def __init__(self) -> None:
-        self._found = Session().get_credentials()
+    def __init__(self, fs: PatientS3) -> None:
+        session = Session(profile=fs.kwargs.get("profile"))
+        if fs.key:
+            session.set_credentials(fs.key, fs.secret, fs.token)
+        self._found = session.get_credentials()
 
     def __call__(self) -> dict[str, Any]:
         frozen = self._found.get_frozen_credentials()
@@ -281,6 +285,6 @@ def chunk_store(fs: PatientS3, path: str) -> S3Store:
                 "max_backoff": timedelta(seconds=WAITS_S[1]),
             },
         },
-        "credential_provider": _Credentials(),
     }
+    options |= {"skip_signature": True} if fs.anon else {"credential_provider": _Credentials(fs)}
     return S3Store(bucket, prefix=prefix, **options)
