@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import fsspec
 
-from surveyproc.catalogs.readers import public_url
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import SurveyError
 from surveyproc.images.hdus import checksum
+from surveyproc.urls import public_url
 
 READERS = 16
 # A file may change again within the clock's tick in which it was looked at.
