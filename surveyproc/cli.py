@@ -319,12 +319,15 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the survey and all its products.")],
     objects: Annotated[int, typer.Option(min=100, help="Objects to draw.")] = 3000,
     seed: Annotated[int, typer.Option(min=0)] = 1,
+    root: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where products go instead, say s3://...")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a survey, then ingest, train, run, publish, evaluate and report it."""
     from surveyproc.demo import demo as show
 
-    done = show(out, objects=objects, seed=seed)
+    done = show(out, objects=objects, seed=seed, root=root)
     lines = [
         f"catalog: {done['catalog']} ({_rows(done['metrics'][0])})",
         f"report:  {done['report']}",

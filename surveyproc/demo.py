@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -29,8 +30,17 @@ epochs = 8
 COLUMNS = ("gaznet_c9_z_median", "gaznet_1_z_median")
 
 
-def demo(out: Path, *, objects: int, seed: int) -> dict[str, Any]:
+def demo(out: Path, *, objects: int, seed: int, root: str | None = None) -> dict[str, Any]:
     """Run every verb once and say where the results are.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the survey.
+    objects, seed : int
+        As for `simulate`.
+    root : str, optional
+        Path or URL of the products; by default they lie in the folder too.
 
     Returns
     -------
@@ -47,7 +57,7 @@ def demo(out: Path, *, objects: int, seed: int) -> dict[str, Any]:
     survey = simulate(out, objects=objects, seed=seed)
     with survey.config.open("a") as stream:
         stream.write(IMAGES)
-    config = load(survey.config)
+    config = load(survey.config, [f"survey.root={json.dumps(root)}"] if root else ())
     with cluster.session(config.run.address, config.run.workers):
         say("ingest tiles and catalog")
         verbs.ingest(config)

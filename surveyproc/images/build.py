@@ -172,6 +172,8 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
         return made
 
     if not store.is_local:
+        # What is there lacks a part; until it is whole again it has no record.
+        store.remove(f"{key}/{RECORD}")
         return write(key)
     # The process is in the name so that the next ingest can tell what a killed one left behind.
     staged = f"{STAGING}/cube-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
