@@ -22,10 +22,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Ray samples these when it is imported. A cluster without tokens ignores the one it is sent.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
 import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -67,11 +63,11 @@ class Cluster:
         named = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
         self.address = (address or next(filter(None, named), DEFAULT_ADDRESS)).rstrip("/")
         _knock(self.address)
-        _check_token_file()
+        headers = _token_header()
         # Ray lets this variable, and otherwise RAY_ADDRESS, beat the argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         with self._talking():
-            self._client = JobSubmissionClient(self.address)
+            self._client = JobSubmissionClient(self.address, headers=headers)
 
     def submit(
         self,
@@ -320,14 +316,23 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def _check_token_file() -> None:
-    """Ray ends the process if it cannot read the file that this variable names."""
+def _token_header() -> dict[str, str]:
+    """The token, looked for where Ray looks, as the header that carries it; {} if there is none.
+
+    Ray itself does so only where `RAY_AUTH_MODE` was set before it was imported, and ends the
+    process if it cannot read the file. A cluster without tokens ignores the one it is sent.
+    """
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if not named or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    try:
-        empty = not Path(named).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterError(f"RAY_AUTH_TOKEN_PATH: the token cannot be read: {error}") from error
-    if empty:
-        raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {named} is empty; write the token into it")
+    file = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    if not token and (named or file.is_file()):
+        try:
+            token = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ClusterError(
+                f"the token of the Ray cluster cannot be read: {error}; name its file with "
+                "RAY_AUTH_TOKEN_PATH"
+            ) from error
+        if not token:
+            raise ClusterError(f"{file} is empty; write the token of the Ray cluster into it")
+    return {"Authorization": f"Bearer {token}"} if token else {}

@@ -153,7 +153,7 @@ def test_ray_job_submit_runs_the_entry_points(survey, address):
         ({"RAY_AUTH_TOKEN": "", "HOME": "/nowhere"}, "the cluster refused our token"),
         (
             {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
-            "RAY_AUTH_TOKEN_PATH: the token cannot be read",
+            "the token of the Ray cluster cannot be read",
         ),
     ],
 )
