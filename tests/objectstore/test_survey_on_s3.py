@@ -110,7 +110,8 @@ def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, ex
     written = proxy.counts(f"store/releases/simulated/{done['release']}/dataset/Norder")
     assert written["PUT"] == done["units"]
     assert proxy.counts(f"store/runs/{done['release']}/commits/")["PUT"] == done["units"]
-    assert per_unit < 40
+    # Seven units share what a run asks for once.
+    assert per_unit < 55
     proxy.requests.clear()
     assert verbs.run(config)["did"] == "nothing"
     assert len(proxy.requests) < 20
