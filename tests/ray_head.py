@@ -55,7 +55,8 @@ def head(folder, port, *options, **variables):
         )
     try:
         deadline = time.monotonic() + START_S
-        while not answers(port):
+        # The port answers before the head's own node has joined its cluster.
+        while not (answers(port) and "Ray runtime started" in (folder / "head.log").read_text()):
             assert started.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < deadline, (folder / "head.log").read_text()
             time.sleep(0.3)
