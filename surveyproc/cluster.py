@@ -55,9 +55,8 @@ def session(address: str = "local", workers: int | None = None) -> Iterator[int]
         with _silent_stderr():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # a node that starts too slowly is a bare Exception
-        raise ClusterError(
-            f"run.address: no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ClusterError(f"run.address: no Ray cluster at {address!r}: {said[0]}") from error
     quiet_ray_data()
     try:
         yield _workers(workers) if local or workers is None else workers

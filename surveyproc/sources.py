@@ -18,7 +18,7 @@ import fsspec
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import SurveyError
 from surveyproc.images.hdus import checksum
-from surveyproc.urls import public_url
+from surveyproc.urls import is_web, public_url
 
 READERS = 16
 # A file may change again within the clock's tick in which it was looked at.
@@ -114,6 +114,8 @@ def _tag(url: str) -> str:
 
 def _catalog_files(source: str) -> list[str]:
     """The file of a catalog, or all files of its folder."""
+    if is_web(source):
+        return [source]
     fs, path = fsspec.core.url_to_fs(source)
     if not fs.isdir(path):
         return [source]

@@ -350,10 +350,8 @@ class Store:
             If there is no `source`, or the store cannot take the copy.
         """
         if not self.is_local:
-            try:
+            with self._named("copy", source):
                 self.fs.cp_file(self.path(source), self.path(target))
-            except OSError as error:
-                raise store_error(error, self.url_of(target)) from error
             return
         staged = Path(self.root) / STAGING / uuid.uuid4().hex
         try:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -85,3 +87,27 @@ def test_a_catalog_of_many_files(survey):
         with open(f"{survey.base}/sources.fits/dataset/{name}", "wb") as file:
             file.write(name.encode())
     assert len(sources.look(survey, {})) == 5
+
+
+def test_a_catalog_of_a_web_server_is_read_once_and_not_listed(survey):
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=survey.base)
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *args):
+            """Nothing: the test's output is not the server's."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/sources.fits"
+        catalog = survey.catalog.model_copy(update={"source": url})
+        found = sources.look(survey.model_copy(update={"catalog": catalog}), {})
+        server.shutdown()
+    assert found[url].content == sources.checksum(f"{survey.base}/sources.fits")[0]
+    assert asked == ["/sources.fits"]

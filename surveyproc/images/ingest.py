@@ -164,7 +164,7 @@ def _keep_last(
     made of are still there; else somebody took them away.
     """
     now = {str(row["id"]): row for row in rows}
-    names = {path.rsplit("/", 1)[-1] for path in config.tile_files()}
+    names = {file_name(path) for path in config.tile_files()}
     for tile, row in before.items():
         found = set(now[tile]["bands"]) if tile in now else set()
         lost = [band for band in row["bands"] if band in config.images.bands and band not in found]

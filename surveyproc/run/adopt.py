@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from surveyproc.catalogs import hats
-from surveyproc.errors import StoreError
+from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, Unit, pointer_key, release_key, run_key
 from surveyproc.storage import Store
@@ -63,6 +63,8 @@ def _copy(store: Store, plan: Plan, run: str, unit: Unit) -> bool:
         if record.quarantined or store.size(source) != record.leaf.nbytes:
             return False
         store.copy(source, f"{plan.release_key}/{key}")
+    except UnreachableError:
+        raise
     except StoreError:
         # Damaged, or removed by another driver while we looked: then it is computed.
         return False

@@ -13,7 +13,8 @@ import zarr
 from conftest import use
 from faults import Faults
 
-from surveyproc import remote
+from surveyproc import remote, sources
+from surveyproc.config import load
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.images.build import create_cube, write_rows
 from surveyproc.images.cube import zarr_store
@@ -50,6 +51,37 @@ def test_objects_come_and_go(store):
     store.remove("a")
     store.remove("a")
     assert store.sizes("a") == {}
+
+
+def test_copies_are_made_by_the_store(bucket, proxy):
+    store = Store(bucket)
+    store.put("a/leaf", b"x" * 100_000)
+    proxy.requests.clear()
+    store.copy("a/leaf", "b/leaf")
+    assert "GET" not in proxy.counts()
+    assert store.read("b/leaf") == b"x" * 100_000
+    with pytest.raises(StoreError, match=r"cannot copy .*a/none"):
+        store.copy("a/none", "b/none")
+
+
+def test_files_are_known_by_their_tags_without_being_read(bucket, proxy, tmp_path):
+    store = Store(bucket)
+    for name in ("tiles/a.fits", "tiles/b.fits", "sources.fits"):
+        store.put(name, name.encode() * 1000)
+    (tmp_path / "survey.toml").write_text(
+        f'[survey]\nname = "s"\nroot = "{bucket}/store"\n[images]\nbands = ["g"]\n'
+        f'tiles = "{bucket}/tiles/*.fits"\n[catalog]\nsource = "{bucket}/sources.fits"\n'
+    )
+    config = load(tmp_path / "survey.toml")
+    proxy.requests.clear()
+    first = sources.look(config, {})
+    assert "GET" not in proxy.counts()
+    assert all(one.content.startswith("ETag:") for one in first.values())
+    assert not sources.compare(first, sources.look(config, first))
+    store.put("tiles/a.fits", b"other")
+    store.remove("tiles/b.fits")
+    found = sources.compare(first, sources.look(config, first))
+    assert (found.changed, found.gone) == ([f"{bucket}/tiles/a.fits"], [f"{bucket}/tiles/b.fits"])
 
 
 def test_a_block_that_raises_writes_nothing(bucket, proxy):
