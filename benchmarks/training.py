@@ -30,7 +30,10 @@ SHIFT = 2
 def network_of(options: argparse.Namespace) -> RedshiftNetwork:
     torch.manual_seed(0)
     settings = {"width": options.width, "size": options.size}
-    return build("multimodal", BANDS, settings).to(options.device)
+    network = build("multimodal", BANDS, settings).to(options.device)
+    if options.compile:
+        network.compile()
+    return network
 
 
 def write_cube(store: Store, n: int, side: int) -> cubes.TrainingCube:
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.1)
     parser.add_argument("--size", type=int, default=2, help="bands a modality; 0 = baseline")
     parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()

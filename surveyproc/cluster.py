@@ -7,8 +7,9 @@ import os
 import pickle
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 # Ray samples these when it is imported. Its C++ core warns on standard error about every actor
@@ -20,10 +21,15 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 import ray
 import ray.data
 import ray.exceptions
+from ray.experimental import internal_kv
 
 from surveyproc.errors import ClusterError, SurveyError
 
 CONNECT_S = 15.0
+DEATHS = 5
+"""Worker processes that may die with an item before it is given up."""
+DIED = "its process died (killed for memory, or a crash outside Python)"
+"""What is said of an item that left no error."""
 
 
 @contextmanager
@@ -58,10 +64,12 @@ def session(address: str = "local", workers: int | None = None) -> Iterator[int]
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ClusterError(f"run.address: no Ray cluster at {address!r}: {said[0]}") from error
     quiet_ray_data()
-    try:
-        yield _workers(workers) if local or workers is None else workers
-    finally:
-        ray.shutdown()
+    # Ray tells of dead nodes on standard output, which is the command's own.
+    with redirect_stdout(sys.stderr):
+        try:
+            yield _workers(workers) if local or workers is None else workers
+        finally:
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:
@@ -99,22 +107,49 @@ def _workers(wanted: int | None) -> int:
 
 
 class _Guarded:
-    """A worker whose own errors travel as data: Ray loses the cause of an exception."""
+    """A worker whose own errors travel as data, since Ray loses the cause of an exception.
 
-    def __init__(self, worker: type | Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.failure: SurveyError | None = None
-        try:
-            self.work = worker(*arguments) if isinstance(worker, type) else worker
-        except SurveyError as error:
-            self.failure = error
+    Which item is under way stands at Ray's head, where the next process finds it if this one dies.
+    The worker itself is made for the first item, so that a death while it is made counts as well.
+    """
+
+    def __init__(
+        self,
+        worker: type | Callable[..., Any],
+        arguments: tuple[Any, ...],
+        died: Callable[[Any], Any],
+        deaths: int,
+        ledger: str,
+    ) -> None:
+        self.worker, self.arguments = worker, arguments
+        self.died, self.deaths, self.ledger = died, deaths, ledger
+        self.work: Callable[[Any], Any] | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        key = f"{self.ledger}/{row['number']}"
+        # Begun and not ended, so whoever began it died.
+        died = int(internal_kv._internal_kv_get(key) or 0)
+        internal_kv._internal_kv_put(key, str(died + 1))
         try:
-            if self.failure is not None:
-                raise self.failure
-            return {"result": pickle.dumps(self.work(pickle.loads(row["item"])))}
+            result = self.result(pickle.loads(row["item"]), died)
         except SurveyError as error:
-            return {"result": pickle.dumps(error)}
+            result = error
+        internal_kv._internal_kv_del(key)
+        return {"result": pickle.dumps(result)}
+
+    def result(self, item: Any, died: int) -> Any:
+        if died >= self.deaths:
+            return self.died(item)
+        if self.work is None:
+            made = isinstance(self.worker, type)
+            self.work = self.worker(*self.arguments) if made else self.worker
+        return self.work(item)
+
+
+def _refuse_deadly(item: Any) -> Any:
+    raise ClusterError(
+        f"{DEATHS} worker processes died one after the other with {str(item)[:200]}: {DIED}"
+    )
 
 
 def stream(
@@ -124,11 +159,12 @@ def stream(
     workers: int,
     arguments: tuple[Any, ...] = (),
     gpus: float = 0.0,
+    died: Callable[[Any], Any] = _refuse_deadly,
+    deaths: int = DEATHS,
 ) -> Iterator[Any]:
     """Apply `worker` to every item with Ray Data; results come as they finish, in no fixed order.
 
-    A process that dies comes back, and its item is given out again, without end: workers must be
-    idempotent, and count for themselves how often an item was begun if it may be the cause.
+    A process that dies comes back, and its item is given out again: workers must be idempotent.
 
     Parameters
     ----------
@@ -141,23 +177,28 @@ def stream(
         Processes; each reserves one CPU.
     gpus : float
         GPUs that each reserves, or the share of one.
+    died : function
+        Gives the result of an item that has killed `deaths` processes. Unless given, such an item
+        ends it all.
 
     Raises
     ------
     ClusterError
-        If Ray itself fails (the head or the last node died).
+        If Ray itself fails (the head or the last node died), or an item kills every process.
     SurveyError
         The first one that `worker` raised, as it is.
     """
     if not items:
         return
     rows = ray.data.from_items(
-        [{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
+        [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)],
+        override_num_blocks=len(items),
     )
+    ledger = f"surveyproc/{uuid.uuid4().hex}"
     size = min(workers, len(items))
     done = rows.map(
         _Guarded,  # type: ignore[arg-type]
-        fn_constructor_args=(worker, arguments),
+        fn_constructor_args=(worker, arguments, died, deaths, ledger),
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         num_gpus=gpus,

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from surveyproc import cluster
-from surveyproc.errors import InputError
+from surveyproc.errors import ClusterError, InputError
 
 
 class Squarer:
@@ -77,6 +77,37 @@ def test_a_killed_worker_loses_nothing(workers, tmp_path):
     )
     assert (tmp_path / "died").exists()
     assert sorted(row["number"] for row in got) == list(range(8))
+
+
+class Deadly:
+    """Kills every process that touches item 3, or that makes one if told so."""
+
+    def __init__(self, at_once: bool):
+        if at_once:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    @staticmethod
+    def died(number):
+        return -number
+
+
+def test_an_item_that_kills_every_process_is_given_up(workers):
+    got = list(
+        cluster.stream(
+            range(6), Deadly, workers=workers, arguments=(False,), died=Deadly.died, deaths=2
+        )
+    )
+    assert sorted(got) == [-3, 0, 1, 2, 4, 5]
+
+
+def test_processes_that_die_at_their_start_do_so_no_more_than_a_few_times(workers):
+    with pytest.raises(ClusterError, match="5 worker processes died one after the other with 7"):
+        list(cluster.stream([7], Deadly, workers=workers, arguments=(True,)))
 
 
 def test_session_inside_a_session_shares_it(workers):

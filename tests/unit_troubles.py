@@ -6,7 +6,6 @@ In a module of its own: Ray's worker processes import it by name.
 import os
 import signal
 
-from surveyproc.run import attempts
 from surveyproc.run.pipeline import UnitWorker
 from surveyproc.storage import Store
 
@@ -21,9 +20,8 @@ def make_trouble(store: Store, unit: str, how: str, attempts: int) -> None:
 class TroubledWorker(UnitWorker):
     def process(self, planned, quarantine):
         trouble = self.store.read_json(KEY)
-        # The attempt under way is counted already.
-        begun = len(attempts.errors(self.store, self.plan.run_key, planned.name))
-        if planned.name == trouble["unit"] and not quarantine and begun <= trouble["attempts"]:
+        if planned.name == trouble["unit"] and not quarantine and trouble["attempts"]:
+            self.store.put_json(KEY, {**trouble, "attempts": trouble["attempts"] - 1})
             if trouble["how"] == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise MemoryError if trouble["how"] == "memory" else ZeroDivisionError("one by zero")

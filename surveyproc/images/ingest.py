@@ -111,7 +111,11 @@ def ingest_tiles(
             summary.problems.append(f"tile {tile}: no usable band; skipped")
     rows: list[dict[str, Any]] = []
     results = cluster.stream(
-        items, _TileWorker, workers=workers, arguments=(store.url, config.images.mask_bits)
+        items,
+        _TileWorker,
+        workers=workers,
+        arguments=(store.url, config.images.mask_bits),
+        died=_TileWorker.nothing,
     )
     with Meter("ingest, images", objects=len(items), units=len(items), noun="tiles") as meter:
         for outcome in results:
@@ -300,14 +304,7 @@ class _TileWorker:
         self.store, self.mask_bits = Store(url), mask_bits
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        outcome: dict[str, Any] = {
-            "tile": item["tile"],
-            "failure": "",
-            "row": None,
-            "written": False,
-            "bytes": 0,
-            "problems": [],
-        }
+        outcome = self.nothing(item, "")
         try:
             outcome |= _make_tile(self.store, item["tile"], item["planes"], self.mask_bits)
         except InputError as error:
@@ -317,6 +314,18 @@ class _TileWorker:
         except StoreError as error:
             outcome["failure"] = str(error)
         return outcome
+
+    @staticmethod
+    def nothing(item: dict[str, Any], failure: str = cluster.DIED) -> dict[str, Any]:
+        """The result of a tile of which nothing is known but, perhaps, what failed."""
+        return {
+            "tile": item["tile"],
+            "failure": failure,
+            "row": None,
+            "written": False,
+            "bytes": 0,
+            "problems": [],
+        }
 
 
 def _make_tile(

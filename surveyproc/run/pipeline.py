@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,13 +13,22 @@ import pyarrow as pa
 from surveyproc import cluster
 from surveyproc.catalogs import hats
 from surveyproc.config import SurveyConfig
-from surveyproc.errors import StoreError, SurveyError, UnitsFailedError, UnreachableError
+from surveyproc.errors import (
+    ClusterError,
+    StoreError,
+    SurveyError,
+    UnitsFailedError,
+    UnreachableError,
+)
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.progress import Meter
 from surveyproc.run import attempts, commit, unit
 from surveyproc.run.adopt import adopt
 from surveyproc.run.plan import Plan, Unit, make_plan
 from surveyproc.storage import Store, digest, parse_table
+
+DEATHS = 8
+"""Units in a row, or three a worker if that is more, whose processes die: it is not the units."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,11 @@ class Task:
     ----------
     unit : str
         Its name.
-    turn : str
-        Name of the attempt.
     quarantine : str
         Why the unit is given up: its rows are then written with nulls. Empty to compute it.
     """
 
     unit: str
-    turn: str
     quarantine: str = ""
 
 
@@ -116,24 +121,24 @@ class UnitWorker:
 
     def __call__(self, task: Task) -> Outcome:
         """Do one task; an error of the unit is reported, not raised, and the others go on."""
-        if not attempts.begin(self.store, self.plan.run_key, task.unit, task.turn):
-            return Outcome(task.unit, error=attempts.DIED, crowded=True)
         try:
             done = self.process(self.units[task.unit], task.quarantine)
         except UnreachableError:
             raise  # every other unit would wait as long
         except Exception as error:
             message = f"{error}" if isinstance(error, SurveyError) else traceback.format_exc()
-            attempts.fail(self.store, self.plan.run_key, task.unit, task.turn, message)
             return Outcome(
                 task.unit,
                 error=message,
                 crowded=isinstance(error, MemoryError),
                 outside=isinstance(error, StoreError),
             )
-        if not task.quarantine:
-            attempts.forget(self.store, self.plan.run_key, task.unit)
         return Outcome(task.unit, done.leaf.rows, done.leaf.nbytes)
+
+    @staticmethod
+    def died(task: Task) -> Outcome:
+        """What became of a task whose process died."""
+        return Outcome(task.unit, error=cluster.DIED, crowded=True)
 
     def process(self, planned: Unit, quarantine: str) -> commit.Commit:
         """Leaf first, commit record after it."""
@@ -228,6 +233,8 @@ class Work:
         Objects computed.
     quarantined, failed : list of str
         Units given up, and units for which the store failed, with the reason.
+    errors : dict of str to list of str
+        Unit to the errors of its attempts, of units that are not done.
     """
 
     def __init__(self, config: SurveyConfig, store: Store, plan: Plan) -> None:
@@ -235,6 +242,7 @@ class Work:
         self.rows = 0
         self.quarantined: list[str] = []
         self.failed: list[str] = []
+        self.errors = attempts.recorded(store, plan.run_key)
 
     def finish(self, units: list[str], workers: int, meter: Meter) -> None:
         """All attempts at these units: together first, what died of it one by one after that."""
@@ -252,25 +260,33 @@ class Work:
 
     def tasks(self, units: list[str]) -> list[Task]:
         """The next attempt at each unit, or its quarantine if it has had them all."""
-        turn = uuid.uuid4().hex
-        failures = attempts.failures(self.store, self.plan.run_key, units)
-        return [
-            Task(name, turn, _reason(failures.get(name, ()), self.config.run.attempts))
-            for name in units
-        ]
+        most = self.config.run.attempts
+        return [Task(name, _reason(self.errors.get(name, ()), most)) for name in units]
 
     def attempt(self, tasks: list[Task], workers: int, meter: Meter) -> list[Outcome]:
         """Do all tasks once; those that are to be tried again."""
         given_up = {task.unit: task.quarantine for task in tasks if task.quarantine}
-        again = []
+        again, deaths = [], 0
         for outcome in cluster.stream(
-            tasks, UnitWorker, workers=workers, arguments=(self.config, self.plan.run)
+            tasks,
+            UnitWorker,
+            workers=workers,
+            arguments=(self.config, self.plan.run),
+            died=UnitWorker.died,
+            deaths=1,
         ):
-            reason = given_up.get(outcome.unit)
+            reason = given_up.get(outcome.unit, "")
+            deaths = deaths + 1 if outcome.error == cluster.DIED else 0
+            if outcome.error and not reason:
+                self.note_failure(outcome)
+            if deaths >= max(DEATHS, 3 * workers):
+                raise ClusterError(
+                    f"{deaths} units in a row ended with the death of their process, the last in "
+                    f"{outcome.unit}: is there memory for {workers} of them (run.workers)? What "
+                    "was finished is kept: repeat the command"
+                )
             if not outcome.error:
-                self.rows += 0 if reason else outcome.rows
-                if reason:
-                    self.quarantined.append(f"{outcome.unit}: {reason}")
+                self.note_done(outcome, reason)
                 meter.advance(objects=outcome.rows, nbytes=outcome.nbytes)
             elif outcome.outside or reason:
                 self.failed.append(f"{outcome.unit}: {outcome.error}")
@@ -278,6 +294,21 @@ class Work:
             else:
                 again.append(outcome)
         return again
+
+    def note_failure(self, outcome: Outcome) -> None:
+        """Count a failed attempt."""
+        errors = self.errors.setdefault(outcome.unit, [])
+        errors.append(outcome.error)
+        attempts.record(self.store, self.plan.run_key, outcome.unit, errors)
+
+    def note_done(self, outcome: Outcome, reason: str) -> None:
+        """Count a unit that has its leaf; `reason` is why it was given up, if it was."""
+        if reason:
+            self.quarantined.append(f"{outcome.unit}: {reason}")
+            return
+        self.rows += outcome.rows
+        if self.errors.pop(outcome.unit, None):
+            attempts.forget(self.store, self.plan.run_key, outcome.unit)
 
 
 def _reason(errors: Sequence[str], most: int) -> str:

@@ -11,7 +11,7 @@ from surveyproc import schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
 from surveyproc.errors import GateError, UnitsFailedError
-from surveyproc.run import attempts, commit, pipeline
+from surveyproc.run import commit, pipeline
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
 
@@ -111,15 +111,3 @@ def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):
         verbs.run(config)
     hidden.rename(cube)
     assert verbs.run(config)["quarantined"] == []
-
-
-def test_attempts_are_counted_in_order_until_one_succeeds(tmp_path):
-    store = Store(str(tmp_path))
-    assert attempts.begin(store, "runs/r", "unit", "b")
-    assert not attempts.begin(store, "runs/r", "unit", "b")  # whoever began it died
-    assert attempts.begin(store, "runs/r", "unit", "a")
-    attempts.fail(store, "runs/r", "unit", "a", "why")
-    assert attempts.errors(store, "runs/r", "unit") == {"b": attempts.DIED, "a": "why"}
-    assert attempts.failures(store, "runs/r", ["unit", "other"]) == {"unit": [attempts.DIED, "why"]}
-    attempts.forget(store, "runs/r", "unit")
-    assert attempts.failures(store, "runs/r", ["unit"]) == {}

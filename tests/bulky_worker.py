@@ -1,0 +1,37 @@
+"""Results too large for Ray's own messages, so that they lie on the node that made them.
+
+As a program it prints the first result's number and node, waits for a line of input, and prints the
+numbers of all: `python bulky_worker.py address folder`.
+"""
+
+import os
+import sys
+import uuid
+from pathlib import Path
+
+import ray
+
+from surveyproc import cluster
+
+ITEMS, NBYTES = 12, 1_500_000
+
+
+class Bulky:
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def __call__(self, number):
+        node = ray.get_runtime_context().get_node_id()
+        (self.folder / f"{node}-{number}-{uuid.uuid4().hex}").touch()
+        return number, node, os.urandom(NBYTES)
+
+
+if __name__ == "__main__":
+    from bulky_worker import Bulky as Worker
+
+    with cluster.session(sys.argv[1], workers=3):
+        results = cluster.stream(range(ITEMS), Worker, workers=3, arguments=(sys.argv[2],))
+        first, node, _ = next(results)
+        print(first, node, file=sys.__stdout__, flush=True)
+        sys.stdin.readline()
+        print(sorted([first, *(number for number, _, _ in results)]), file=sys.__stdout__)

@@ -1,0 +1,171 @@
+"""Several nodes on this machine: killed, added, short of memory, their results lost."""
+
+import contextlib
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import bulky_worker
+import paused_worker
+import psutil
+import pytest
+from paused_worker import STAGES, pause_at, paused, worked
+from ray.cluster_utils import Cluster
+
+from surveyproc import verbs
+from surveyproc.config import load
+from surveyproc.run.plan import make_plan
+from surveyproc.storage import Store
+
+NODES = 3
+TIMEOUT_S = 300
+HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+
+
+class Nodes:
+    """A head without CPUs and workers of one CPU each."""
+
+    def __init__(self, **system):
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH | system}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.alive = {}
+        self.fill()
+
+    @property
+    def address(self):
+        return self.cluster.address
+
+    def fill(self, count=NODES):
+        """Add nodes until there are so many."""
+        while len(self.alive) < count:
+            node = self.cluster.add_node(num_cpus=1)
+            self.alive[node.node_id] = node
+
+    def kill(self, name):
+        """What a pulled plug does: the node's every process is gone at once."""
+        node = self.alive.pop(name)
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def started():
+    nodes = Nodes()
+    yield nodes
+    nodes.cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(started):
+    started.fill()
+    return started
+
+
+def leaves(survey):
+    folder = Path(verbs.releases(load(survey))["current"]["url"])
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("dataset/**/Npix*.parquet"))
+    }
+
+
+def start(program, *arguments):
+    """A program of the tests, with pipes to talk to it."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, program.__file__, *arguments]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def drive(survey, nodes, *settings):
+    """The program that runs the survey, started."""
+    return start(paused_worker, survey, nodes.address, "run.workers=3", *settings)
+
+
+def ended(driver, answer=""):
+    """What the program printed, if it ended well."""
+    out, err = driver.communicate(answer, timeout=TIMEOUT_S)
+    assert driver.returncode == 0, err
+    return json.loads(out)
+
+
+def wait_for(found, driver):
+    until = time.monotonic() + TIMEOUT_S
+    while not (value := found()):
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    return value
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_node_dies_while_its_unit_is_at(stage, nodes, survey_copy, published_survey):
+    store = Store(load(survey_copy).root)
+    pause_at(store, stage)
+    driver = drive(survey_copy, nodes)
+    victim = wait_for(lambda: paused(store), driver)
+    nodes.kill(victim["node"])
+    ended(driver)
+    assert leaves(survey_copy) == leaves(published_survey)
+    assert verbs.validate(load(survey_copy))["problems"] == []
+
+
+def test_a_node_that_comes_late_takes_part(nodes, survey_copy, published_survey):
+    store = Store(load(survey_copy).root)
+    for name in list(nodes.alive)[1:]:
+        nodes.kill(name)
+    (first,) = nodes.alive
+    pause_at(store, "reading")
+    driver = drive(survey_copy, nodes)
+    # The only node has its only process waiting: nothing goes on unless another comes.
+    assert wait_for(lambda: paused(store), driver)["node"] == first
+    nodes.fill(2)
+    (second,) = set(nodes.alive) - {first}
+    wait_for(lambda: second in worked(store), driver)
+    psutil.Process(paused(store)["pid"]).kill()
+    ended(driver)
+    assert leaves(survey_copy) == leaves(published_survey)
+
+
+def test_workers_killed_again_and_again(nodes, survey_copy, published_survey):
+    rng = random.Random(5)
+    driver = drive(survey_copy, nodes, "run.attempts=50")
+    killed = 0
+    while driver.poll() is None and killed < 6:
+        time.sleep(rng.uniform(1.0, 3.0))
+        at_work = [one for one in psutil.process_iter(["cmdline"]) if works(one, nodes)]
+        if at_work:
+            rng.choice(at_work).kill()
+            killed += 1
+    ended(driver)
+    assert killed
+    assert leaves(survey_copy) == leaves(published_survey)
+    config = load(survey_copy)
+    store = Store(config.root)
+    assert store.names(f"{make_plan(config, store).run_key}/attempts") == []
+
+
+def test_results_lost_with_their_node_are_made_again(nodes, tmp_path):
+    driver = start(bulky_worker, nodes.address, str(tmp_path))
+    wait_for(lambda: len(list(tmp_path.iterdir())) >= bulky_worker.ITEMS, driver)
+    _, first = driver.stdout.readline().split()
+    holders = Counter(path.name.split("-")[0] for path in tmp_path.iterdir())
+    victim, *_ = (name for name, _ in holders.most_common() if name != first)
+    nodes.kill(victim)
+    assert ended(driver, "go on\n") == list(range(bulky_worker.ITEMS))
+    assert len(list(tmp_path.iterdir())) > bulky_worker.ITEMS
+
+
+def works(process, nodes):
+    """Whether a process is a worker of ours on one of the nodes."""
+    title = " ".join(process.info["cmdline"] or ())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        raylets = {one.all_processes["raylet"][0].process.pid for one in nodes.alive.values()}
+        return title.startswith("ray::Map") and process.ppid() in raylets
+    return False

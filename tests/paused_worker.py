@@ -1,0 +1,89 @@
+"""`run` with a worker that stops at a stage of its unit and waits there to be killed.
+
+In a module of its own: Ray's worker processes import it by name. As a program it runs a survey on
+a cluster: `python paused_worker.py survey.toml address`.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import ray
+
+from surveyproc import verbs
+from surveyproc.config import load
+from surveyproc.run import pipeline
+from surveyproc.run.pipeline import UnitWorker
+from surveyproc.storage import Store
+
+STAGES = ("reading", "inference", "commit")
+KEY, REACHED, WORKED = "pause.json", "paused.json", "worked"
+
+
+def pause_at(store: Store, stage: str) -> None:
+    """The first process that comes to `stage` waits there for ever."""
+    assert stage in STAGES
+    store.put_json(KEY, {"stage": stage})
+
+
+def paused(store: Store) -> dict[str, str] | None:
+    """Node, process and unit of the one that waits; None if nobody came there yet."""
+    return store.read_json(REACHED)
+
+
+def worked(store: Store) -> set[str]:
+    """Nodes on which a unit was done."""
+    return {name.split("-")[0] for name in store.names(WORKED)}
+
+
+class PausedWorker(UnitWorker):
+    def process(self, planned, quarantine):
+        self.node = ray.get_runtime_context().get_node_id()
+        self.unit = planned.name
+        done = super().process(planned, quarantine)
+        self.store.put(f"{WORKED}/{self.node}-{planned.name}", b"")
+        return done
+
+    def __init__(self, config, run):
+        super().__init__(config, run)
+        stage = (self.store.read_json(KEY) or {"stage": ""})["stage"]
+        if stage == "reading":
+            self.reader.batches = self.after_the_first(self.reader.batches)
+        elif stage == "inference":
+            network = self.plan.products[-1]
+            type(network).compute = self.before(type(network).compute)
+        elif stage == "commit":
+            # The leaf lies there, the record of it does not.
+            pipeline.commit.write = self.before(pipeline.commit.write)
+
+    def pause(self):
+        here = {"node": self.node, "pid": os.getpid(), "unit": self.unit}
+        if self.store.create(REACHED, json.dumps(here).encode()):
+            time.sleep(3600)
+
+    def before(self, function):
+        def call(*arguments, **more):
+            self.pause()
+            return function(*arguments, **more)
+
+        return call
+
+    def after_the_first(self, batches):
+        def call(*arguments):
+            for number, batch in enumerate(batches(*arguments)):
+                if number == 0:
+                    self.pause()
+                yield batch
+
+        return call
+
+
+if __name__ == "__main__":
+    # Not __main__'s: the workers import the class from this module by name.
+    import paused_worker
+
+    pipeline.UnitWorker = paused_worker.PausedWorker
+    settings = [f"run.address={sys.argv[2]}", *sys.argv[3:]]
+    print(json.dumps(verbs.run(load(Path(sys.argv[1]), settings))))
