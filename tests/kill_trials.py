@@ -1,7 +1,11 @@
-"""SIGKILL a worker, the driver or the whole session at a random moment; the same command finishes.
+"""Kill a worker, a node, the driver, a whole session or the store; the same command finishes.
 
-Run by itself: `python tests/kill_trials.py --trials 10 --seed 1` prints one line a trial. The test
-suite runs a few of the same trials.
+    python tests/kill_trials.py --trials 50 --seed 1
+    python tests/kill_trials.py --trials 20 --only nothing
+
+prints a line a trial. Every trial ingests and runs a small survey, with one kill at a random moment
+in each, to a folder or to a bucket of a real S3 server, and must end with the bytes of an
+undisturbed run on disk. The test suite runs a few of the same trials.
 """
 
 from __future__ import annotations
@@ -10,22 +14,113 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import psutil
+import ray_nodes
+import seaweed
 
 from surveyproc.simulate import simulate
 
-KINDS = ("worker", "driver", "session")
+KINDS = (
+    ("worker", "disk"),
+    ("driver", "disk"),
+    ("session", "disk"),
+    ("node", "disk"),
+    ("worker", "s3"),
+    ("driver", "s3"),
+    ("session", "s3"),
+    ("node", "s3"),
+    ("store", "s3"),
+    ("nothing", "disk"),
+    ("nothing", "s3"),
+)
+"""What is killed, and where the survey lies. A session is the driver and the Ray that it started;
+the others use a cluster of three nodes, which stays. Where nothing is killed, two drivers run at
+once."""
 COMMAND_TIMEOUT_S = 300
+STORE_AWAY_S = 15.0
+"""At most so long is the store gone; commands are patient for a minute."""
 OBJECTS = 240
+BUCKET = "trials"
+SETTINGS = ("--set", f"catalog.partition_rows={OBJECTS // 12}")
+
+
+@dataclass
+class Arena:
+    """What the trials share.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds `survey` (as simulated) and `trained` (a store with a trained model).
+    expected : dict of str to str
+        Checksums of what an undisturbed run wrote.
+    seconds : float
+        How long that run took.
+    nodes : Nodes
+        The cluster.
+    store : seaweed.Server or None
+        The object store; None if its program is not on this machine.
+    """
+
+    folder: Path
+    expected: dict[str, str]
+    seconds: float
+    nodes: ray_nodes.Nodes
+    store: seaweed.Server | None
+
+
+@contextmanager
+def arena(folder: Path) -> Iterator[Arena]:
+    """A survey with a trained model, its undisturbed results, a cluster and an object store."""
+    program, before = seaweed.find(), dict(os.environ)
+    store = seaweed.start(program, _made(folder / "seaweed")) if program else None
+    nodes = None
+    try:
+        if store:
+            # Nodes and commands take them.
+            os.environ.update(seaweed.environment(store.endpoint))
+            fsspec.filesystem("s3").mkdir(BUCKET)
+        nodes = ray_nodes.Nodes()
+        survey = simulate(folder / "survey", objects=OBJECTS, seed=3, workers=1).config
+        there = ("--set", f"run.address={nodes.address}")
+        call("ingest", survey, *SETTINGS)
+        call("train", survey, "--set", "products.photoz.training.epochs=1")
+        shutil.copytree(survey.parent / "store", folder / "trained")
+        for part in ("images", "catalogs"):
+            shutil.rmtree(folder / "trained" / part)
+        started = time.monotonic()
+        call("run", survey, *there)
+        seconds = time.monotonic() - started
+        expected = fingerprints(str(survey.parent / "store"))
+        yield Arena(folder, expected, seconds, nodes, store)
+    finally:
+        if nodes:
+            nodes.end()
+        if store:
+            store.kill()
+        os.environ.clear()
+        os.environ.update(before)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def command(verb: str, survey: Path, *more: str) -> list[str]:
@@ -41,125 +136,138 @@ def call(verb: str, survey: Path, *more: str) -> dict:
     return json.loads(done.stdout)
 
 
-def fingerprints(store: Path) -> dict[str, str]:
+def fingerprints(root: str) -> dict[str, str]:
     """SHA-256 of every leaf and of every byte of every cube."""
-    files = [*store.glob("releases/*/*/dataset/**/Npix*.parquet"), *store.glob("images/*/*/**/*")]
+    fs, base = fsspec.core.url_to_fs(root)
+    fs.invalidate_cache()
+    found = {path.removeprefix(base).lstrip("/"): path for path in fs.find(base)}
     return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(files)
-        if path.is_file()
+        key: hashlib.sha256(fs.cat_file(path)).hexdigest()
+        for key, path in sorted(found.items())
+        if key.startswith("images/")
+        or (key.startswith("releases/") and Path(key).name.startswith("Npix"))
     }
 
 
-def prepare(folder: Path) -> tuple[Path, dict[str, str], float]:
-    """A small survey with a trained model, its undisturbed results, and how long `run` took."""
-    survey = simulate(folder / "survey", objects=OBJECTS, seed=3, workers=1).config
-    call("ingest", survey, "--set", f"catalog.partition_rows={OBJECTS // 12}")
-    call("train", survey, "--set", "products.photoz.training.epochs=1")
-    shutil.copytree(survey.parent, folder / "trained")
-    shutil.rmtree(folder / "trained" / "store" / "images")
-    shutil.rmtree(folder / "trained" / "store" / "catalogs")
-    started = time.monotonic()
-    call("run", survey)
-    return survey, fingerprints(survey.parent / "store"), time.monotonic() - started
+def trial(place: Arena, name: str, kind: str, where: str, rng: random.Random) -> str:
+    """Ingest and run with one kill in each, to a store of its own; what happened.
 
-
-def descendants(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def workers_of(pid: int) -> list[psutil.Process]:
-    """Processes that compute units or cubes."""
-    found = []
-    for process in descendants(pid):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if " ".join(process.cmdline()).startswith("ray::Map"):
-                found.append(process)
-    return found
-
-
-def kill_at(
-    verb: str, survey: Path, kind: str, delay: float, rng: random.Random, *more: str
-) -> str:
-    """Start `verb`, kill after `delay` seconds; say what happened."""
-    driver = subprocess.Popen(
-        command(verb, survey, *more),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    Raises
+    ------
+    AssertionError
+        If what came of it is not what an undisturbed run gives.
+    """
+    root = f"s3://{BUCKET}/{name}" if where == "s3" else str(place.folder / f"trial-{name}")
+    if where == "s3":
+        fsspec.filesystem("s3").put(f"{place.folder}/trained/", f"{root}/", recursive=True)
+    else:
+        shutil.copytree(place.folder / "trained", root)
+    survey = place.folder / "survey" / "survey.toml"
+    settings = ["--set", f"survey.root={root}", *SETTINGS]
+    if kind != "session":
+        settings += ["--set", f"run.address={place.nodes.address}"]
+    story = []
+    for verb in ("ingest", "run"):
+        if kind != "nothing":
+            delay = rng.uniform(0.2, 1.0) * place.seconds
+            what = kill_at(place, command(verb, survey, *settings), kind, delay, rng)
+            story.append(f"{verb}: {what}")
+            call(verb, survey, *settings)
+        elif verb == "ingest":
+            call(verb, survey, *settings)
+        else:
+            story.append(twice(command(verb, survey, *settings)))
+    again = call("run", survey, *settings)
+    assert again["did"] == "nothing", again
+    check = call("validate", survey, *settings)
+    assert check["problems"] == [], check
+    found = fingerprints(root)
+    differ = sorted(
+        key for key in found.keys() | place.expected if found.get(key) != place.expected.get(key)
     )
-    try:
+    assert not differ, (story, differ)
+    if where == "s3":
+        fsspec.filesystem("s3").rm(root, recursive=True)
+    else:
+        shutil.rmtree(root)
+    return "; ".join(story)
+
+
+def twice(started: list[str]) -> str:
+    """Two drivers of one run at once."""
+    pipe = subprocess.PIPE
+    drivers = [subprocess.Popen(started, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    said = [driver.communicate(timeout=COMMAND_TIMEOUT_S) for driver in drivers]
+    for driver, (_, error) in zip(drivers, said, strict=True):
+        assert driver.returncode == 0, error[-2000:]
+    done = [json.loads(out) for out, _ in said]
+    assert done[0]["url"] == done[1]["url"], done
+    units = [one.get("units_computed", 0) for one in done]
+    return f"two drivers made {done[0]['release']}, {units[0]} and {units[1]} units"
+
+
+def kill_at(place: Arena, started: list[str], kind: str, delay: float, rng: random.Random) -> str:
+    """Start a command, kill what is to be killed after `delay` seconds; say what happened."""
+    driver = subprocess.Popen(
+        started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    at = f"at {delay:.1f} s"
+    with contextlib.suppress(subprocess.TimeoutExpired):
         driver.wait(delay)
-        return "finished before"
-    except subprocess.TimeoutExpired:
-        pass
-    if kind == "worker":
-        until = time.monotonic() + 30
-        while not (victims := workers_of(driver.pid)) and driver.poll() is None:
-            if time.monotonic() > until:
-                break
-            time.sleep(0.05)
-        if victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                rng.choice(victims).send_signal(signal.SIGKILL)
-        code = driver.wait(COMMAND_TIMEOUT_S)
-        # The command heals by itself, or ends with an error and the next one resumes.
-        return f"worker killed, command ended with {code}"
-    everything = descendants(driver.pid)
-    driver.send_signal(signal.SIGKILL)
-    if kind == "session":
+        return f"ended before {at}"
+    if kind in ("driver", "session"):
+        everything = [psutil.Process(driver.pid)]
+        everything += everything[0].children(recursive=True) if kind == "session" else []
         for process in everything:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
-    driver.wait()
-    return f"{kind} killed"
-
-
-def trial(
-    folder: Path, number: int, kind: str, rng: random.Random, run_seconds: float
-) -> tuple[str, dict[str, str]]:
-    """Ingest and run a fresh copy with one kill in each; what happened and the final bytes."""
-    copy = folder / f"trial{number}"
-    shutil.copytree(folder / "trained", copy)
-    survey = copy / "survey.toml"
-    partitions = ("--set", f"catalog.partition_rows={OBJECTS // 12}")
-    story = []
-    delay = rng.uniform(0.2, 1.0) * run_seconds
-    story.append("ingest: " + kill_at("ingest", survey, kind, delay, rng, *partitions))
-    call("ingest", survey, *partitions)
-    delay = rng.uniform(0.2, 1.0) * run_seconds
-    story.append(f"run at {delay:.1f} s: " + kill_at("run", survey, kind, delay, rng))
-    call("run", survey)
-    again = call("run", survey)
-    assert again["did"] == "nothing", again
-    check = call("validate", survey)
-    assert check["problems"] == [], check
-    found = fingerprints(copy / "store")
-    shutil.rmtree(copy)
-    return "; ".join(story), found
+        driver.wait()
+        return f"{kind} killed {at}"
+    if kind == "worker":
+        while not place.nodes.kill_worker(rng) and driver.poll() is None:
+            time.sleep(0.05)
+    elif kind == "node":
+        place.nodes.kill(rng.choice(sorted(place.nodes.alive)))
+    else:
+        place.store.kill()
+        back = threading.Timer(rng.uniform(1.0, STORE_AWAY_S), place.store.start)
+        back.start()
+    code = driver.wait(COMMAND_TIMEOUT_S)
+    if kind == "node":
+        place.nodes.fill()
+    elif kind == "store":
+        back.join()
+    # The command heals by itself, or ends with an error and the next one resumes.
+    return f"{kind} killed {at}, command ended with {code}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=sorted({kind for kind, _ in KINDS}))
     options = parser.parse_args()
-    rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _, expected, run_seconds = prepare(folder)
-        print(f"undisturbed run: {len(expected)} files, {run_seconds:.1f} s", flush=True)
-        identical = 0
+    good = 0
+    with tempfile.TemporaryDirectory() as name, arena(Path(name)) as place:
+        print(f"undisturbed: {len(place.expected)} files, {place.seconds:.1f} s", flush=True)
+        kinds = [
+            (kind, where)
+            for kind, where in KINDS
+            if options.only in (None, kind) and (where == "disk" or place.store)
+        ]
         for number in range(options.trials):
-            kind = KINDS[number % len(KINDS)]
-            story, found = trial(folder, number, kind, rng, run_seconds)
-            same = found == expected
-            identical += same
-            print(f"{number}: {'identical' if same else 'DIFFERENT'}: {story}", flush=True)
-        print(f"{identical} of {options.trials} trials ended byte-identical")
-        sys.exit(identical != options.trials)
+            kind, where = kinds[number % len(kinds)]
+            rng = random.Random(f"{options.seed} {number}")
+            started = time.monotonic()
+            try:
+                story = trial(place, str(number), kind, where, rng)
+                good += 1
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                story = f"NOT IDENTICAL: {error}"
+            took = time.monotonic() - started
+            print(f"{number} {kind} {where} {took:.0f} s: {story}", flush=True)
+    print(f"{good} of {options.trials} trials ended byte-identical")
+    sys.exit(good != options.trials)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Several nodes on this machine: killed, added, short of memory, their results lost."""
 
-import contextlib
 import hashlib
 import json
 import random
@@ -15,51 +14,23 @@ import paused_worker
 import psutil
 import pytest
 from paused_worker import STAGES, pause_at, paused, worked
-from ray.cluster_utils import Cluster
+from ray_nodes import Nodes
 
 from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
 
-NODES = 3
 TIMEOUT_S = 300
-HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-
-
-class Nodes:
-    """A head without CPUs and workers of one CPU each."""
-
-    def __init__(self, **system):
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH | system}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.alive = {}
-        self.fill()
-
-    @property
-    def address(self):
-        return self.cluster.address
-
-    def fill(self, count=NODES):
-        """Add nodes until there are so many."""
-        while len(self.alive) < count:
-            node = self.cluster.add_node(num_cpus=1)
-            self.alive[node.node_id] = node
-
-    def kill(self, name):
-        """What a pulled plug does: the node's every process is gone at once."""
-        node = self.alive.pop(name)
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        for process in [raylet, *raylet.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+ROOM = 4 << 30
+"""Bytes that a cluster may take before its nodes kill workers."""
 
 
 @pytest.fixture(scope="module")
 def started():
     nodes = Nodes()
     yield nodes
-    nodes.cluster.shutdown()
+    nodes.end()
 
 
 @pytest.fixture
@@ -139,16 +110,39 @@ def test_workers_killed_again_and_again(nodes, survey_copy, published_survey):
     killed = 0
     while driver.poll() is None and killed < 6:
         time.sleep(rng.uniform(1.0, 3.0))
-        at_work = [one for one in psutil.process_iter(["cmdline"]) if works(one, nodes)]
-        if at_work:
-            rng.choice(at_work).kill()
-            killed += 1
+        killed += nodes.kill_worker(rng)
     ended(driver)
     assert killed
     assert leaves(survey_copy) == leaves(published_survey)
     config = load(survey_copy)
     store = Store(config.root)
     assert store.names(f"{make_plan(config, store).run_key}/attempts") == []
+
+
+def test_workers_killed_for_memory_come_back_when_there_is_room(survey_copy, published_survey):
+    memory = psutil.virtual_memory()
+    if memory.available < 2 * ROOM:
+        pytest.skip(f"needs {2 * ROOM >> 30} GiB of free memory")
+    share = 1 - (memory.available - ROOM) / memory.total
+    nodes = Nodes(memory_usage_threshold=share, memory_monitor_refresh_ms=200)
+    try:
+        store = Store(load(survey_copy).root)
+        pause_at(store, "inference")
+        driver = drive(survey_copy, nodes, "run.attempts=50")
+        waiting = wait_for(lambda: paused(store), driver)["pid"]
+        filled = []
+
+        def fill_until_it_is_gone():
+            if psutil.virtual_memory().available > memory.available - ROOM:
+                filled.append(b"x" * (100 << 20))
+            return not psutil.pid_exists(waiting)
+
+        wait_for(fill_until_it_is_gone, driver)
+        filled.clear()
+        ended(driver)
+    finally:
+        nodes.end()
+    assert leaves(survey_copy) == leaves(published_survey)
 
 
 def test_results_lost_with_their_node_are_made_again(nodes, tmp_path):
@@ -160,12 +154,3 @@ def test_results_lost_with_their_node_are_made_again(nodes, tmp_path):
     nodes.kill(victim)
     assert ended(driver, "go on\n") == list(range(bulky_worker.ITEMS))
     assert len(list(tmp_path.iterdir())) > bulky_worker.ITEMS
-
-
-def works(process, nodes):
-    """Whether a process is a worker of ours on one of the nodes."""
-    title = " ".join(process.info["cmdline"] or ())
-    with contextlib.suppress(psutil.NoSuchProcess):
-        raylets = {one.all_processes["raylet"][0].process.pid for one in nodes.alive.values()}
-        return title.startswith("ray::Map") and process.ppid() in raylets
-    return False

