@@ -1,8 +1,10 @@
 """`Store` on a real object store: as on a disk, conditional puts, faults, refusals."""
 
+import datetime
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import botocore.auth
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -230,3 +232,11 @@ def test_a_bucket_that_may_only_be_read_is_named(refused, bucket, proxy, monkeyp
 def test_a_wrong_clock_is_named(refused, proxy, action):
     proxy.refuse = (403, "RequestTimeTooSkewed")
     assert "clock differs" in refused(action)
+
+
+def test_a_signature_of_another_hour_is_named(refused, monkeypatch):
+    # The server's own answer to what this machine signs with its clock an hour slow.
+    now, slow = botocore.auth.get_current_datetime, datetime.timedelta(hours=1)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *args: now(*args) - slow)
+    assert "clock differs" in refused("read")
+    assert "clock differs" in refused("write")
