@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,11 @@ Overrides = Annotated[
 ]
 Verb = Literal["run", "ingest", "train", "nightly"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def _ray_aside() -> AbstractContextManager[Any]:
+    """Ray tells of dead nodes on standard output, which is ours; it may use standard error."""
+    return redirect_stdout(sys.stderr)
 
 
 def _load(survey: Path, overrides: list[str] | None) -> SurveyConfig:
@@ -67,7 +73,8 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
     """Read tiles and the source catalog into the survey's store."""
     from surveyproc import verbs
 
-    done = verbs.ingest(_load(survey, overrides))
+    with _ray_aside():
+        done = verbs.ingest(_load(survey, overrides))
     tiles, catalog = done["tiles"], done["catalog"]
     lines = [
         f"tiles: {tiles.tiles} in all, {tiles.written} written, {tiles.unchanged} unchanged",
@@ -89,7 +96,8 @@ def train(
     """Train the networks that have a [products.training] section and save model packages."""
     from surveyproc import verbs
 
-    done = verbs.train(_load(survey, overrides), product)
+    with _ray_aside():
+        done = verbs.train(_load(survey, overrides), product)
     lines = [
         f"{name}: model {one['model']} version {one['version']}, held out: "
         f"{_metrics(one['metrics']['held_out']['median'])}"
@@ -118,7 +126,8 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
     """Plan, infer, check and publish; repeated, it resumes, or does nothing."""
     from surveyproc import verbs
 
-    done = verbs.run(_load(survey, overrides))
+    with _ray_aside():
+        done = verbs.run(_load(survey, overrides))
     if done["did"] == "nothing":
         lines = [
             f"nothing to do: release {done['release']} is published and up to date; {_rows(done)}"
@@ -138,7 +147,8 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
     """Ingest and recompute what changed, hold it against the last release, publish."""
     from surveyproc.nightly import nightly as work
 
-    done = work(_load(survey, overrides))
+    with _ray_aside():
+        done = work(_load(survey, overrides))
     _show(done, as_json, _night_lines(done))
     if done["error"]:
         _complain(done["error"])
@@ -327,7 +337,8 @@ def demo(
     """Simulate a survey, then ingest, train, run, publish, evaluate and report it."""
     from surveyproc.demo import demo as show
 
-    done = show(out, objects=objects, seed=seed, root=root)
+    with _ray_aside():
+        done = show(out, objects=objects, seed=seed, root=root)
     lines = [
         f"catalog: {done['catalog']} ({_rows(done['metrics'][0])})",
         f"report:  {done['report']}",

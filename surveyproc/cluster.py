@@ -9,7 +9,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 # Ray samples these when it is imported. Its C++ core warns on standard error about every actor
@@ -64,12 +64,10 @@ def session(address: str = "local", workers: int | None = None) -> Iterator[int]
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ClusterError(f"run.address: no Ray cluster at {address!r}: {said[0]}") from error
     quiet_ray_data()
-    # Ray tells of dead nodes on standard output, which is the command's own.
-    with redirect_stdout(sys.stderr):
-        try:
-            yield _workers(workers) if local or workers is None else workers
-        finally:
-            ray.shutdown()
+    try:
+        yield _workers(workers) if local or workers is None else workers
+    finally:
+        ray.shutdown()
 
 
 def _knock(address: str) -> None:

@@ -32,6 +32,6 @@ if __name__ == "__main__":
     with cluster.session(sys.argv[1], workers=3):
         results = cluster.stream(range(ITEMS), Worker, workers=3, arguments=(sys.argv[2],))
         first, node, _ = next(results)
-        print(first, node, file=sys.__stdout__, flush=True)
+        print(first, node, flush=True)
         sys.stdin.readline()
-        print(sorted([first, *(number for number, _, _ in results)]), file=sys.__stdout__)
+        print(sorted([first, *(number for number, _, _ in results)]))

@@ -1,19 +1,17 @@
 """`run` with a worker that stops at a stage of its unit and waits there to be killed.
 
 In a module of its own: Ray's worker processes import it by name. As a program it runs a survey on
-a cluster: `python paused_worker.py survey.toml address`.
+a cluster: `python paused_worker.py survey.toml address` and options of `surveyproc run`.
 """
 
 import json
 import os
 import sys
 import time
-from pathlib import Path
 
 import ray
 
-from surveyproc import verbs
-from surveyproc.config import load
+from surveyproc.cli import main
 from surveyproc.run import pipeline
 from surveyproc.run.pipeline import UnitWorker
 from surveyproc.storage import Store
@@ -85,5 +83,6 @@ if __name__ == "__main__":
     import paused_worker
 
     pipeline.UnitWorker = paused_worker.PausedWorker
-    settings = [f"run.address={sys.argv[2]}", *sys.argv[3:]]
-    print(json.dumps(verbs.run(load(Path(sys.argv[1]), settings))))
+    addressed = ["--json", "--set", f"run.address={sys.argv[2]}"]
+    sys.argv = ["surveyproc", "run", sys.argv[1], *addressed, *sys.argv[3:]]
+    main()
