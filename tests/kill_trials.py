@@ -245,6 +245,7 @@ def kill_at(place: Arena, started: list[str], kind: str, delay: float, rng: rand
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--twice", action="store_true", help="two drivers at once, no kills")
     options = parser.parse_args()
@@ -254,7 +255,7 @@ def main() -> None:
         print(f"undisturbed: {len(place.expected)} files, {took}", flush=True)
         kinds = TWICE if options.twice else KINDS
         kinds = [one for one in kinds if one[1] == "disk" or place.store]
-        for number in range(options.trials):
+        for number in range(options.first, options.first + options.trials):
             kind, where = kinds[number % len(kinds)]
             rng = random.Random(f"{options.seed} {number}")
             started = time.monotonic()

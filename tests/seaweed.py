@@ -45,6 +45,15 @@ class Server:
 
     def start(self) -> None:
         """Start, for the first time or again, and wait until it takes writes."""
+        until = time.monotonic() + START_S
+        # While it was away somebody may have been given one of its ports, for a moment.
+        while not self._started(until):
+            self.kill()
+            if time.monotonic() > until:
+                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+            time.sleep(0.5)
+
+    def _started(self, until: float) -> bool:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -58,12 +67,11 @@ class Server:
                     "GOMEMLIMIT": "512MiB",
                 },
             )
-        until = time.monotonic() + START_S
         while not _ready(self.port, self.master):
             if self.process.poll() is not None or time.monotonic() > until:
-                self.kill()
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+                return False
             time.sleep(0.1)
+        return True
 
     def kill(self) -> None:
         """End it without warning; its data stay."""
