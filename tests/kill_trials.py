@@ -65,7 +65,8 @@ class Arena:
     Attributes
     ----------
     folder : Path
-        Holds `survey` (as simulated) and `trained` (a store with a trained model).
+        Holds `survey` (as simulated), `trained` (a store with a trained model alone) and
+        `ingested` (one with cubes and catalog too).
     expected : dict of str to str
         Checksums of what an undisturbed run wrote.
     seconds : dict of str to float
@@ -104,7 +105,8 @@ def arena(folder: Path) -> Iterator[Arena]:
             seconds[verb] = time.monotonic() - started
             if verb == "ingest":
                 call("train", survey, *there, "--set", "products.photoz.training.epochs=1")
-                shutil.copytree(survey.parent / "store", folder / "trained")
+                shutil.copytree(survey.parent / "store", folder / "ingested")
+                shutil.copytree(folder / "ingested", folder / "trained")
                 for part in ("images", "catalogs"):
                     shutil.rmtree(folder / "trained" / part)
         expected = fingerprints(str(survey.parent / "store"))
@@ -158,26 +160,25 @@ def trial(place: Arena, name: str, kind: str, where: str, rng: random.Random) ->
     AssertionError
         If what came of it is not what an undisturbed run gives.
     """
+    before = "ingested" if kind == "twice" else "trained"
     root = f"s3://{BUCKET}/{name}" if where == "s3" else str(place.folder / f"trial-{name}")
     if where == "s3":
-        fsspec.filesystem("s3").put(f"{place.folder}/trained/", f"{root}/", recursive=True)
+        fsspec.filesystem("s3").put(f"{place.folder}/{before}/", f"{root}/", recursive=True)
     else:
-        shutil.copytree(place.folder / "trained", root)
+        shutil.copytree(place.folder / before, root)
     survey = place.folder / "survey" / "survey.toml"
     settings = ["--set", f"survey.root={root}", *SETTINGS]
     if kind != "session":
         settings += ["--set", f"run.address={place.nodes.address}"]
     story = []
-    for verb in ("ingest", "run"):
-        if kind != "twice":
+    if kind == "twice":
+        story.append(twice(command("run", survey, *settings)))
+    else:
+        for verb in ("ingest", "run"):
             delay = rng.uniform(0.2, 1.0) * place.seconds[verb]
             what = kill_at(place, command(verb, survey, *settings), kind, delay, rng)
             story.append(f"{verb}: {what}")
             call(verb, survey, *settings)
-        elif verb == "ingest":
-            call(verb, survey, *settings)
-        else:
-            story.append(twice(command(verb, survey, *settings)))
     again = call("run", survey, *settings)
     assert again["did"] == "nothing", again
     check = call("validate", survey, *settings)

@@ -1,4 +1,4 @@
-"""Workers that fail on one unit, as a file in the survey's store tells them to.
+"""Workers that fail on one unit, as a file in the survey's store tells them to, or on one tile.
 
 In a module of its own: Ray's worker processes import it by name.
 """
@@ -6,6 +6,7 @@ In a module of its own: Ray's worker processes import it by name.
 import os
 import signal
 
+from surveyproc.images import ingest
 from surveyproc.run.pipeline import UnitWorker
 from surveyproc.storage import Store
 
@@ -26,3 +27,12 @@ class TroubledWorker(UnitWorker):
                 os.kill(os.getpid(), signal.SIGKILL)
             raise MemoryError if trouble["how"] == "memory" else ZeroDivisionError("one by zero")
         return super().process(planned, quarantine)
+
+
+class DeadlyTileWorker(ingest._TileWorker):
+    """Every process that touches the tile t01 dies."""
+
+    def __call__(self, item):
+        if item["tile"] == "t01":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(item)

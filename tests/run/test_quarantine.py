@@ -1,16 +1,18 @@
 """Units that fail or kill their worker: tried again a few times, then given up, never for ever."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from unit_troubles import TroubledWorker, make_trouble
+from unit_troubles import DeadlyTileWorker, TroubledWorker, make_trouble
 
 from surveyproc import schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
-from surveyproc.errors import GateError, UnitsFailedError
+from surveyproc.errors import GateError, StoreError, UnitsFailedError
+from surveyproc.images import ingest
 from surveyproc.run import commit, pipeline
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
@@ -111,3 +113,13 @@ def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):
         verbs.run(config)
     hidden.rename(cube)
     assert verbs.run(config)["quarantined"] == []
+
+
+def test_a_tile_that_kills_every_worker_fails_alone(survey_copy, monkeypatch):
+    shutil.rmtree(survey_copy.parent / "store" / "images")
+    monkeypatch.setattr(ingest, "_TileWorker", DeadlyTileWorker)
+    with pytest.raises(StoreError, match="1 tiles or files failed") as caught:
+        verbs.ingest(load(survey_copy))
+    assert "tile t01: its process died" in str(caught.value)
+    monkeypatch.undo()
+    assert verbs.ingest(load(survey_copy))["tiles"].written == 1
