@@ -21,17 +21,7 @@ from surveyproc.measure.aperture import annulus_for, aperture_photometry
 from surveyproc.sky import pixel_positions, wcs_from_header
 from surveyproc.storage import Store
 
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    """Ray is tested once, below; elsewhere it would only cost time."""
-
-    def stream(items, worker, *, workers, arguments=(), max_restarts=-1):
-        call = worker(*arguments)
-        for item in items:
-            yield call(item)
-
-    monkeypatch.setattr(ingest.cluster, "stream", stream)
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def run(config):

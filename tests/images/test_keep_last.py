@@ -5,22 +5,11 @@ import os
 import pytest
 from conftest_images import pixels, write
 
-from surveyproc.images import ingest
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.storage import Store
 
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    """Ray is tested elsewhere; here it would only cost time."""
-
-    def stream(items, worker, *, workers, arguments=()):
-        call = worker(*arguments)
-        for item in items:
-            yield call(item)
-
-    monkeypatch.setattr(ingest.cluster, "stream", stream)
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture
