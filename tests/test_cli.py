@@ -8,18 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.table import Table, vstack
+from command import surveyproc
 
 from surveyproc import cli, verbs
 from surveyproc.config import load
-
-
-def surveyproc(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "surveyproc", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("verb", ["plan", "run", "validate", "releases", "evaluate"])

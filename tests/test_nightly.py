@@ -1,6 +1,5 @@
 """Five nights of a simulated survey; what a night refuses; what it does with bad files."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
+from sums import leaves
 
 from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
@@ -31,14 +31,6 @@ LOOSE = (
 
 def config_of(survey: Path, *more: str) -> SurveyConfig:
     return load(survey, [*LOOSE, *more])
-
-
-def leaves(survey: Path) -> dict[str, str]:
-    folder = Path(verbs.releases(load(survey))["current"]["url"])
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("dataset/**/Npix*.parquet"))
-    }
 
 
 def near(survey: Path, *tiles: str) -> int:

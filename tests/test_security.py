@@ -2,14 +2,13 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from astropy.io import fits
+from command import surveyproc
 
 WCS = {
     "CTYPE1": "RA---TAN",
@@ -24,15 +23,6 @@ WCS = {
     "CD2_2": 1e-4,
 }
 HOSTILE = ["../../escaped", "/tmp/surveyproc-escaped", "..", "a/../../escaped"]
-
-
-def call(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "surveyproc", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
 
 
 def outside_the_root(survey):
@@ -63,7 +53,7 @@ def survey(tmp_path_factory):
 
 def test_a_tile_that_names_itself_out_of_the_root_is_refused(survey):
     before = outside_the_root(survey)
-    done = call("ingest", survey, "--json")
+    done = surveyproc("ingest", survey, "--json")
     result = json.loads(done.stdout)
     problems = "\n".join(str(problem) for problem in result["tiles"]["problems"])
     for index, name in enumerate(HOSTILE):
@@ -93,7 +83,7 @@ def test_a_pickle_offered_as_a_model_is_refused_and_never_loaded(survey, tmp_pat
         torch.save({"weights": Bomb(mark)}, offered)
     else:
         offered.write_bytes(pickle.dumps(Bomb(mark)))
-    done = call("run", survey, "--set", f"products.photoz.model={offered}")
+    done = surveyproc("run", survey, "--set", f"products.photoz.model={offered}")
     assert done.returncode == 2
     assert f"{offered}: only safetensors packages are loaded, because a pickle can" in done.stderr
     assert "Traceback" not in done.stderr
@@ -102,6 +92,6 @@ def test_a_pickle_offered_as_a_model_is_refused_and_never_loaded(survey, tmp_pat
 
 @pytest.mark.parametrize("name", ["..", "a b"])
 def test_a_model_name_never_becomes_a_path_unchecked(survey, name):
-    done = call("run", survey, "--set", f"products.photoz.model={name}")
+    done = surveyproc("run", survey, "--set", f"products.photoz.model={name}")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -14,14 +14,14 @@ KEY = "trouble.json"
 
 
 def make_trouble(store: Store, unit: str, how: str, attempts: int) -> None:
-    """The unit's first attempts end this way: `dies`, `raises` or `memory`."""
+    """The first attempts of a unit, or of all if it has no name: `dies`, `raises` or `memory`."""
     store.put_json(KEY, {"unit": unit, "how": how, "attempts": attempts})
 
 
 class TroubledWorker(UnitWorker):
     def process(self, planned, quarantine):
         trouble = self.store.read_json(KEY)
-        if planned.name == trouble["unit"] and not quarantine and trouble["attempts"]:
+        if trouble["unit"] in ("", planned.name) and not quarantine and trouble["attempts"]:
             self.store.put_json(KEY, {**trouble, "attempts": trouble["attempts"] - 1})
             if trouble["how"] == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)

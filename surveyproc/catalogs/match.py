@@ -63,8 +63,8 @@ def match_labels(
     held = hats.leaf_schema(store, f"{catalog_key}/dataset/_common_metadata").names
     own = {*OBJECT_COLUMNS, hats.SPATIAL, "redshift"}
     taken = [name for name in dict.fromkeys(columns) if name in held and name not in own]
-    objects = open_catalog(UPath(store.url_of(catalog_key)), columns=[*OBJECT_COLUMNS, *taken])
     # Told a plain `s3://` URL, hats takes the bucket for a public one; hence UPath.
+    objects = open_catalog(UPath(store.url_of(catalog_key)), columns=[*OBJECT_COLUMNS, *taken])
     # The suffix marks what comes from the labels: a catalog may have any column name.
     frame = pd.DataFrame({"ra": labels.ra, "dec": labels.dec, "redshift": labels.redshift})
     try:

@@ -13,19 +13,17 @@ from surveyproc.storage import Store
 
 
 def record(store: Store, run_key: str, unit: str, errors: list[str]) -> None:
-    """Keep why all attempts at the unit so far failed, in order."""
-    store.put_json(_key(run_key, unit), errors)
+    """Keep why all attempts at the unit so far failed, in order; nothing if none did."""
+    if errors:
+        store.put_json(_key(run_key, unit), errors)
+    else:
+        store.remove(_key(run_key, unit))
 
 
 def recorded(store: Store, run_key: str) -> dict[str, list[str]]:
     """Unit to the errors of its attempts. One listing if no unit has failed."""
     units = [name.removesuffix(".json") for name in store.names(f"{run_key}/attempts")]
     return {unit: list(store.read_json(_key(run_key, unit)) or []) for unit in units}
-
-
-def forget(store: Store, run_key: str, unit: str) -> None:
-    """Drop the record of a unit that is done."""
-    store.remove(_key(run_key, unit))
 
 
 def release_quarantined(store: Store, plan: Plan) -> None:
@@ -35,7 +33,7 @@ def release_quarantined(store: Store, plan: Plan) -> None:
         if unit in done:
             if commit.read(store, plan.run_key, unit).quarantined:
                 store.remove(commit.record_key(plan.run_key, unit))
-            forget(store, plan.run_key, unit)
+            record(store, plan.run_key, unit, [])
 
 
 def _key(run_key: str, unit: str) -> str:

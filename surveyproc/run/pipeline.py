@@ -266,7 +266,7 @@ class Work:
     def attempt(self, tasks: list[Task], workers: int, meter: Meter) -> list[Outcome]:
         """Do all tasks once; those that are to be tried again."""
         given_up = {task.unit: task.quarantine for task in tasks if task.quarantine}
-        again, deaths = [], 0
+        again, dead = [], list[str]()
         for outcome in cluster.stream(
             tasks,
             UnitWorker,
@@ -276,12 +276,13 @@ class Work:
             deaths=1,
         ):
             reason = given_up.get(outcome.unit, "")
-            deaths = deaths + 1 if outcome.error == cluster.DIED else 0
+            dead = [*dead, outcome.unit] if outcome.error == cluster.DIED else []
             if outcome.error and not reason:
                 self.note_failure(outcome)
-            if deaths >= max(DEATHS, 3 * workers):
+            if len(dead) >= max(DEATHS, 3 * workers):
+                self.forgive([name for name in dead if name not in given_up])
                 raise ClusterError(
-                    f"{deaths} units in a row ended with the death of their process, the last in "
+                    f"the processes of {len(dead)} units in a row died, the last at unit "
                     f"{outcome.unit}: is there memory for {workers} of them (run.workers)? What "
                     "was finished is kept: repeat the command"
                 )
@@ -301,6 +302,12 @@ class Work:
         errors.append(outcome.error)
         attempts.record(self.store, self.plan.run_key, outcome.unit, errors)
 
+    def forgive(self, units: list[str]) -> None:
+        """Take back the last failure of units that are not to blame for it."""
+        for name in units:
+            del self.errors[name][-1]
+            attempts.record(self.store, self.plan.run_key, name, self.errors[name])
+
     def note_done(self, outcome: Outcome, reason: str) -> None:
         """Count a unit that has its leaf; `reason` is why it was given up, if it was."""
         if reason:
@@ -308,7 +315,7 @@ class Work:
             return
         self.rows += outcome.rows
         if self.errors.pop(outcome.unit, None):
-            attempts.forget(self.store, self.plan.run_key, outcome.unit)
+            attempts.record(self.store, self.plan.run_key, outcome.unit, [])
 
 
 def _reason(errors: Sequence[str], most: int) -> str:

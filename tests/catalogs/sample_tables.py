@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +48,6 @@ def sky_table(rows: int, seed: int = 0) -> Table:
     table["mag"].description = "A magnitude & more"
     table["mag"].meta["ucd"] = "phot.mag;em.opt.R"
     return table
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Path to SHA-256 of every file under a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def run(root: Path, source: Path | str, *, workers: int = 1, batch: int | None = None, **catalog):

@@ -13,7 +13,8 @@ import pytest
 from hats.io.validation import is_valid_catalog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sample_tables import KEY, all_rows, rejected, run, sky_table, tree
+from sample_tables import KEY, all_rows, rejected, run, sky_table
+from sums import sums
 
 from surveyproc import schemas, sky
 from surveyproc.catalogs import hats, leaves
@@ -174,9 +175,9 @@ def check_partitions(store: Store, limit: int) -> None:
 
 def test_bytes_do_not_depend_on_batches_spills_or_threads(tmp_path, fits):
     run(tmp_path / "a", fits, partition_rows=400)
-    expected = tree(tmp_path / "a" / KEY)
+    expected = sums(tmp_path / "a" / KEY)
     run(tmp_path / "b", fits, partition_rows=400, batch=77, spill_bytes=5_000, workers=3)
-    assert tree(tmp_path / "b" / KEY) == expected
+    assert sums(tmp_path / "b" / KEY) == expected
     assert not (tmp_path / "b" / KEY / ".spill").exists()
 
 
@@ -184,7 +185,7 @@ def test_bytes_do_not_depend_on_ray(tmp_path, fits, workers):
     run(tmp_path / "a", fits, partition_rows=400)
     _, summary = run(tmp_path / "b", fits, partition_rows=400, workers=workers, ray_rows=0)
     assert summary.rows_out == 3000
-    assert tree(tmp_path / "b" / KEY) == tree(tmp_path / "a" / KEY)
+    assert sums(tmp_path / "b" / KEY) == sums(tmp_path / "a" / KEY)
 
 
 def test_duplicates_in_many_buckets(tmp_path, fits, monkeypatch):
@@ -235,7 +236,7 @@ def test_many_rejected_rows_do_not_depend_on_batches(tmp_path, monkeypatch):
     for name, batch in (("a", 64), ("b", 1000)):
         _, summary = run(tmp_path / name, tmp_path / "s.fits", batch=batch)
         assert summary.rejected == 500
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert sums(tmp_path / "a") == sums(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

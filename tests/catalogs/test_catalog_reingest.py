@@ -12,7 +12,8 @@ import fsspec
 import numpy as np
 import pytest
 from hats.io.validation import is_valid_catalog
-from sample_tables import KEY, rejected, run, sky_table, tree
+from sample_tables import KEY, rejected, run, sky_table
+from sums import sums
 
 from surveyproc.catalogs import hats, spill
 from surveyproc.catalogs.ingest import read_catalog
@@ -42,11 +43,11 @@ def test_second_ingest_writes_nothing(tmp_path, fits):
 
 def test_lost_leaf_is_made_again(tmp_path, fits):
     store, _ = run(tmp_path / "s", fits, partition_rows=500)
-    before = tree(tmp_path / "s" / KEY)
+    before = sums(tmp_path / "s" / KEY)
     store.remove(f"{KEY}/{hats.leaf_keys(store, KEY)[1]}")
     _, summary = run(tmp_path / "s", fits, partition_rows=500)
     assert not summary.skipped
-    assert tree(tmp_path / "s" / KEY) == before
+    assert sums(tmp_path / "s" / KEY) == before
 
 
 def test_changed_source_leaves_nothing_stale(tmp_path, fits):
@@ -61,7 +62,7 @@ def test_changed_source_leaves_nothing_stale(tmp_path, fits):
     moved.write(tmp_path / "moved.fits")
     run(tmp_path / "s", tmp_path / "moved.fits", partition_rows=100)
     run(tmp_path / "fresh", tmp_path / "moved.fits", partition_rows=100)
-    assert tree(tmp_path / "s" / KEY) == tree(tmp_path / "fresh" / KEY)
+    assert sums(tmp_path / "s" / KEY) == sums(tmp_path / "fresh" / KEY)
     folders = [path for path in (tmp_path / "s" / KEY).rglob("*") if path.is_dir()]
     assert all(any(folder.iterdir()) for folder in folders)
     assert read_catalog(store, "test").fingerprint != first
@@ -94,7 +95,7 @@ def test_failure_at_any_write_then_the_same_command(tmp_path, fits, step, monkey
                 read_catalog(Store(str(root)), "test")
     run(root, fits, partition_rows=400)
     Store(str(root)).clear_staging(older_than_s=-1)
-    assert tree(root) == tree(tmp_path / "fresh")
+    assert sums(root) == sums(tmp_path / "fresh")
 
 
 CHILD = """
@@ -127,18 +128,18 @@ def test_killed_then_the_same_command(tmp_path, fits, delay):
     child.stdout.close()
     store, _ = run(root, fits, partition_rows=40)
     store.clear_staging(older_than_s=-1)
-    assert tree(root) == tree(tmp_path / "fresh")
+    assert sums(root) == sums(tmp_path / "fresh")
 
 
 def test_bad_new_source_leaves_the_old_catalog_alone(tmp_path, fits):
     root = tmp_path / "s"
     run(root, fits, partition_rows=500)
-    before = tree(root)
+    before = sums(root)
     cut = tmp_path / "cut.csv"
     cut.write_text("object_id,ra,dec\n" + "1,10.0,2.0\n" * 20 + "2,11")
     with pytest.raises(InputError, match=r"cut\.csv"):
         run(root, cut)
-    assert tree(root) == before
+    assert sums(root) == before
 
 
 MEASURE = r"""

@@ -1,13 +1,11 @@
 """Several nodes on this machine: killed, added, short of memory, their results lost."""
 
-import hashlib
 import json
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import bulky_worker
 import paused_worker
@@ -15,6 +13,7 @@ import psutil
 import pytest
 from paused_worker import STAGES, pause_at, paused, worked
 from ray_nodes import Nodes
+from sums import leaves
 
 from surveyproc import verbs
 from surveyproc.config import load
@@ -37,14 +36,6 @@ def started():
 def nodes(started):
     started.fill()
     return started
-
-
-def leaves(survey):
-    folder = Path(verbs.releases(load(survey))["current"]["url"])
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("dataset/**/Npix*.parquet"))
-    }
 
 
 def start(program, *arguments):

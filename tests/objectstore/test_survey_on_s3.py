@@ -1,6 +1,5 @@
 """The whole way with everything on a real object store: same bytes, faults, two drivers."""
 
-import hashlib
 import json
 import os
 import re
@@ -15,12 +14,12 @@ import pytest
 from conftest import use
 from faults import Faults
 from hats.io.validation import is_valid_catalog
+from sums import is_leaf, sums
 from upath import UPath
 
-from surveyproc import release, verbs
+from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.simulate import simulate
-from surveyproc.storage import Store
 
 OBJECTS, BANDS = 90, ("g", "r", "i")
 # One start of Ray for two verbs. Its workers take the variables of this process.
@@ -57,14 +56,6 @@ def end(process: subprocess.Popen[str]) -> dict:
     return json.loads(out)
 
 
-def leaves(root: str) -> dict[str, str]:
-    """SHA-256 of every leaf of the published release."""
-    store = Store(root)
-    key = release.current_release(store, "simulated")["path"]
-    names = [name for name in store.sizes(f"{key}/dataset") if "/Npix=" in name]
-    return {n: hashlib.sha256(store.read(f"{key}/dataset/{n}")).hexdigest() for n in sorted(names)}
-
-
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
     """A survey with photometry alone, run on the local disk."""
@@ -79,7 +70,7 @@ def survey(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(survey):
-    return leaves(str(survey.parent / "store"))
+    return sums(survey.parent / "store", is_leaf)
 
 
 @pytest.fixture
@@ -101,7 +92,7 @@ def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, ex
     done = end(start(remote_survey))
     assert done["did"] == "published"
     per_unit = len([one for one in proxy.requests if one.key.startswith("store/")]) / done["units"]
-    assert leaves(f"{bucket}/store") == expected
+    assert sums(f"{bucket}/store", is_leaf) == expected
     assert is_valid_catalog(UPath(done["url"]), strict=True)
     assert len(lsdb.open_catalog(UPath(done["url"])).compute()) == OBJECTS
     config = load(remote_survey)
@@ -124,7 +115,7 @@ def test_faults_of_every_kind_give_the_same_leaves(remote_survey, bucket, proxy,
     proxy.faults = Faults()
     assert set(proxy.met()) >= {"error", "slow_down", "reset", "truncate", "delay"}
     assert done["did"] == "published"
-    assert leaves(f"{bucket}/store") == expected
+    assert sums(f"{bucket}/store", is_leaf) == expected
 
 
 def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected):
@@ -132,7 +123,7 @@ def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected):
     drivers = [start(survey, root) for _ in range(2)]
     done = [end(driver) for driver in drivers]
     assert done[0]["url"] == done[1]["url"]
-    assert leaves(root) == expected
+    assert sums(root, is_leaf) == expected
     config = load(survey, [f"survey.root={root}"])
     assert verbs.validate(config)["problems"] == []
     assert len(verbs.releases(config)["releases"]) == 1
@@ -155,7 +146,7 @@ def test_a_store_that_goes_is_an_error_and_the_run_resumes(remote_survey, bucket
     done = end(start(remote_survey))
     assert done["did"] == "published"
     assert done["units_resumed"] > 0
-    assert leaves(f"{bucket}/store") == expected
+    assert sums(f"{bucket}/store", is_leaf) == expected
 
 
 def test_tiles_of_a_web_server_are_read(survey, server, bucket, tmp_path, expected, monkeypatch):
@@ -178,7 +169,7 @@ def test_tiles_of_a_web_server_are_read(survey, server, bucket, tmp_path, expect
     finally:
         web.kill()
         web.wait()
-    assert leaves(str(tmp_path / "store")) == expected
+    assert sums(str(tmp_path / "store"), is_leaf) == expected
     written = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert not [path for path in written if b"s3cret" in path.read_bytes()]
     use(monkeypatch, server.endpoint)

@@ -1,17 +1,17 @@
 """Units that fail or kill their worker: tried again a few times, then given up, never for ever."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from sums import leaves, sums
 from unit_troubles import DeadlyTileWorker, TroubledWorker, make_trouble
 
 from surveyproc import schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
-from surveyproc.errors import GateError, StoreError, UnitsFailedError
+from surveyproc.errors import ClusterError, GateError, StoreError, UnitsFailedError
 from surveyproc.images import ingest
 from surveyproc.run import commit, pipeline
 from surveyproc.run.plan import make_plan
@@ -21,22 +21,15 @@ SICK = 2
 """Which unit of the plan is in trouble."""
 
 
-def leaves(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("dataset/**/Npix*.parquet"))
-    }
-
-
 def published(survey: Path) -> Path:
     return Path(verbs.releases(load(survey))["current"]["url"])
 
 
-def trouble(survey: Path, monkeypatch, how: str, times: int = 99):
+def trouble(survey: Path, monkeypatch, how: str, times: int = 99, every: bool = False):
     config = load(survey)
     store = Store(config.root)
     plan = make_plan(config, store)
-    make_trouble(store, plan.units[SICK].name, how, times)
+    make_trouble(store, "" if every else plan.units[SICK].name, how, times)
     monkeypatch.setattr(pipeline, "UnitWorker", TroubledWorker)
     return store, plan
 
@@ -45,7 +38,7 @@ def trouble(survey: Path, monkeypatch, how: str, times: int = 99):
 def test_a_unit_that_fails_once_is_tried_again(survey_copy, published_survey, monkeypatch, how):
     store, plan = trouble(survey_copy, monkeypatch, how, times=1)
     verbs.run(load(survey_copy))
-    assert leaves(published(survey_copy)) == leaves(published(published_survey))
+    assert leaves(survey_copy) == leaves(published_survey)
     assert store.names(f"{plan.run_key}/attempts") == []
 
 
@@ -71,7 +64,7 @@ def test_a_unit_that_kills_every_worker_is_quarantined_and_retried_by_the_next_r
     monkeypatch.undo()
     done = verbs.run(load(survey_copy))
     assert (done["units_computed"], done["units_resumed"]) == (1, len(plan.units) - 1)
-    assert leaves(published(survey_copy)) == leaves(published(published_survey))
+    assert leaves(survey_copy) == leaves(published_survey)
 
 
 def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
@@ -87,7 +80,7 @@ def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
     )
     assert verbs.validate(allowed)["problems"] == []
     first = published(survey_copy)
-    before = leaves(first)
+    before = sums(first)
     # It fails again: the release stays, and nothing is left of the attempt.
     again = verbs.run(allowed)
     assert (again["did"], again["release"]) == ("nothing", done["release"])
@@ -96,10 +89,24 @@ def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
     filled = verbs.run(load(survey_copy))
     assert filled["release"] == f"{done['release']}.1"
     assert (filled["units_computed"], filled["units_adopted"]) == (1, len(plan.units) - 1)
-    assert leaves(published(survey_copy)) == leaves(published(published_survey))
-    assert leaves(first) == before
+    assert leaves(survey_copy) == leaves(published_survey)
+    assert sums(first) == before
     assert verbs.run(load(survey_copy))["did"] == "nothing"
     assert verbs.validate(load(survey_copy))["problems"] == []
+
+
+def test_a_machine_on_which_every_process_dies_is_not_held_against_the_units(
+    survey_copy, published_survey, monkeypatch
+):
+    store, plan = trouble(survey_copy, monkeypatch, "dies", every=True)
+    monkeypatch.setattr(pipeline, "DEATHS", 4)
+    for _ in range(load(survey_copy).run.attempts):
+        with pytest.raises(ClusterError, match=r"the processes of \d+ units in a row died"):
+            verbs.run(load(survey_copy, ["run.workers=1"]))
+    assert store.names(f"{plan.run_key}/attempts") == []
+    monkeypatch.undo()
+    assert verbs.run(load(survey_copy))["quarantined"] == []
+    assert leaves(survey_copy) == leaves(published_survey)
 
 
 def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):

@@ -1,6 +1,5 @@
 """The whole way on a small simulated survey: every row once, readable everywhere, repeatable."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from astropy import units
 from astropy.table import Table
 from hats.io.validation import is_valid_catalog
+from sums import is_leaf, leaves, sums
 
 from surveyproc import schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
@@ -29,13 +29,6 @@ from surveyproc.storage import Store
 
 def release_folder(survey: Path) -> Path:
     return Path(verbs.releases(load(survey))["current"]["url"])
-
-
-def leaf_hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("dataset/**/Npix*.parquet"))
-    }
 
 
 def published_rows(survey: Path):
@@ -68,8 +61,8 @@ def test_lsdb_hats_and_astropy_read_the_release(published_survey):
 
 def test_partitions_equal_those_of_the_source_catalog(published_survey):
     source = published_survey.parent / "store/catalogs/simulated"
-    ours = leaf_hashes(release_folder(published_survey))
-    assert ours.keys() == leaf_hashes(source).keys()
+    ours = leaves(published_survey)
+    assert ours.keys() == sums(source, is_leaf).keys()
 
 
 def test_provenance_is_in_properties_and_commit_records(published_survey):
@@ -92,13 +85,13 @@ def test_a_finished_run_repeated_touches_nothing(published_survey):
 
 def test_same_bytes_for_any_number_of_workers(published_survey, survey_copy):
     verbs.run(load(survey_copy, ["run.workers=1"]))
-    assert leaf_hashes(release_folder(survey_copy)) == leaf_hashes(release_folder(published_survey))
+    assert leaves(survey_copy) == leaves(published_survey)
 
 
 def test_resume_computes_only_what_has_no_record(published_survey, tmp_path):
     shutil.copytree(published_survey.parent, tmp_path / "copy")
     survey = tmp_path / "copy" / "survey.toml"
-    config, expected = load(survey), leaf_hashes(release_folder(survey))
+    config, expected = load(survey), leaves(survey)
     store = Store(config.root)
     plan = make_plan(config, store)
     store.remove(f"{plan.run_key}/commits/{plan.units[2].name}.json")
@@ -107,7 +100,7 @@ def test_resume_computes_only_what_has_no_record(published_survey, tmp_path):
     leaf_of(plan, store, 2).write_bytes(b"half a leaf")
     done = verbs.run(config)
     assert (done["units"] - done["units_resumed"]) == 1
-    assert leaf_hashes(release_folder(survey)) == expected
+    assert leaves(survey) == expected
 
 
 def leaf_of(plan, store: Store, unit: int) -> Path:
@@ -120,25 +113,25 @@ def test_a_leaf_damaged_after_its_record_is_not_published_but_made_again(
 ):
     shutil.copytree(published_survey.parent, tmp_path / "copy")
     survey = tmp_path / "copy" / "survey.toml"
-    config, expected = load(survey), leaf_hashes(release_folder(survey))
+    config, expected = load(survey), leaves(survey)
     store = Store(config.root)
     plan = make_plan(config, store)
     store.remove(f"releases/{plan.survey}/current.json")
     leaf_of(plan, store, 1).write_bytes(b"cut")
     leaf_of(plan, store, 3).unlink()
     assert verbs.run(config)["units_resumed"] == len(plan.units) - 2
-    assert leaf_hashes(release_folder(survey)) == expected
+    assert leaves(survey) == expected
 
 
 def test_a_leaf_lost_after_publication_is_made_again(published_survey, tmp_path):
     shutil.copytree(published_survey.parent, tmp_path / "copy")
     survey = tmp_path / "copy" / "survey.toml"
-    config, expected = load(survey), leaf_hashes(release_folder(survey))
+    config, expected = load(survey), leaves(survey)
     leaf_of(make_plan(config, Store(config.root)), Store(config.root), 0).unlink()
     assert verbs.validate(config)["problems"]
     done = verbs.run(config)
     assert done["units_resumed"] == done["units"] - 1
-    assert leaf_hashes(release_folder(survey)) == expected
+    assert leaves(survey) == expected
     assert verbs.validate(config)["problems"] == []
 
 
@@ -160,7 +153,7 @@ def test_two_drivers_at_once_end_in_one_valid_release(survey_copy, published_sur
     drivers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [driver.wait(300) for driver in drivers] == [0, 0]
     assert verbs.validate(load(survey_copy))["problems"] == []
-    assert leaf_hashes(release_folder(survey_copy)) == leaf_hashes(release_folder(published_survey))
+    assert leaves(survey_copy) == leaves(published_survey)
 
 
 def test_going_back_to_an_earlier_setting_publishes_the_same_release_untouched(

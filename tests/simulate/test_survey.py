@@ -1,4 +1,3 @@
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 from scipy.spatial import cKDTree
+from sums import sums
 
 from surveyproc.config import load
 from surveyproc.errors import ConfigError, InputError
@@ -23,14 +23,6 @@ N, CHOSEN = 600, ("r", "J", "H")
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory: pytest.TempPathFactory) -> SimulatedSurvey:
     return simulate(tmp_path_factory.mktemp("survey"), objects=N, seed=3, workers=1, bands=CHOSEN)
-
-
-def sums(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_same_seed_same_bytes_whatever_the_workers_and_another_seed_differs(
