@@ -409,7 +409,7 @@ def _night_lines(done: dict[str, Any]) -> list[str]:
 
 def _gap_lines(done: dict[str, Any]) -> list[str]:
     gaps = done.get("quarantined")
-    return [f"  quarantined, to be tried again by the next run: {_some(gaps)}"] if gaps else []
+    return [f"  quarantined; `surveyproc run` tries them again: {_some(gaps)}"] if gaps else []
 
 
 def _some(names: list[str], most: int = 5) -> str:

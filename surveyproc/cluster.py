@@ -125,23 +125,30 @@ class _Guarded:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         key = f"{self.ledger}/{row['number']}"
-        # Begun and not ended, so whoever began it died.
-        died = int(internal_kv._internal_kv_get(key) or 0)
-        internal_kv._internal_kv_put(key, str(died + 1))
+        # Nodes on which it was begun and not ended: whoever began it died.
+        begun = (internal_kv._internal_kv_get(key) or b"").decode().split()
+        here = ray.get_runtime_context().get_node_id()
+        internal_kv._internal_kv_put(key, " ".join([*begun, here]))
         try:
-            result = self.result(pickle.loads(row["item"]), died)
+            result = self.result(pickle.loads(row["item"]), begun)
         except SurveyError as error:
             result = error
         internal_kv._internal_kv_del(key)
         return {"result": pickle.dumps(result)}
 
-    def result(self, item: Any, died: int) -> Any:
-        if died >= self.deaths:
+    def result(self, item: Any, begun: Sequence[str]) -> Any:
+        if begun and (_deaths(begun) >= self.deaths or len(begun) >= max(DEATHS, self.deaths)):
             return self.died(item)
         if self.work is None:
             made = isinstance(self.worker, type)
             self.work = self.worker(*self.arguments) if made else self.worker
         return self.work(item)
+
+
+def _deaths(begun: Sequence[str]) -> int:
+    """Processes that died while their node lived: a node that is lost is not the item's fault."""
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    return sum(node in alive for node in begun)
 
 
 def _refuse_deadly(item: Any) -> Any:
@@ -179,7 +186,8 @@ def stream(
         Gives the result of an item that has killed `deaths` processes. Unless given, such an item
         ends it all.
     deaths : int
-        Processes that may die with an item before it is given up.
+        Processes that may die with an item before it is given up. One that went with its whole
+        node counts only together with others, up to `DEATHS`.
 
     Raises
     ------

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fsspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from surveyproc.errors import ConfigError, StoreError
 from surveyproc.urls import is_web, public_url
@@ -30,8 +38,26 @@ Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
 TOLERANCE = 1e-6
 """Relative change below which two floats of two releases count as equal: ten float32 steps."""
 
+
+def _without_login(url: str) -> str:
+    if public_url(url) != url:
+        raise ValueError(
+            "this URL holds a user name, password or signature, which would end up in records: "
+            "take it out; credentials come from the environment, a profile or the machine"
+        )
+    return url
+
+
+def _writable(url: str) -> str:
+    if is_web(url):
+        raise ValueError("a web server cannot be written to: name a folder or an object store")
+    return url
+
+
 # What a model is called: `name`, `name@version`, or the path or URL of a package's folder.
-ModelReference = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$")]
+ModelReference = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$"), AfterValidator(_without_login)
+]
 
 
 def _as_list(value: Any) -> Any:
@@ -48,7 +74,9 @@ class SurveySection(Section):
     """Who we are and where everything written lies."""
 
     name: Name = Field(description="Name of the survey; also the name of its release.")
-    root: str = Field(description="Path or URL under which everything is written.")
+    root: Annotated[str, AfterValidator(_without_login), AfterValidator(_writable)] = Field(
+        description="Path or URL under which everything is written."
+    )
 
 
 class ImagesSection(Section):

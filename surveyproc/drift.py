@@ -2,8 +2,8 @@
 
 Everything but the redshift metrics comes from the commit records: no leaf is read. Values are held
 against each other by the Kolmogorov-Smirnov distance of their histograms
-(`surveyproc.evaluate.histogram`), nulls and flags by their shares. A column of text, one that only
-one of the releases has, or one whose records hold no histogram, is not compared.
+(`surveyproc.evaluate.histogram`), nulls and flags by their shares. A column of text, a new one, or
+one whose records hold no histogram, is not compared; one that is gone is a reason by itself.
 """
 
 from __future__ import annotations
@@ -155,6 +155,15 @@ def metric_changes(
             slack = max(config.nightly.max_metric_growth * one[metric], 2 * errors[f"{metric}_err"])
             found.append(Change(metric, name, one[metric], other[metric], one[metric] + slack))
     return found
+
+
+def columns_gone(last: Profile, new: Profile) -> list[Reason]:
+    """Reasons not to publish: readers would look in vain for a column, or for a product's flag."""
+    gone = last.columns.keys() - new.columns.keys()
+    flags = {product for product, _ in last.flags} - {product for product, _ in new.flags}
+    gone |= {f"{product}_flag" for product in flags}
+    allowed = "none; `surveyproc run` publishes without asking"
+    return [Reason("columns gone", name, "no such column", allowed) for name in sorted(gone)]
 
 
 def refusals(

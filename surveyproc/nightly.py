@@ -15,7 +15,7 @@ from typing import Any
 from surveyproc import diff, drift, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
 from surveyproc.config import TOLERANCE, SurveyConfig
-from surveyproc.errors import GateError, InputError, SurveyError
+from surveyproc.errors import GateError, InputError, StoreError, SurveyError
 from surveyproc.images.cube import TILES_KEY, read_tiles
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan, release_key, run_key
@@ -29,7 +29,9 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     """Bring the published release up to date with the survey's files, models and configuration.
 
     A file that is broken tonight does not undo what it gave before: its tile keeps its last good
-    cube, and a broken source catalog leaves the last one in place. Both are said in `kept`.
+    cube, and a broken source catalog leaves the last one in place. Both are said in `kept`. Units
+    that were quarantined, and published as a gap, are left alone until their inputs change, or
+    somebody calls `run`.
 
     Returns
     -------
@@ -40,7 +42,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         (in all, affected, adopted, computed, resumed, quarantined), `quarantined` (names of the
         units that the published release lacks), `gates` (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases).
-        An error is in it, not raised, because the scheduler wants both.
+        An error is in it, not raised, because the scheduler wants both. If the store cannot take
+        the summary, `unsaved` says why.
     """
     started = time.monotonic()
     now = datetime.datetime.now(datetime.UTC)
@@ -50,9 +53,11 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         "started": now.isoformat(timespec="seconds"),
         "exit_code": 1,
         "error": "",
-        "before": _published(config, store),
+        "before": None,
+        "release": None,
     }
     try:
+        summary["before"] = _published(config, store)
         # One Ray session for all that needs one; a night with nothing new starts none.
         with ExitStack() as session:
             _night(config, store, summary, session)
@@ -66,11 +71,16 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         summary["error"] = traceback.format_exc()
         raise
     finally:
-        summary["release"] = _published(config, store)
-        summary["seconds"] = time.monotonic() - started
         key = f"{FOLDER}/{now:%Y%m%dT%H%M%S.%f}.json"
         summary["summary"] = store.url_of(key)
-        store.put_json(key, summary)
+        summary["seconds"] = time.monotonic() - started
+        try:
+            summary["release"] = _published(config, store)
+            store.put_json(key, summary)
+        except StoreError as error:
+            summary["unsaved"] = str(error)
+            summary["exit_code"] = summary["exit_code"] or error.exit_code
+            summary["error"] = summary["error"] or str(error)
     return summary
 
 
@@ -84,6 +94,18 @@ def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], session:
         "affected": sum(unit.name not in known for unit in plan.units),
         **{name: 0 for name in ("computed", "adopted", "resumed", "quarantined")},
     }
+    if gaps := release.published_gaps(store, plan):
+        summary["did"], summary["quarantined"], summary["units"]["affected"] = "nothing", gaps, 0
+    else:
+        _publish(config, store, plan, summary)
+    # Only a night that ended well sets what the next one is held against.
+    if store.read_json(SOURCES_KEY) != record:
+        store.put_json(SOURCES_KEY, record)
+
+
+def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, Any]) -> None:
+    """Compute what is pending, hold it against the last release, publish, remove old releases."""
+    last = summary["before"]
     pending = {unit.name for unit in commit.pending(store, plan)}
 
     def gates(plan: Plan, commits: list[commit.Commit]) -> list[release.Reason]:
@@ -98,9 +120,6 @@ def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], session:
             summary["diff"] = diff.diff(store, config.survey.name, last, done["release"], TOLERANCE)
         keep = config.nightly.keep_releases
         summary["removed"] = release.prune(store, config.survey.name, keep)
-    # Only a night that ended well sets what the next one is held against.
-    if store.read_json(SOURCES_KEY) != record:
-        store.put_json(SOURCES_KEY, record)
 
 
 def _how(record: commit.Commit, pending: set[str]) -> str:
@@ -204,4 +223,7 @@ def _against_last(
         before.columns.keys() & after.columns.keys(),
     )
     summary["compared"] = [asdict(one) for one in found]
-    return drift.refusals((before.rows, after.rows), found, config.nightly)
+    return [
+        *drift.refusals((before.rows, after.rows), found, config.nightly),
+        *drift.columns_gone(before, after),
+    ]

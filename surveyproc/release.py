@@ -96,12 +96,11 @@ def is_published(store: Store, plan: Plan) -> bool:
     return expected <= set(hats.leaf_keys(store, plan.release_key))
 
 
-def has_same_gaps(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> bool:
-    """Whether the published release is of the same inputs and lacks the same quarantined units."""
+def published_gaps(store: Store, plan: Plan) -> list[str]:
+    """Quarantined units that the published release lacks, if it is of the inputs of this plan."""
     current = store.read_json(pointer_key(plan.survey)) or {"release": ""}
-    gaps = sorted(record.unit for record in commits if record.quarantined)
     same_inputs = current["release"].partition(".")[0] == plan.run.partition(".")[0]
-    return bool(gaps) and same_inputs and current.get("quarantined") == gaps
+    return list(current.get("quarantined", [])) if same_inputs else []
 
 
 def publish(

@@ -12,14 +12,17 @@ module promises:
 - A body that breaks off or stops coming is asked for again `BODY_ATTEMPTS` times. The longest that
   a read can take without getting anywhere is thus twice `PATIENCE_S`.
 - Refusals (credentials, rights, clock, bucket) are errors at once and named.
-- A process keeps at most `CONNECTIONS` open to a store.
+- A process keeps at most `CONNECTIONS` open to S3, beside those that read chunks of a cube: as
+  many as the cutouts under way touch.
 - Nothing is remembered of a listing: other processes write too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,6 +33,7 @@ from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from fsspec.asyn import sync_wrapper
 from fsspec.implementations.http import HTTPFileSystem
+from obstore.exceptions import GenericError
 from obstore.store import S3Store
 from s3fs import S3FileSystem
 
@@ -191,6 +195,20 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
 
     call_s3 = sync_wrapper(_call_s3)
 
+    async def _cat_tagged(self, path: str) -> tuple[bytes, str]:
+        """Content and ETag of an object by one request: of the same version, however stale."""
+        bucket, key, _ = self.split_path(path)
+        place = {"Bucket": bucket, "Key": key}
+
+        async def attempt() -> tuple[bytes, str]:
+            answer = await self._call_s3("get_object", **place)
+            return await answer["Body"].read(), answer["ETag"]
+
+        found: tuple[bytes, str] = await self._patience(self._place(place), attempt)
+        return found
+
+    cat_tagged = sync_wrapper(_cat_tagged)
+
     def _place(self, request: dict[str, Any]) -> str:
         parts = [str(request[name]) for name in ("Bucket", "Key") if request.get(name)]
         # There is no client before the first request.
@@ -232,15 +250,17 @@ class PatientHTTP(HTTPFileSystem):  # type: ignore[misc]
         return await self._patience(public_url(url), lambda: call(url, **kwargs))
 
     async def _get_file(self, rpath: str, lpath: Any, **kwargs: Any) -> None:
-        # A download may rightly take longer than patience lasts: its attempts are counted.
-        for left in reversed(range(BODY_ATTEMPTS)):
+        # A download may rightly take longer than patience lasts: it has some attempts in any case.
+        until = time.monotonic() + PATIENCE_S
+        for attempt in itertools.count(1):
             try:
                 await super()._get_file(rpath, lpath, **kwargs)
                 return
             except Exception as error:
-                if not (left and is_transient(error)):
+                out_of_time = time.monotonic() > until and attempt >= BODY_ATTEMPTS
+                if out_of_time or not is_transient(error):
                     raise
-            await asyncio.sleep(WAITS_S[0] * 2 ** (BODY_ATTEMPTS - left))
+            await asyncio.sleep(min(WAITS_S[0] * 2**attempt, WAITS_S[1]))
 
 
 class _Credentials:
@@ -263,6 +283,11 @@ class _Credentials:
         }
 
 
+def is_out_of_reach(error: Exception) -> bool:
+    """Whether a `chunk_store` gave up because the store did not answer; refusals have names."""
+    return isinstance(error, GenericError)
+
+
 def chunk_store(fs: PatientS3, path: str) -> S3Store:
     """The folder `path` (bucket and prefix) for reading chunks: twice as fast as through s3fs.
 
@@ -275,10 +300,13 @@ def chunk_store(fs: PatientS3, path: str) -> S3Store:
         "region": client.region_name,
         "client_options": {
             "connect_timeout": timedelta(seconds=CONNECT_S),
+            "read_timeout": timedelta(seconds=READ_S),
             "timeout": timedelta(seconds=PATIENCE_S),
             "allow_http": client.endpoint_url.startswith("http://"),
         },
         "retry_config": {
+            # Time is what counts, not attempts.
+            "max_retries": 1_000_000,
             "retry_timeout": timedelta(seconds=PATIENCE_S),
             "backoff": {
                 "init_backoff": timedelta(seconds=WAITS_S[0]),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -70,8 +71,7 @@ def look(config: SurveyConfig, last: Mapping[str, Source]) -> dict[str, Source]:
         If a pattern of tiles matches nothing.
     """
     paths = [*config.tile_files(), *_catalog_files(config.resolve(config.catalog.source))]
-    # What is recorded must not hold the signature of a URL.
-    names = [public_url(path) for path in paths]
+    names = _names(paths)
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(_look, paths, (last.get(name) for name in names))
         return dict(zip(names, found, strict=True))
@@ -85,6 +85,17 @@ def compare(last: Mapping[str, Source], now: Mapping[str, Source]) -> Changes:
         changed=[p for p in both if now[p].content != last[p].content or not now[p].content],
         gone=sorted(last.keys() - now.keys()),
     )
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """What files are called in records: without the signature of a URL, yet each its own."""
+    counts: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        name = public_url(path)
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return names
 
 
 def _look(path: str, last: Source | None) -> Source:

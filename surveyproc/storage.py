@@ -75,12 +75,12 @@ class Store:
         """The root without its protocol, as fsspec wants it."""
         if self.is_local:
             return str(Path(self.url.removeprefix("file://")).absolute())
-        return str(self.url.rstrip("/").split("://", 1)[1])
+        return str(fsspec.core.url_to_fs(self.url)[1]).rstrip("/")
 
     @property
     def fs(self) -> Any:
         """The fsspec filesystem behind the root."""
-        return fsspec.filesystem("file" if self.is_local else self.url.split("://", 1)[0])
+        return fsspec.filesystem("file") if self.is_local else fsspec.core.url_to_fs(self.url)[0]
 
     def path(self, key: str) -> str:
         """Full path of `key` for `fs`; refuses a key that would leave the root."""
@@ -244,11 +244,13 @@ class Store:
                         return False
                     self.put(key, after)
                     return True
-            # The tag first: what is read after it is at least as new.
-            tag = self.fs.info(path).get("ETag")
-            if self.fs.cat_file(path) != before:
+            if not self.url.startswith("s3"):
+                found, conditions = self.fs.cat_file(path), {}
+            else:
+                found, tag = self.fs.cat_tagged(path)
+                conditions = {"IfMatch": tag}
+            if found != before:
                 return False
-            conditions = {"IfMatch": tag} if tag and self.url.startswith("s3") else {}
             return self._put_if(key, after, **conditions) or self.fs.cat_file(path) == after
 
     def _link(self, key: str, data: bytes) -> bool:

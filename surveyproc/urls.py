@@ -42,16 +42,23 @@ def opened(fs: Any, path: str) -> IO[bytes]:
 def public_url(url: str) -> str:
     """`url` without what may give access: user, password and the signature in its query.
 
+    What `abfs://` has before its @ is a container, and `?` and `#` may stand in the name of an
+    object; only the web has queries.
+
     Examples
     --------
     >>> public_url("https://me:word@host/a/b.fits?X-Amz-Signature=1f/2e")
     'https://host/a/b.fits'
+    >>> public_url("s3://key:word@bucket/tile#1.fits")
+    's3://bucket/tile#1.fits'
     >>> public_url("/data/a?b@c.fits")
     '/data/a?b@c.fits'
     """
     if "://" not in url:
         return url
-    return re.sub(r"://[^/?#]*@", "://", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+    if is_web(url):
+        return re.sub(r"://[^/?#]*@", "://", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+    return re.sub(r"://[^/@]*:[^/@]*@", "://", url)
 
 
 def file_name(url: str) -> str:

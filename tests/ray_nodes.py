@@ -39,6 +39,10 @@ class Nodes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def kill_head(self):
+        """Kill the process that all others of the cluster report to."""
+        self.cluster.head_node.kill_gcs_server()
+
     def kill_worker(self, rng: random.Random):
         """Kill a process of ours on one of the nodes; False if there is none."""
         found = [

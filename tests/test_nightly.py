@@ -12,10 +12,13 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from sums import leaves
+from unit_troubles import KEY, TroubledWorker, make_trouble
 
 from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
 from surveyproc.nightly import nightly
+from surveyproc.run import pipeline
+from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
 
 # Tiles of a small survey are a quarter of it, and the network has seen one epoch: what would be
@@ -204,3 +207,32 @@ def test_old_releases_go_and_the_published_one_stays(survey):
     assert sorted(path.name for path in folder.glob("runs/r*")) == sorted(made[-2:])
     assert verbs.validate(load(survey))["problems"] == []
     assert Store(str(folder)).names("releases/simulated") == sorted([*made[-2:], "current.json"])
+
+
+def test_a_published_gap_is_left_alone_until_somebody_runs(survey, monkeypatch):
+    store = Store(str(survey.parent / "store"))
+    config = config_of(
+        survey, "products.photometry.aperture=1.2", "gates.max_quarantined_share=0.5"
+    )
+    sick = make_plan(config, store).units[1].name
+    make_trouble(store, sick, "raises", 99)
+    monkeypatch.setattr(pipeline, "UnitWorker", TroubledWorker)
+    done = nightly(config)
+    assert (done["did"], done["quarantined"]) == ("published", [sick])
+    tried = store.read_json(KEY)
+    done = nightly(config)
+    assert (done["did"], done["quarantined"], done["units"]["affected"]) == ("nothing", [sick], 0)
+    assert store.read_json(KEY) == tried
+    monkeypatch.undo()
+    assert verbs.run(config)["quarantined"] == []
+
+
+def test_a_column_that_would_be_gone_is_refused(survey):
+    text = survey.read_text()
+    survey.write_text(text[: text.index('[[products]]\nname = "photoz"')])
+    loose = [one for one in LOOSE if "photoz" not in one]
+    done = nightly(load(survey, loose))
+    assert done["exit_code"] == 3
+    assert {gate["gate"] for gate in done["gates"]} == {"columns gone"}
+    assert "gaznet_c9_z_median" in {gate["where"] for gate in done["gates"]}
+    assert verbs.run(load(survey, loose))["did"] == "published"

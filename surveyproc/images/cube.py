@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from surveyproc.errors import InputError, StoreError, SurveyError
+from surveyproc.errors import InputError, StoreError, SurveyError, UnreachableError
 from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray, unreadable
 from surveyproc.storage import Store
 
@@ -273,6 +273,11 @@ class Cube:
         # Clients of object stores have families of errors of their own.
         foreign = isinstance(error, OSError) or not self.store.is_local
         if foreign and not isinstance(error, SurveyError):
+            if self.store.url.startswith("s3"):
+                from surveyproc.remote import is_out_of_reach
+
+                if is_out_of_reach(error):
+                    raise UnreachableError(str(unreadable(where, error))) from error
             raise unreadable(where, error) from error
 
     def read(

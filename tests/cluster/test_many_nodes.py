@@ -70,7 +70,8 @@ def wait_for(found, driver):
 def test_a_node_dies_while_its_unit_is_at(stage, nodes, survey_copy, published_survey):
     store = Store(load(survey_copy).root)
     pause_at(store, stage)
-    driver = drive(survey_copy, nodes)
+    # A lost node is not held against its unit: its one attempt is not used up.
+    driver = drive(survey_copy, nodes, "--set", "run.attempts=1")
     victim = wait_for(lambda: paused(store), driver)
     nodes.kill(victim["node"])
     # One JSON document, whatever Ray has to say of the node.
@@ -134,6 +135,23 @@ def test_workers_killed_for_memory_come_back_when_there_is_room(survey_copy, pub
         ended(driver)
     finally:
         nodes.end()
+    assert leaves(survey_copy) == leaves(published_survey)
+
+
+def test_the_head_dies_and_the_same_command_finishes(survey_copy, published_survey):
+    nodes = Nodes(gcs_rpc_server_reconnect_timeout_s=5)
+    try:
+        store = Store(load(survey_copy).root)
+        pause_at(store, "inference")
+        driver = drive(survey_copy, nodes)
+        wait_for(lambda: paused(store) and worked(store), driver)
+        nodes.kill_head()
+        driver.communicate(timeout=TIMEOUT_S)
+        assert driver.returncode != 0
+    finally:
+        nodes.end()
+    done = verbs.run(load(survey_copy))
+    assert done["units_resumed"] > 0
     assert leaves(survey_copy) == leaves(published_survey)
 
 

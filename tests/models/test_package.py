@@ -1,38 +1,19 @@
 import json
 import pickle
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_package import save
 
 from surveyproc.errors import InputError
-from surveyproc.models.base import build
-from surveyproc.models.features import fit_scaling
-from surveyproc.models.package import find_trained, load_package, package_versions, save_package
+from surveyproc.models.package import find_trained, load_package, package_versions
 from surveyproc.storage import Store, digest, fingerprint
-
-SETTINGS = {"widths": [8] * 8, "components": 2}
 
 
 @pytest.fixture
 def store(tmp_path):
     return Store(str(tmp_path / "root"))
-
-
-def save(store, name="m", seed=0, **record):
-    torch.manual_seed(seed)
-    flux = np.exp(np.random.default_rng(0).normal(5, 1, (50, 4)))
-    return save_package(
-        store,
-        name,
-        architecture="gaznet-c4",
-        settings=SETTINGS,
-        bands=tuple("ugri"),
-        scaling=fit_scaling(flux, None, tuple("ugri")),
-        members=[build("gaznet-c4", "ugri", SETTINGS).state_dict()],
-        **record,
-    )
 
 
 def files(store, package):

@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
+Version = tuple[bytes, str]
+"""Content and ETag of an object."""
 ERROR = "<?xml version='1.0'?><Error><Code>{0}</Code><Message>{0}, said the proxy</Message></Error>"
 
 
@@ -33,7 +35,7 @@ class Faults:
     delay : float
         The answer comes `delay_s` later.
     stale : float
-        A read gives what the object held before it was last overwritten through the proxy.
+        A read of a whole object gives what it was before it was last overwritten through the proxy.
     """
 
     error: float = 0.0
@@ -82,6 +84,10 @@ class Proxy:
         Status and error code of every answer; the store is not asked.
     gone : bool
         Every connection breaks at once.
+    silent : bool
+        Connections are taken and nothing is ever answered.
+    unconditional : bool
+        Conditional puts are answered by 501, as by stores that do not know them.
     requests : list of Request
         All that came, in order.
     """
@@ -89,10 +95,10 @@ class Proxy:
     def __init__(self, port: int, faults: Faults | None = None, seed: int = 0) -> None:
         self.port, self.faults = port, faults or Faults()
         self.refuse: tuple[int, str] | None = None
-        self.gone = False
+        self.gone = self.silent = self.unconditional = False
         self.requests: list[Request] = []
-        self.former: dict[str, bytes] = {}
-        self._latest: dict[str, bytes] = {}
+        self.former: dict[str, Version] = {}
+        self._latest: dict[str, Version] = {}
         self._rng, self._lock = random.Random(seed), threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -132,12 +138,12 @@ class Proxy:
         with self._lock:
             return self._rng.random() < 0.5
 
-    def wrote(self, path: str, body: bytes) -> None:
-        """Note what an object holds now, and what it held before."""
+    def wrote(self, path: str, version: Version) -> None:
+        """Note what an object is now, and what it was before."""
         with self._lock:
             if path in self._latest:
                 self.former[path] = self._latest[path]
-            self._latest[path] = body
+            self._latest[path] = version
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -159,7 +165,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.proxy.arrived(self.command, self.path)
-        if self.proxy.refuse:
+        while self.proxy.silent:
+            time.sleep(0.02)
+        if self.proxy.unconditional and {"If-Match", "If-None-Match"} & set(self.headers):
+            self.answer(501, "NotImplemented")
+        elif self.proxy.refuse:
             self.answer(*self.proxy.refuse)
         elif fault == "slow_down":
             self.answer(*((503, "SlowDown") if self.proxy.coin() else (429, "TooManyRequests")))
@@ -198,13 +208,17 @@ class _Handler(BaseHTTPRequestHandler):
                 if attempt:
                     raise
         if self.command == "PUT" and answer.status == 200 and "?" not in self.path:
-            self.proxy.wrote(self.path, body)
+            # A bucket that is made has no tag.
+            self.proxy.wrote(self.path, (body, answer.getheader("ETag", "")))
         return answer.status, answer.getheaders(), content
 
     def relay(self, body: bytes, fault: str) -> None:
         status, headers, content = self.forward(body)
-        if fault == "stale" and self.command == "GET" and "Range" not in self.headers:
-            content = self.proxy.former.get(self.path, content)
+        former = self.proxy.former.get(self.path.partition("?")[0])
+        if fault == "stale" and former and self.command == "GET" and "Range" not in self.headers:
+            content, tag = former
+            own = [one for one in headers if not one[0].lower().startswith(("etag", "x-amz-check"))]
+            headers = [*own, ("ETag", tag)]
         length = next((v for k, v in headers if k.lower() == "content-length"), "0")
         size = length if self.command == "HEAD" else str(len(content))
         self.send_response_only(status)

@@ -3,6 +3,7 @@
 import datetime
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import botocore.auth
 import fsspec
@@ -14,12 +15,15 @@ import seaweed
 import zarr
 from conftest import use
 from faults import Faults
+from obstore.exceptions import GenericError
+from small_package import save
 
 from surveyproc import remote, sources
 from surveyproc.config import load
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.images.build import create_cube, write_rows
 from surveyproc.images.cube import zarr_store
+from surveyproc.models.package import load_package
 from surveyproc.storage import Store
 
 
@@ -136,12 +140,83 @@ def test_a_pointer_is_replaced_only_if_nobody_else_did(store):
     assert store.read("pointer") == news[swapped.index(True)]
 
 
+def test_a_stale_read_never_undoes_what_another_wrote(bucket, proxy):
+    store = Store(bucket)
+    store.put("pointer", b"1")
+    store.put("pointer", b"2")
+    proxy.faults = Faults(stale=1.0)
+    # It sees "1", as it does itself: only the condition of the put knows better.
+    assert store.read("pointer") == b"1"
+    assert not store.swap("pointer", b"1", b"mine")
+    assert not store.swap("pointer", b"2", b"mine")
+    proxy.faults = Faults()
+    assert store.read("pointer") == b"2"
+    assert store.swap("pointer", b"2", b"3")
+
+
+def test_a_store_without_conditional_puts_is_asked_before_it_is_written_to(bucket, proxy):
+    store = Store(bucket)
+    proxy.unconditional = True
+    assert store.create("lock", b"1")
+    assert not store.create("lock", b"2")
+    assert store.create("lock", b"1")  # asked twice, told the same
+    assert store.swap("lock", b"1", b"3")
+    assert not store.swap("lock", b"1", b"4")
+    assert store.read("lock") == b"3"
+
+
+def small_cube(store):
+    """A cube of the store as Zarr reads it, and its pixels."""
+    pixels = np.random.default_rng(1).normal(size=(3, 512, 512)).astype(np.float32)
+    create_cube(store, "cube", pixels.shape, {"has_weight": False, "has_mask": False})
+    write_rows(store, "cube", "image", 0, pixels, pixels.shape[1:])
+    return pixels, lambda: zarr.open_array(zarr_store(store, "cube/image"), mode="r", zarr_format=3)
+
+
+@pytest.mark.parametrize("how", ["gone", "silent"])
+def test_chunks_of_a_store_that_does_not_answer(how, bucket, proxy, monkeypatch):
+    monkeypatch.setattr(remote, "READ_S", 0.5)
+    monkeypatch.setattr(remote, "PATIENCE_S", 4.0)
+    store = Store(bucket)
+    pixels, opened = small_cube(store)
+    array = opened()
+
+    def back_after(seconds):
+        time.sleep(seconds)
+        setattr(proxy, how, False)
+
+    # Away for less than patience lasts: waited for.
+    setattr(proxy, how, True)
+    Thread(target=back_after, args=(2.0,)).start()
+    np.testing.assert_array_equal(array[:, 100:400, 50:300], pixels[:, 100:400, 50:300])
+    # Away for longer: an error in time, of a kind that is not held against the data.
+    setattr(proxy, how, True)
+    started = time.monotonic()
+    with pytest.raises(GenericError) as caught:
+        array[:, 100:400, 50:300]
+    assert remote.is_out_of_reach(caught.value)
+    assert 3.0 < time.monotonic() - started < 9.0
+    setattr(proxy, how, False)
+
+
+def test_a_store_that_never_answers_is_an_error_in_time(bucket, proxy, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(remote.PatientS3, "read_timeout", 0.5)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    store = Store(bucket)
+    store.put("a", b"1")
+    proxy.silent = True
+    started = time.monotonic()
+    with pytest.raises(UnreachableError, match="could not be reached for 3 s"):
+        store.read("a")
+    assert 2.5 < time.monotonic() - started < 5.0
+    proxy.silent = False
+    assert store.read("a") == b"1"
+
+
 def test_chunks_are_read_whole_through_faults(bucket, proxy):
-    store, shape = Store(bucket), (3, 512, 512)
-    pixels = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    create_cube(store, "cube", shape, {"has_weight": False, "has_mask": False})
-    write_rows(store, "cube", "image", 0, pixels, shape[1:])
-    array = zarr.open_array(zarr_store(store, "cube/image"), mode="r", zarr_format=3)
+    pixels, opened = small_cube(Store(bucket))
+    array = opened()
     for kind in Faults.KINDS:
         proxy.faults = Faults(**{kind: 0.35, "delay_s": 0.1})
         for _ in range(8):
@@ -240,3 +315,12 @@ def test_a_signature_of_another_hour_is_named(refused, monkeypatch):
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *args: now(*args) - slow)
     assert "clock differs" in refused("read")
     assert "clock differs" in refused("write")
+
+
+def test_a_model_package_is_read_wherever_it_lies(bucket, tmp_path, web):
+    version = save(Store(str(tmp_path))).version
+    fsspec.filesystem("s3").put(str(tmp_path / "models"), f"{bucket}/models", recursive=True)
+    elsewhere = Store(str(tmp_path / "empty"))
+    for url in (f"{bucket}/models/m", web(tmp_path) + "/models/m"):
+        for reference in (url, f"{url}/{version}"):
+            assert load_package(elsewhere, reference).version == version

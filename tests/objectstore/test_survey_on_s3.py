@@ -11,6 +11,8 @@ from pathlib import Path
 import fsspec
 import lsdb
 import pytest
+from astropy.io import fits
+from command import surveyproc
 from conftest import use
 from faults import Faults
 from hats.io.validation import is_valid_catalog
@@ -19,6 +21,7 @@ from upath import UPath
 
 from surveyproc import verbs
 from surveyproc.config import load
+from surveyproc.nightly import nightly
 from surveyproc.simulate import simulate
 
 OBJECTS, BANDS = 90, ("g", "r", "i")
@@ -149,26 +152,71 @@ def test_a_store_that_goes_is_an_error_and_the_run_resumes(remote_survey, bucket
     assert sums(f"{bucket}/store", is_leaf) == expected
 
 
-def test_tiles_of_a_web_server_are_read(survey, server, bucket, tmp_path, expected, monkeypatch):
-    web = subprocess.Popen(
-        [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"],
-        cwd=survey.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+def night(survey: Path, *settings: str) -> tuple[int, dict]:
+    """Exit status and summary of a night by the command itself."""
+    loose = ("nightly.max_drift=1.0", "nightly.max_share_growth=1.0", *settings)
+    done = surveyproc("nightly", survey, "--json", *(w for one in loose for w in ("--set", one)))
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_nights_difference_and_rollback(remote_survey, bucket, proxy, tmp_path):
+    status, first = night(remote_survey)
+    assert (status, first["did"]) == (0, "published")
+    proxy.requests.clear()
+    assert night(remote_survey)[1]["did"] == "nothing"
+    (written,) = (one.key for one in proxy.requests if one.method == "PUT")
+    assert written.startswith("store/runs/nightly/2")  # its summary
+
+    tile = f"{bucket}/in/tiles/t00_r.fits"
+    fsspec.filesystem("s3").get_file(tile, str(tmp_path / "tile.fits"))
+    with fits.open(tmp_path / "tile.fits", mode="update") as file:
+        file[0].data *= 1.02
+    fsspec.filesystem("s3").put_file(str(tmp_path / "tile.fits"), tile)
+    status, second = night(remote_survey, "nightly.keep_releases=2")
+    assert (status, second["did"]) == (0, "published")
+    assert second["files"]["changed"] == [tile]
+    units = second["units"]
+    assert units["computed"] == units["affected"] < units["total"]
+    assert units["adopted"] == units["total"] - units["affected"]
+    assert second["diff"]["changed"] > 0
+    assert set(second["diff"]["columns"]) == {"flux_r", "flux_err_r"}
+
+    releases = [first["release"], second["release"]]
+    told = surveyproc("releases", remote_survey, "--diff", *releases, "--json")
+    assert json.loads(told.stdout)["changed"] == second["diff"]["changed"]
+    assert surveyproc("releases", remote_survey, "--rollback", releases[0]).returncode == 0
+    listed = verbs.releases(load(remote_survey))
+    assert listed["current"]["release"] == releases[0]
+    assert len(lsdb.open_catalog(UPath(listed["current"]["url"])).compute()) == OBJECTS
+    status, refused = night(remote_survey)
+    assert (status, [one["gate"] for one in refused["gates"]]) == (3, ["withdrawn"])
+    status, third = night(
+        remote_survey, "products.photometry.aperture=1.4", "nightly.keep_releases=1"
     )
-    try:
-        assert web.stdout is not None
-        port = int(web.stdout.readline().split(" port ")[1].split()[0])
-        names = sorted(path.name for path in (survey.parent / "tiles").iterdir())
-        urls = json.dumps([f"http://127.0.0.1:{port}/tiles/{name}?key=s3cret" for name in names])
-        text = survey.read_text().replace('["tiles/*.fits"]', urls)
-        text = text.replace('"sources.fits"', f'"http://127.0.0.1:{port}/sources.fits"')
-        (tmp_path / "survey.toml").write_text(text)
-        end(start(tmp_path / "survey.toml"))
-    finally:
-        web.kill()
-        web.wait()
+    assert (status, len(third["removed"])) == (0, 2)
+    assert verbs.validate(load(remote_survey))["problems"] == []
+
+
+def test_a_night_without_its_store_still_says_what_happened(remote_survey, proxy, monkeypatch):
+    monkeypatch.setattr("surveyproc.remote.PATIENCE_S", 1.0)
+    proxy.gone = True
+    done = nightly(load(remote_survey))
+    proxy.gone = False
+    assert (done["did"], done["exit_code"]) == ("failed", 1)
+    assert "could not be reached" in done["error"]
+    assert "could not be reached" in done["unsaved"]
+
+
+def test_tiles_of_a_web_server_are_read(
+    survey, web, server, bucket, tmp_path, expected, monkeypatch
+):
+    site = web(survey.parent)
+    names = sorted(path.name for path in (survey.parent / "tiles").iterdir())
+    urls = json.dumps([f"{site}/tiles/{name}?key=s3cret" for name in names])
+    text = survey.read_text().replace('["tiles/*.fits"]', urls)
+    text = text.replace('"sources.fits"', f'"{site}/sources.fits"')
+    (tmp_path / "survey.toml").write_text(text)
+    end(start(tmp_path / "survey.toml"))
     assert sums(str(tmp_path / "store"), is_leaf) == expected
     written = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert not [path for path in written if b"s3cret" in path.read_bytes()]
