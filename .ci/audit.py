@@ -6,13 +6,13 @@ Fails if it finds one. Where no database can be reached, which is no fault of a 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off")
 LIMIT_S = 120
 
 
 def main() -> None:
+    """Install pip-audit, ask it, print what it found."""
     install = (sys.executable, "-m", "pip", "install", "--quiet", "pip-audit")
     try:
         subprocess.run(install, check=True, capture_output=True, timeout=LIMIT_S)

@@ -230,12 +230,17 @@ def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
         raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
     pointer = store.read_if_there(pointer_key(survey))
     left = done if pointer is None else json.loads(pointer)
-    withdrawn = read_withdrawn(store, survey)
+    marks = store.read_if_there(withdrawn_key(survey))
+    withdrawn = json.loads(marks or b"{}")
     withdrawn.pop(release, None)
     if left["release"] != release and left["published"] >= done["published"]:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         withdrawn[left["release"]] = {"at": now, "for": release}
-    store.put_json(withdrawn_key(survey), withdrawn)
+    if not store.swap(withdrawn_key(survey), marks, as_json(withdrawn)):
+        raise StoreError(
+            f"{store.url_of(withdrawn_key(survey))}: somebody else rolled back meanwhile: look at "
+            "`surveyproc releases`, then repeat the command if it should be"
+        )
     point_to(store, survey, pointer, done)
     return {**done, "url": url}
 

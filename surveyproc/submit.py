@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import shlex
 import shutil
 import socket
@@ -28,6 +27,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import ClusterError, ConfigError, InputError
+from surveyproc.urls import holds_login
 
 # They tell of uploads and closed sockets.
 for _module in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private"):
@@ -276,7 +276,7 @@ def check_portable(config: SurveyConfig) -> None:
 
 def _refuse_login(where: str, url: str) -> None:
     """Commands and settings of jobs are read by all who use the cluster, and shown in logs."""
-    if re.match(r"[^:/?#]+://[^/?#]*@", url):
+    if holds_login(url):
         raise ConfigError(
             f"{where}: this URL holds a user name or password; take it out. A job finds "
             "credentials where it runs: in the environment, the profile or the role of its machine"

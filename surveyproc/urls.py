@@ -14,6 +14,10 @@ for _protocols, _class in ((("s3", "s3a"), "PatientS3"), (("http", "https"), "Pa
         fsspec.register_implementation(_protocol, f"surveyproc.remote.{_class}", clobber=True)
 
 
+_WEB_LOGIN = re.compile(r"://[^/?#]*@")
+_STORE_LOGIN = re.compile(r"://[^/@:]*:[^/]*@")
+
+
 def is_web(url: str) -> bool:
     """Whether a web server is to be asked: it has no folders, and often no ranges of bytes."""
     return url.startswith(("http://", "https://"))
@@ -56,9 +60,23 @@ def public_url(url: str) -> str:
     """
     if "://" not in url:
         return url
-    if is_web(url):
-        return re.sub(r"://[^/?#]*@", "://", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
-    return re.sub(r"://[^/@]*:[^/@]*@", "://", url)
+    shown = re.sub(r"[?#].*", "", url, flags=re.DOTALL) if is_web(url) else url
+    return _login(url).sub("://", shown)
+
+
+def holds_login(url: str) -> bool:
+    """Whether a URL names a user or a password.
+
+    Examples
+    --------
+    >>> holds_login("s3://key:word@bucket/a"), holds_login("abfs://container@account/a")
+    (True, False)
+    """
+    return bool(_login(url).search(url))
+
+
+def _login(url: str) -> re.Pattern[str]:
+    return _WEB_LOGIN if is_web(url) else _STORE_LOGIN
 
 
 def file_name(url: str) -> str:

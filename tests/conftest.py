@@ -1,8 +1,11 @@
 """Shared fixtures: real survey data where it is present, and one Ray session for all tests."""
 
+import functools
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,20 @@ def published_survey(trained_survey: Path, tmp_path_factory: pytest.TempPathFact
     shutil.copytree(trained_survey.parent, folder)
     verbs.run(load(folder / "survey.toml"))
     return folder / "survey.toml"
+
+
+@pytest.fixture
+def web() -> Iterator[Callable[[Path], str]]:
+    """Starts a web server over a folder; its address."""
+    running = []
+
+    def serve(folder: Path) -> str:
+        handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+        running.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{running[-1].server_port}"
+
+    yield serve
+    for server in running:
+        server.shutdown()
+        server.server_close()

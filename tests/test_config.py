@@ -70,6 +70,8 @@ def test_override_values_are_toml_and_bare_words_strings(write):
         ('bands = ["g", "r"]', 'bands = ["g", "g"]', "a band is named twice"),
         ('name = "tiny"', 'name = "../evil"', "'survey.name'"),
         ("[survey]", "[survey", "not valid TOML"),
+        ('"./store"', '"s3://key:s3cret@bucket/a"', "'survey.root': this URL holds a user name"),
+        ('"./store"', '"https://host/a"', "'survey.root': a web server cannot be written to"),
     ],
 )  # fmt: skip
 def test_errors_name_the_key(write, old, new, message):
@@ -77,6 +79,7 @@ def test_errors_name_the_key(write, old, new, message):
         load(write(MINIMAL.replace(old, new, 1)), environment={})
     assert message in str(caught.value)
     assert "survey.toml" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 

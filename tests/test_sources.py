@@ -111,3 +111,10 @@ def test_a_catalog_of_a_web_server_is_read_once_and_not_listed(survey):
         server.shutdown()
     assert found[url].content == sources.checksum(f"{survey.base}/sources.fits")[0]
     assert asked == ["/sources.fits"]
+
+
+def test_files_that_differ_in_their_query_alone_are_told_apart():
+    urls = ["http://h/get?tile=1", "http://h/get?tile=2", "s3://b/t#1", "s3://b/t#2", "http://h/c"]
+    names = sources._names(urls)
+    assert len(set(names)) == len(urls)
+    assert not [name for name in names if "tile=" in name]

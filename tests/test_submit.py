@@ -207,7 +207,7 @@ def test_relative_paths_and_logins_never_reach_a_cluster(survey):
     sets = ["survey.root=./store", "images.tiles=['tiles/*.fits']"]
     with pytest.raises(ConfigError, match=r"survey\.root = './store', images\.tiles = 'tiles"):
         submit.check_portable(load(survey, sets))
-    secret = load(survey, ["survey.root=s3://key:secret@bucket/x"])
-    with pytest.raises(ConfigError, match=r"survey\.root: this URL holds") as caught:
+    secret = load(survey, ["survey.root=s3://bucket/x", "catalog.source=s3://key:secret@bucket/x"])
+    with pytest.raises(ConfigError, match=r"catalog\.source: this URL holds") as caught:
         submit.check_portable(secret)
     assert "secret" not in str(caught.value)

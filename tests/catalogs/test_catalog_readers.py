@@ -4,7 +4,6 @@ import gzip
 import tracemalloc
 
 import fitsio
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -269,14 +268,15 @@ def test_nearest_name():
         ("https://h/a.csv?X-Amz-Signature=ab/cd@ef#g", "https://h/a.csv"),
         ("https://me@h?token=1", "https://h"),
         ("/data/a?b#c@d.fits", "/data/a?b#c@d.fits"),
+        ("s3://bucket/tile#1?2.fits", "s3://bucket/tile#1?2.fits"),
+        ("abfs://container@account.host/a:b@c", "abfs://container@account.host/a:b@c"),
     ],
 )
 def test_public_urls_hold_no_secret(url, public):
     assert public_url(url) == public
 
 
-def test_csv_behind_a_signed_url():
-    with fsspec.open("memory://signed/t.csv?signature=x", "wb") as stream:
-        stream.write(b"a,b\n1,2\n")
-    with open_table("memory://signed/t.csv?signature=x") as table:
+def test_csv_behind_a_signed_url(web, tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"a,b\n1,2\n")
+    with open_table(f"{web(tmp_path)}/t.csv?signature=x") as table:
         assert table.names == ["a", "b"]

@@ -1,12 +1,8 @@
 """A bucket of its own for every test, on a real server that starts with the first of them."""
 
-import functools
 import os
-import threading
 import uuid
-from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Iterator
 
 import fsspec
 import pytest
@@ -49,20 +45,3 @@ def bucket(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> str:
     fsspec.filesystem("s3").mkdir(name)
     proxy.requests.clear()
     return f"s3://{name}"
-
-
-@pytest.fixture
-def web() -> Iterator[Callable[[Path], str]]:
-    """Starts a web server over a folder; its address."""
-    running = []
-
-    def serve(folder: Path) -> str:
-        handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-        running.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{running[-1].server_port}"
-
-    yield serve
-    for server in running:
-        server.shutdown()
-        server.server_close()

@@ -8,7 +8,7 @@ import pytest
 from sums import leaves, sums
 from unit_troubles import DeadlyTileWorker, TroubledWorker, make_trouble
 
-from surveyproc import schemas, verbs
+from surveyproc import cluster, schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
 from surveyproc.errors import ClusterError, GateError, StoreError, UnitsFailedError
@@ -37,7 +37,16 @@ def trouble(survey: Path, monkeypatch, how: str, times: int = 99, every: bool = 
 @pytest.mark.parametrize("how", ["dies", "memory"])
 def test_a_unit_that_fails_once_is_tried_again(survey_copy, published_survey, monkeypatch, how):
     store, plan = trouble(survey_copy, monkeypatch, how, times=1)
-    verbs.run(load(survey_copy))
+    streams, stream = [], cluster.stream
+
+    def noted(tasks, *arguments, workers, **more):
+        streams.append((len(tasks), workers))
+        return stream(tasks, *arguments, workers=workers, **more)
+
+    monkeypatch.setattr(cluster, "stream", noted)
+    verbs.run(load(survey_copy, ["run.workers=2"]))
+    # All together first; what may have wanted for memory has the machine to itself after that.
+    assert [one for one in streams if one[0]] == [(len(plan.units), 2), (1, 1)]
     assert leaves(survey_copy) == leaves(published_survey)
     assert store.names(f"{plan.run_key}/attempts") == []
 
