@@ -212,7 +212,7 @@ def test_old_releases_go_and_the_published_one_stays(survey):
 def test_a_published_gap_is_left_alone_until_somebody_runs(survey, monkeypatch):
     store = Store(str(survey.parent / "store"))
     config = config_of(
-        survey, "products.photometry.aperture=1.2", "gates.max_quarantined_share=0.5"
+        survey, "products.photometry.aperture=1.3", "gates.max_quarantined_share=0.5"
     )
     sick = make_plan(config, store).units[1].name
     make_trouble(store, sick, "raises", 99)
