@@ -226,8 +226,9 @@ class ShardedArray:
 
 def unreadable(where: str | Path, error: Exception) -> StoreError:
     """The error of a part of a cube that may be whole and cannot be read now."""
+    reason, *_ = str(error).splitlines() or [type(error).__name__]
     return StoreError(
-        f"{where}: cannot be read ({error}): check the disk or network, then repeat the command"
+        f"{where}: cannot be read ({reason}): check the disk or network, then repeat the command"
     )
 
 

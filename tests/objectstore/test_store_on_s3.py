@@ -12,17 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import seaweed
-import zarr
 from conftest import use
 from faults import Faults
-from obstore.exceptions import GenericError
 from small_package import save
 
 from surveyproc import remote, sources
 from surveyproc.config import load
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.images.build import create_cube, write_rows
-from surveyproc.images.cube import zarr_store
+from surveyproc.images.cube import Cube, Tile
 from surveyproc.models.package import load_package
 from surveyproc.storage import Store
 
@@ -166,11 +164,19 @@ def test_a_store_without_conditional_puts_is_asked_before_it_is_written_to(bucke
 
 
 def small_cube(store):
-    """A cube of the store as Zarr reads it, and its pixels."""
+    """A cube of three bands, opened anew, and its pixels."""
+    nothing = dict.fromkeys(("wcs", "checksum"), "") | dict.fromkeys(("ra", "dec", "radius"), 0.0)
+    nothing |= dict.fromkeys(("footprint_ra", "footprint_dec", "files"), ())
+    tile = Tile("t", "v", tuple("gri"), height=512, width=512, pixel_scale=1.0, has_weight=False,
+                has_mask=False, **nothing)  # fmt: skip
     pixels = np.random.default_rng(1).normal(size=(3, 512, 512)).astype(np.float32)
-    create_cube(store, "cube", pixels.shape, {"has_weight": False, "has_mask": False})
-    write_rows(store, "cube", "image", 0, pixels, pixels.shape[1:])
-    return pixels, lambda: zarr.open_array(zarr_store(store, "cube/image"), mode="r", zarr_format=3)
+    create_cube(store, tile.key, pixels.shape, {"has_weight": False, "has_mask": False})
+    write_rows(store, tile.key, "image", 0, pixels, pixels.shape[1:])
+    store.put_json(f"{tile.key}/tile.json", {})
+    return Cube(store, tile), pixels
+
+
+BOX = (100, 400, 50, 300)
 
 
 @pytest.mark.parametrize("how", ["gone", "silent"])
@@ -178,8 +184,8 @@ def test_chunks_of_a_store_that_does_not_answer(how, bucket, proxy, monkeypatch)
     monkeypatch.setattr(remote, "READ_S", 0.5)
     monkeypatch.setattr(remote, "PATIENCE_S", 4.0)
     store = Store(bucket)
-    pixels, opened = small_cube(store)
-    array = opened()
+    cube, pixels = small_cube(store)
+    window = cube.read(BOX, "gri")
 
     def back_after(seconds):
         time.sleep(seconds)
@@ -188,14 +194,15 @@ def test_chunks_of_a_store_that_does_not_answer(how, bucket, proxy, monkeypatch)
     # Away for less than patience lasts: waited for.
     setattr(proxy, how, True)
     Thread(target=back_after, args=(2.0,)).start()
-    np.testing.assert_array_equal(array[:, 100:400, 50:300], pixels[:, 100:400, 50:300])
+    np.testing.assert_array_equal(cube.read(BOX, "gri").image, window.image)
+    np.testing.assert_array_equal(window.image, pixels[:, 100:400, 50:300])
     # Away for longer: an error in time, of a kind that is not held against the data.
     setattr(proxy, how, True)
     started = time.monotonic()
-    with pytest.raises(GenericError) as caught:
-        array[:, 100:400, 50:300]
-    assert remote.is_out_of_reach(caught.value)
-    assert 3.0 < time.monotonic() - started < 9.0
+    with pytest.raises(UnreachableError, match="image: cannot be read"):
+        cube.read(BOX, "gri", tolerant=True)
+    # Patience, and at most one more wait and attempt.
+    assert 3.0 < time.monotonic() - started < 4.0 + remote.WAITS_S[1] + 6.0
     setattr(proxy, how, False)
 
 
@@ -215,12 +222,11 @@ def test_a_store_that_never_answers_is_an_error_in_time(bucket, proxy, monkeypat
 
 
 def test_chunks_are_read_whole_through_faults(bucket, proxy):
-    pixels, opened = small_cube(Store(bucket))
-    array = opened()
+    cube, pixels = small_cube(Store(bucket))
     for kind in Faults.KINDS:
         proxy.faults = Faults(**{kind: 0.35, "delay_s": 0.1})
         for _ in range(8):
-            window = array[:, 100:400, 50:300]
+            window = cube.read(BOX, "gri").image
             np.testing.assert_array_equal(window, pixels[:, 100:400, 50:300])
     assert set(proxy.met()) == set(Faults.KINDS)
 
