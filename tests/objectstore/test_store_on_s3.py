@@ -201,8 +201,8 @@ def test_chunks_of_a_store_that_does_not_answer(how, bucket, proxy, monkeypatch)
     started = time.monotonic()
     with pytest.raises(UnreachableError, match="image: cannot be read"):
         cube.read(BOX, "gri", tolerant=True)
-    # Patience, and at most one more wait and attempt.
-    assert 3.0 < time.monotonic() - started < 4.0 + remote.WAITS_S[1] + 6.0
+    # Twice the patience, as promised, and a wait between; the machine may be slow.
+    assert 3.0 < time.monotonic() - started < 2 * 4.0 + remote.WAITS_S[1] + 10.0
     setattr(proxy, how, False)
 
 
