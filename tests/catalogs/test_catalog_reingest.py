@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,6 @@ import time
 from pathlib import Path
 
 import fitsio
-import fsspec
 import numpy as np
 import pytest
 from hats.io.validation import is_valid_catalog
@@ -196,11 +196,11 @@ def test_spill_of_an_earlier_process_with_our_number_is_removed(tmp_path):
         assert not store.exists(left)
 
 
-def test_records_hold_no_signature_of_the_source(tmp_path, fits):
-    source = "memory://signed/source.fits?X-Amz-Signature=se/cret"
-    with fsspec.open(source, "wb") as stream:
-        stream.write(fits.read_bytes())
-    store, _ = run(tmp_path, source)
+def test_records_hold_no_signature_of_the_source(tmp_path, fits, web):
+    site = tmp_path / "site"
+    site.mkdir()
+    shutil.copyfile(fits, site / "source.fits")
+    store, _ = run(tmp_path, f"{web(site)}/source.fits?X-Amz-Signature=se/cret")
     written = [path for path in Path(store.path(KEY)).rglob("*") if path.is_file()]
     assert not [path for path in written if b"cret" in path.read_bytes()]
     assert store.read_json(f"{KEY}/ingest.json")["source"] == "source.fits"
