@@ -208,9 +208,11 @@ def twice(started: list[str]) -> str:
 
 def kill_at(place: Arena, started: list[str], kind: str, delay: float, rng: random.Random) -> str:
     """Start a command, kill what is to be killed after `delay` seconds; say what happened."""
-    driver = subprocess.Popen(
-        started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    said = place.folder / "stderr.txt"
+    with said.open("w") as stderr:
+        driver = subprocess.Popen(
+            started, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+        )
     at = f"at {delay:.1f} s"
     with contextlib.suppress(subprocess.TimeoutExpired):
         driver.wait(delay)
@@ -240,7 +242,8 @@ def kill_at(place: Arena, started: list[str], kind: str, delay: float, rng: rand
     elif kind == "store":
         back.join()
     # The command heals by itself, or ends with an error and the next one resumes.
-    return f"{kind} killed {at}, command ended with {code}"
+    why = f": {said.read_text()[-500:]}" if code else ""
+    return f"{kind} killed {at}, command ended with {code}{why}"
 
 
 def main() -> None:

@@ -206,6 +206,55 @@ def test_chunks_of_a_store_that_does_not_answer(how, bucket, proxy, monkeypatch)
     setattr(proxy, how, False)
 
 
+def write_and_read(store):
+    with store.writing("w") as stream:
+        stream.write(b"w" * 200_000)
+    return store.read("w") == b"w" * 200_000
+
+
+def read_in_parts(store):
+    with store.reading("folder/a") as stream:
+        stream.seek(1_900_000)
+        return len(stream.read()) == 100_000
+
+
+@pytest.mark.parametrize("fault", ["truncate", "reset"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda store: len(store.read("folder/a")) == 2_000_000,
+        read_in_parts,
+        write_and_read,
+        lambda store: store.names("folder") == ["a"],
+        lambda store: store.sizes("folder") == {"a": 2_000_000},
+        lambda store: store.size("folder/a") == 2_000_000,
+        lambda store: store.create("new", b"1"),
+        lambda store: store.swap("pointer", b"1", b"2"),
+        lambda store: store.copy("folder/a", "b") is None and store.exists("b"),
+        lambda store: store.remove("pointer") is None and not store.exists("pointer"),
+    ],
+)
+def test_work_that_is_broken_off_goes_on_when_the_store_is_back(bucket, proxy, work, fault):
+    store = Store(bucket)
+    store.put("folder/a", b"a" * 2_000_000)
+    store.put("pointer", b"1")
+    proxy.faults = Faults(**{fault: 1.0})
+
+    def go_away_after_the_first():
+        until = time.monotonic() + 1.0
+        while not proxy.met() and time.monotonic() < until:
+            time.sleep(0.001)
+        proxy.gone, proxy.faults = True, Faults()
+        time.sleep(0.5)
+        proxy.gone = False
+
+    pulled = Thread(target=go_away_after_the_first)
+    pulled.start()
+    assert work(store)
+    pulled.join()
+    assert proxy.met()
+
+
 def test_a_store_that_never_answers_is_an_error_in_time(bucket, proxy, monkeypatch):
     monkeypatch.setattr(remote, "PATIENCE_S", 3.0)
     monkeypatch.setattr(remote.PatientS3, "read_timeout", 0.5)
