@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -229,9 +228,9 @@ def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
     if not is_valid(url):
         raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
     pointer = store.read_if_there(pointer_key(survey))
-    left = done if pointer is None else json.loads(pointer)
+    left = store.parsed(pointer_key(survey), pointer) or done
     marks = store.read_if_there(withdrawn_key(survey))
-    withdrawn = json.loads(marks or b"{}")
+    withdrawn = store.parsed(withdrawn_key(survey), marks) or {}
     withdrawn.pop(release, None)
     if left["release"] != release and left["published"] >= done["published"]:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

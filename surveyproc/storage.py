@@ -186,7 +186,16 @@ class Store:
         StoreError
             If it exists and is not JSON.
         """
-        text = self.read_if_there(key)
+        return self.parsed(key, self.read_if_there(key))
+
+    def parsed(self, key: str, text: bytes | None) -> Any:
+        """The JSON document in `text`, which was read from `key`; None for None.
+
+        Raises
+        ------
+        StoreError
+            If it is not JSON.
+        """
         if text is None:
             return None
         try:

@@ -63,6 +63,17 @@ def test_rollback_to_what_is_not_there_changes_nothing(survey):
     assert names(survey) == [second, first]
 
 
+@pytest.mark.parametrize("key_of", [release.pointer_key, release.withdrawn_key])
+def test_rollback_past_a_damaged_document_names_it(survey, key_of):
+    store, key = Store(load(survey).root), key_of("simulated")
+    _, first = names(survey)
+    store.put(key, b"{")
+    with pytest.raises(StoreError, match=rf"{key} is not JSON .*; remove it"):
+        verbs.rollback(load(survey), first)
+    store.remove(key)
+    assert verbs.rollback(load(survey), first)["release"] == first
+
+
 def test_pruning_keeps_the_newest_and_the_published_one(survey):
     store = Store(load(survey).root)
     second, first = names(survey)
