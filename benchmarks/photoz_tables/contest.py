@@ -9,16 +9,17 @@ sky pixels or hash cells, the same for every method, none of which learns from t
 interpreter with pz-rail-flexzboost and pz-rail-sklearn; without it RAIL's methods are left out, and
 a line below the table says so. With --cache, what was predicted once is read again.
 
-The peers (peers.py) are tried with two settings each and with the median, mean and mode of their
-PDFs and the point of their own, if they have one. What is reported is the best of these ON THE TEST
-ROWS, for each score by itself: the choice is in the peers' favour. Nothing of ours is chosen there:
-architecture and training were fixed on a fifth of the training rows (`Task.development`) and are
-the same for all tasks, the seed is 0, and mode and median of the PDF are both shown
-(`transfer` leaves out the errors of the magnitudes; tables.py says where that was chosen).
+The peers (peers.py) are tried with two settings each, the regressors with two kinds of errors as
+well, and with the median, mean and mode of their PDFs and the point of their own, if they have one.
+What is reported is the best of these ON THE TEST ROWS, for each score by itself: the choice is in
+the peers' favour. Nothing of ours is chosen there: architecture, inputs and training were fixed on
+a fifth of the training rows (`Task.development`) and are the same for all tasks, and mode and
+median of the mean PDF of five members are both shown (`transfer` leaves out the errors; tables.py
+says where that was chosen).
 
 Scores: NMAD of dz / (1 + z), rows beyond 0.15 as outliers, mean, and the continuous ranked
 probability score of the PDF in z. Errors of the ratios are standard deviations over resamples of
-the test rows; they hold neither the scatter of seeds nor of splits.
+the test rows; they hold no scatter of splits, nor of seeds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our network on one table: the project's `tabm`, trained and applied by the project's own code.
+"""Our networks on one table: an ensemble of the project's `tabm`, by the project's own code.
 
     python benchmarks/photoz_tables/ours.py [DATA]
 
@@ -17,16 +17,18 @@ import torch
 from numpy.typing import NDArray
 from score import crps
 from tables import Task, rehearsal
+from torch import Tensor
 
 from surveyproc.evaluate.redshift import dz_nmad, scaled_error
-from surveyproc.models.base import build
+from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import fit_scaling, flux_from_magnitude, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.models.pdf import MixtureOutput
 from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings, fit
 
-EPOCHS, BATCH, SEED = 60, 128, 0
+EPOCHS, BATCH, MEMBERS = 60, 128, 5
 
 
 def cdf_on_grid(output: MixtureOutput, grid: NDArray) -> NDArray:
@@ -42,41 +44,52 @@ def cdf_on_grid(output: MixtureOutput, grid: NDArray) -> NDArray:
     return ((total - below) / (1 - below)).clamp(0, 1).numpy()
 
 
-def ours(task: Task, **changes: object) -> tuple[NDArray, dict[str, NDArray]]:
+def ours(
+    task: Task, members: int = MEMBERS, **changes: object
+) -> tuple[NDArray, dict[str, NDArray]]:
     """CDFs of the test rows on the task's grid, and their points: mode, median, mean of the PDF.
 
+    Of the mean PDF of `members` networks, which learn from the same rows and differ by their seed.
     `changes` are fields of FitSettings, for experiments on development rows.
     """
     flux = flux_from_magnitude(task.mag)
     error = flux * np.log(10) / 2.5 * task.err
     train, test = task.part == 0, task.part == 1
     scaling = fit_scaling(flux[train], error[train], task.bands, errors=task.errors)
+    features = torch.from_numpy(network_inputs(flux[train], scaling, error[train])[0])
     redshift = torch.from_numpy(task.z[train].astype(np.float32))
-    torch.manual_seed(SEED)
+    networks = [_trained(task, features, redshift, seed=seed, **changes) for seed in range(members)]
+    ensemble = Ensemble(networks)
+    ensemble.eval()
+
+    # `predict` hands out summaries; the scores want the PDFs, so they are taken on the way.
+    kept: list[NDArray] = []
+    ensemble.register_forward_hook(lambda *call: kept.append(cdf_on_grid(call[2], task.grid)))
+    values, _ = predict(ensemble, scaling, flux[test], flux_err=error[test])
+    cdf = np.concatenate(kept)[: int(test.sum())]
+    return cdf, {key: values[key] for key in ("mode", "median", "mean")}
+
+
+def _trained(
+    task: Task, features: Tensor, redshift: Tensor, *, seed: int, **changes: object
+) -> RedshiftNetwork:
+    torch.manual_seed(seed)
     network = build("tabm", task.bands, {"errors": task.errors})
     network.set_targets(redshift)
-    inputs = network_inputs(flux[train], scaling, error[train])[0]
-    options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": SEED}
+    options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": seed}
     settings = FitSettings(**{**options, **changes})
     examples = Examples(
         reads=network.reads,
-        tensors={"features": torch.from_numpy(inputs), "redshift": redshift},
+        tensors={"features": features, "redshift": redshift},
         held_out=torch.zeros(len(redshift), dtype=torch.bool),
         cube=None,
         dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
-        seed=SEED,
+        seed=seed,
     )
     for state in fit(network, examples, settings):
         best = state.best
     network.load_state_dict(best)
-    network.eval()
-
-    # `predict` hands out summaries; the scores want the PDFs, so they are taken on the way.
-    kept: list[NDArray] = []
-    network.register_forward_hook(lambda *call: kept.append(cdf_on_grid(call[2], task.grid)))
-    values, _ = predict(network, scaling, flux[test], flux_err=error[test])
-    cdf = np.concatenate(kept)[: int(test.sum())]
-    return cdf, {key: values[key] for key in ("mode", "median", "mean")}
+    return network
 
 
 def main() -> None:
@@ -92,7 +105,7 @@ def main() -> None:
         ("magnitudes", False, {}),
         ("magnitudes, some bands dropped", False, dropped),
     ):
-        cdf, points = ours(replace(task, errors=errors), epochs=20, **changes)
+        cdf, points = ours(replace(task, errors=errors), members=1, epochs=20, **changes)
         score = crps(cdf, task.grid, z).mean()
         nmad = float(dz_nmad(scaled_error(points["median"], z)))
         print(f"{name:32s} {score:.5f}  {nmad:.5f}", flush=True)

@@ -1,8 +1,9 @@
 """The peers: two regressors of scikit-learn, each with PDFs, and two methods of RAIL.
 
 Every method learns from the same rows as our network. The regressors see what it sees (asinh
-magnitudes, colours, errors of the magnitudes; missing values as NaN, which both handle), RAIL's
-methods the magnitudes and errors under RAIL's own treatment of non-detections. Two settings each.
+magnitudes, colours and errors; missing values as NaN, which both handle), RAIL's methods the
+magnitudes and errors under RAIL's own treatment of non-detections. Two settings each; each
+regressor once with the errors of magnitudes and once (`_flux`) with logarithms of flux errors.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from tables import Task
 
-from surveyproc.models.features import fit_scaling, flux_from_magnitude, magnitudes_and_colours
+from surveyproc.models.features import (
+    fit_scaling,
+    flux_from_magnitude,
+    log_errors,
+    magnitudes_and_colours,
+)
 
 TREES = 300
 FOLDS, BINS = 5, 8
@@ -29,19 +35,20 @@ Prediction = tuple[NDArray, NDArray | None]
 """CDFs of the test rows on the task's grid, and the method's own point estimates if it has some."""
 
 
-def features(task: Task) -> NDArray:
-    """Asinh magnitudes, adjacent colours and magnitude errors of all rows."""
+def features(task: Task, of_flux: bool) -> NDArray:
+    """Asinh magnitudes, adjacent colours and errors, of the fluxes or magnitudes, of all rows."""
     flux = flux_from_magnitude(task.mag)
     error = flux * np.log(10) / 2.5 * task.err
     train = task.part == 0
     softening = fit_scaling(flux[train], error[train], task.bands).softening
-    return np.concatenate([magnitudes_and_colours(flux, softening), task.err], axis=1)
+    errors = log_errors(flux, error) if of_flux else task.err
+    return np.concatenate([magnitudes_and_colours(flux, softening), errors], axis=1)
 
 
-def forest(task: Task, leaf: int) -> Prediction:
+def forest(task: Task, leaf: int, of_flux: bool = False) -> Prediction:
     """Quantile regression forest (Meinshausen 2006): a test row weighs the training rows by how
     often it shares a leaf with them."""
-    x, train, test = features(task), task.part == 0, task.part == 1
+    x, train, test = features(task, of_flux), task.part == 0, task.part == 1
     order = np.argsort(task.z[train])
     z = task.z[train][order]
     model = RandomForestRegressor(TREES, min_samples_leaf=leaf, max_features=0.5, random_state=0)
@@ -59,9 +66,9 @@ def forest(task: Task, leaf: int) -> Prediction:
     return sums[:, np.searchsorted(z, task.grid, side="right")], model.predict(x[test])
 
 
-def boosted_quantiles(task: Task) -> Prediction:
+def boosted_quantiles(task: Task, of_flux: bool = False) -> Prediction:
     """Gradient boosting of each of 17 quantiles; the CDF is linear between them."""
-    x, train, test = features(task), task.part == 0, task.part == 1
+    x, train, test = features(task, of_flux), task.part == 0, task.part == 1
     found = np.empty((int(test.sum()), len(LEVELS)))
     for column, level in enumerate(LEVELS):
         model = HistGradientBoostingRegressor(
@@ -80,13 +87,13 @@ def boosted_quantiles(task: Task) -> Prediction:
     return np.stack([np.interp(task.grid, row, levels) for row in knots]), None
 
 
-def boosted_point(task: Task) -> Prediction:
+def boosted_point(task: Task, of_flux: bool = False) -> Prediction:
     """Gradient boosting of ln(1 + z); PDFs from its residuals on rows it had not seen.
 
     A second boosting predicts the size of the residuals; those of similar size, in units of it,
     make the PDF.
     """
-    x, train, test = features(task), task.part == 0, task.part == 1
+    x, train, test = features(task, of_flux), task.part == 0, task.part == 1
     known, wanted, y = x[train], x[test], np.log1p(task.z[train])
     cells, cell = np.unique(task.group[train], return_inverse=True)
     fold = (np.random.default_rng(0).permutation(len(cells)) % FOLDS)[cell]
@@ -165,8 +172,15 @@ SKLEARN: dict[str, dict[str, Callable[[Task], Prediction]]] = {
     "random forest": {
         "rf2": lambda task: forest(task, 2),
         "rf5": lambda task: forest(task, 5),
+        "rf2_flux": lambda task: forest(task, 2, of_flux=True),
+        "rf5_flux": lambda task: forest(task, 5, of_flux=True),
     },
-    "gradient boosting": {"hgbq": boosted_quantiles, "hgbp": boosted_point},
+    "gradient boosting": {
+        "hgbq": boosted_quantiles,
+        "hgbp": boosted_point,
+        "hgbq_flux": lambda task: boosted_quantiles(task, of_flux=True),
+        "hgbp_flux": lambda task: boosted_point(task, of_flux=True),
+    },
 }
 RAIL: dict[str, dict[str, Callable[[Task, str], Prediction]]] = {
     "FlexZBoost": {

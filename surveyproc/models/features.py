@@ -4,7 +4,9 @@ Li et al. 2022 (section 2.2.2) feed GaZNet-C9 with nine magnitudes and eight adj
 inputs. Theirs are logarithmic magnitudes of objects measured in every band. Ours are asinh
 magnitudes (Lupton, Gunn & Szalay 1999, AJ 118, 1406), which stay finite at zero and negative flux,
 and a mask input for each band (ours, not the paper's) says whether the band was there at all.
-Networks that ask for it see the errors as well: logarithms of the asinh magnitudes' errors (ours).
+Networks that ask for it see the errors as well: logarithms of the fluxes' errors (ours). Beside a
+magnitude they tell what its error does, and more plainly how deep the image is and, because a
+larger aperture holds more noise, how large the object.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class FeatureScaling:
     low, high : float64 ndarray, shape (2n - 1,)
         Smallest and largest magnitudes and colours of the training set.
     error_mean, error_std : float64 ndarray, shape (n,), or None
-        Statistics of the logarithms of the magnitudes' errors; None if they are no inputs.
+        Statistics of the logarithms of the fluxes' errors in nJy; None if they are no inputs.
     """
 
     bands: tuple[str, ...]
@@ -92,15 +94,10 @@ def input_count(n_bands: int, *, errors: bool = False) -> int:
     return 4 * n_bands - 1 if errors else 3 * n_bands - 1
 
 
-def log_errors(flux: Float, flux_err: Float, softening: Float) -> Float:
-    """Natural logarithm of the errors of asinh magnitudes over 2.5 / ln 10; NaN where unknown.
-
-    ln(sigma / sqrt(f^2 + 4 b^2)), from equation 10 of Lupton, Gunn & Szalay 1999; shapes as in
-    `asinh_magnitudes`.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        known = np.where((flux_err > 0) & np.isfinite(flux_err), flux_err, np.nan)
-        found: Float = np.log(known / np.sqrt(flux**2 + 4.0 * softening**2))
+def log_errors(flux: Float, flux_err: Float) -> Float:
+    """Natural logarithms of flux errors in nJy; NaN where they or the fluxes are unknown."""
+    known = np.isfinite(flux) & np.isfinite(flux_err) & (flux_err > 0)
+    found: Float = np.log(np.where(known, flux_err, np.nan))
     return found
 
 
@@ -193,15 +190,16 @@ def fit_scaling(
     std = np.nanstd(raw, axis=0)
     error_statistics: dict[str, Float] = {}
     if errors:
-        logarithms = log_errors(flux, known_err, softening)
+        logarithms = log_errors(flux, known_err)
         without = ~np.isfinite(logarithms).any(axis=0)
         if without.any():
             raise InputError(
                 f"training set: band {bands[int(without.argmax())]!r} has no flux error, which "
                 "this network reads; name the columns in training.magnitude_errors"
             )
-        # Equal errors of all objects say nothing; their digits must not become inputs.
-        spread = np.maximum(np.nanstd(logarithms, axis=0), 0.05)
+        # Equal errors of all objects say nothing: their digits must not become inputs, nor an image
+        # of another depth a value far from all that was seen.
+        spread = np.maximum(np.nanstd(logarithms, axis=0), 0.15)
         error_statistics = {
             "error_mean": np.nanmean(logarithms, axis=0),
             "error_std": spread,
@@ -262,7 +260,7 @@ def network_inputs(
     parts = [standard, present]
     if scaling.error_mean is not None and scaling.error_std is not None:
         unknown = np.full_like(flux, np.nan) if flux_err is None else flux_err
-        logarithms = log_errors(np.where(present, flux, np.nan), unknown, scaling.softening)
+        logarithms = log_errors(flux, unknown)
         errors = (logarithms - scaling.error_mean) / scaling.error_std
         # As far from the training set as magnitudes are let go: five standard deviations.
         parts.append(np.clip(np.where(np.isfinite(errors), errors, 0.0), -5.0, 5.0))

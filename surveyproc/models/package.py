@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from surveyproc.models.base import RedshiftNetwork
 
 WEIGHTS, DOCUMENT, CURRENT = "weights.safetensors", "model.json", "current.json"
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 _REQUIRED = (
