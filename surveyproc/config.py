@@ -142,6 +142,31 @@ class TrainingSection(LabelsSection):
     magnitude_errors: dict[str, str] = Field(
         default_factory=dict, description="Model band to column with the magnitude's error."
     )
+    bands: list[str] = Field(
+        default_factory=list,
+        description="Bands of the survey that the network gets; all if empty.",
+    )
+    redshifts: tuple[float, float] = Field(
+        (0.0, 20.0), description="Labels between these two are trained with; others are left out."
+    )
+    test_share: float = Field(
+        0.0,
+        ge=0,
+        lt=0.9,
+        description="Share of the labels, by whole sky pixels, that neither weights nor the choice "
+        "of the best epoch depend on; the finished model is measured on them.",
+    )
+    dropped_rows: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the objects that lose bands at random in an epoch, which teaches the "
+        "network to do without; 0 makes a model that refuses a survey without one of its bands. By "
+        "default what suits the network.",
+    )
+    dropped_bands: float | None = Field(
+        None, gt=0, lt=1, description="Share of the bands that such an object loses."
+    )
     epochs: int = Field(30, ge=1, description="Epochs of each of the two learning-rate stages.")
     batch_size: int = Field(64, ge=1, description="Objects a step, over all workers.")
     workers: int = Field(2, ge=1, description="Ray Train workers.")
@@ -176,7 +201,8 @@ class ProductSection(Section):
         "package's folder (anything with a slash), or a registered network to train.",
     )
     bands: dict[str, str] = Field(
-        default_factory=dict, description="Model band to survey band where the names differ."
+        default_factory=dict,
+        description='Model band to survey band where the names differ, or to "" for none.',
     )
     aperture: float = Field(1.0, gt=0, description="Photometry: aperture radius, arcsec.")
     network: dict[str, Any] = Field(
@@ -263,7 +289,7 @@ class SurveyConfig(Section):
             raise ValueError("products: two products share a name")
         for product in self.products:
             for band in product.bands.values():
-                if band not in self.images.bands:
+                if band and band not in self.images.bands:
                     raise ValueError(
                         f"products.{product.name}.bands: {band!r} is not in images.bands "
                         f"({', '.join(self.images.bands)})"

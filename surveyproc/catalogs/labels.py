@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,16 @@ from surveyproc.storage import Store
 
 @dataclass(frozen=True)
 class Labels:
-    """Known redshifts on the sky; all arrays float64, shape (n,); positions in degrees."""
+    """Known redshifts on the sky; all arrays float64, shape (n,); positions in degrees.
+
+    `dropped` counts the selected rows of the table that are no labels, by reason.
+    """
 
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
     redshift: NDArray[np.float64]
     radius: float
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def near(self, ra: float, dec: float, radius: float) -> NDArray[np.int64]:
         """Indexes of labels that an object within `radius` degrees of (ra, dec) can match."""
@@ -48,6 +52,8 @@ class Labels:
 def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     """The selected rows of a label table that have a position and a finite redshift.
 
+    A table may hold other objects too, whose redshift is unknown: they are counted.
+
     Raises
     ------
     InputError
@@ -57,12 +63,19 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     names = [section.ra, section.dec, section.redshift]
     columns = read_numbers(url, names + ([section.select] if section.select else []))
     ra, dec, redshift = (columns[name] for name in names)
-    good = np.isfinite(ra) & (np.abs(dec) <= 90) & np.isfinite(redshift)
+    placed, known = np.isfinite(ra) & (np.abs(dec) <= 90), np.isfinite(redshift)
+    chosen = np.ones(len(ra), bool)
     if section.select:
-        good &= truth(columns[section.select], url, section.select)
+        chosen = truth(columns[section.select], url, section.select)
+    good = chosen & placed & known
     if not good.any():
         raise InputError(f"{url}: no selected row has a position and a finite {section.redshift!r}")
-    return Labels(ra[good] % 360.0, dec[good], redshift[good], section.radius)
+    counts = {
+        "labels without a redshift": int((chosen & ~known).sum()),
+        "labels without a position": int((chosen & known & ~placed).sum()),
+    }
+    dropped = {reason: count for reason, count in counts.items() if count}
+    return Labels(ra[good] % 360.0, dec[good], redshift[good], section.radius, dropped)
 
 
 def match_catalog(

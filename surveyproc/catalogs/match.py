@@ -33,6 +33,8 @@ def match_labels(
 ) -> pa.Table:
     """Every object of a catalog within the labels' radius of a label, with the nearest's redshift.
 
+    No label is given twice: of several objects whose nearest it is, the nearest one has it.
+
     One Dask task a leaf, run by Ray, which must have been started (`cluster.session`); leaves far
     from all labels are not read.
 
@@ -67,6 +69,7 @@ def match_labels(
     objects = open_catalog(UPath(store.url_of(catalog_key)), columns=[*OBJECT_COLUMNS, *taken])
     # The suffix marks what comes from the labels: a catalog may have any column name.
     frame = pd.DataFrame({"ra": labels.ra, "dec": labels.dec, "redshift": labels.redshift})
+    frame["number"] = np.arange(len(frame))
     try:
         known = from_dataframe(
             frame.add_suffix("_of_label"),
@@ -104,6 +107,9 @@ def match_labels(
     if not len(found):
         raise nothing
     table = pa.Table.from_pandas(found.reset_index(), preserve_index=False)
+    table = table.sort_by([("_dist_arcsec", "ascending"), ("object_id", "ascending")])
+    _, first = np.unique(table["number_of_label"].to_numpy(), return_index=True)
+    table = table.take(pa.array(first))
     names = [*OBJECT_COLUMNS, hats.SPATIAL, "redshift_of_label", *taken]
     table = table.select(names).rename_columns(
         [name.removesuffix("_of_label") if name not in taken else name for name in names]

@@ -342,7 +342,7 @@ class Cube:
             variance = load("weight", "float32")
             # A weight of NaN means that the band has none; only zero says that the pixel is bad.
             image[variance <= 0] = np.nan
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", over="ignore"):
                 np.divide(np.float32(1), variance, out=variance)
             variance[np.isinf(variance)] = np.nan
         if self.tile.has_mask:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError
@@ -71,6 +72,8 @@ class RedshiftNetwork(nn.Module, ABC):
         that the network reads, each with the objects as first axis.
     redshifts : tuple of float
         Lowest and highest redshift that it can be trained with.
+    has_pdf : bool
+        Whether it gives a PDF beside the point estimate.
     fit_options : mapping
         Fields of `train.fit.FitSettings` that suit the architecture; the survey's settings beat
         them.
@@ -79,6 +82,7 @@ class RedshiftNetwork(nn.Module, ABC):
     reads: Reads
     fit_options: ClassVar[Mapping[str, Any]] = {}
     redshifts: tuple[float, float] = (0.0, 20.0)
+    has_pdf: bool = True
 
     @abstractmethod
     def loss(self, output: Any, redshift: Tensor) -> Tensor:
@@ -157,6 +161,29 @@ def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Redsh
     if pattern not in _registry:
         _registry[pattern] = _third_parties()[pattern].load()
     return _registry[pattern](name, tuple(bands), settings)
+
+
+def checked(kind: Any, value: Any, name: str) -> Any:
+    """`value` as a type that pydantic knows; a mapping as a dataclass of that type.
+
+    Raises
+    ------
+    ConfigError
+        If it is not one, or the dataclass has no such field; `name` and the field are named.
+    """
+    if is_dataclass(kind):
+        known = [field.name for field in fields(kind)]
+        unknown = sorted(set(value) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"{name}: unknown setting {unknown[0]!r}; known are {', '.join(known)}"
+            )
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (name, *first["loc"]))
+        raise ConfigError(f"{where}: {first['msg']}, not {first['input']!r}") from error
 
 
 def count_parameters(network: nn.Module) -> int:

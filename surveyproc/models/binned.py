@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import FiniteFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.models.base import checked
 from surveyproc.models.pdf import QUANTILES, SIGMA_HIGH, SIGMA_LOW, PdfSummary
 
 
@@ -209,9 +211,11 @@ def check_edges(settings: Any) -> tuple[float, ...]:
     ConfigError
         If it is anything else.
     """
-    if isinstance(settings, list | tuple) and len(settings) == 3:
-        bins, low, high = settings
-        numbers = all(isinstance(one, int | float) for one in settings)
-        if numbers and bins == int(bins) >= 1 and low < high:
-            return uniform_edges(int(bins), float(low), float(high))
-    raise ConfigError(f"bins: write [number, lowest redshift, highest], not {settings!r}")
+    bins, low, high = checked(
+        tuple[PositiveInt, FiniteFloat, FiniteFloat],
+        settings,
+        "bins, which are [number, lowest redshift, highest]",
+    )
+    if not low < high:
+        raise ConfigError(f"bins: the lowest redshift comes first, not {settings!r}")
+    return uniform_edges(bins, low, high)

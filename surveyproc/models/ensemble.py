@@ -26,7 +26,8 @@ class Ensemble(RedshiftNetwork):
     def __init__(self, members: Sequence[RedshiftNetwork]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.reads, self.redshifts = members[0].reads, members[0].redshifts
+        first = members[0]
+        self.reads, self.redshifts, self.has_pdf = first.reads, first.redshifts, first.has_pdf
 
     def forward(self, **inputs: Tensor) -> Any:
         """The mean of the members' PDFs and point estimates."""

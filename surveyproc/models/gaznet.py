@@ -13,24 +13,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import Reads, RedshiftNetwork, register
+from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
 from surveyproc.models.features import input_count
 from surveyproc.models.pdf import MixtureOutput
 
-DEFAULTS: dict[str, Any] = {
-    "widths": [128, 128, 128, 128, 64, 64, 64, 64],
-    "components": 3,
-    "huber_delta": 0.001,
-    "point_weight": 5.0,
-}
+
+@dataclass(frozen=True)
+class GaZNetCSettings:
+    """Settings of `GaZNetC`, which says what they are."""
+
+    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=8, max_length=8)] = (
+        *(128, 128, 128, 128),
+        *(64, 64, 64, 64),
+    )
+    components: PositiveInt = 3
+    huber_delta: PositiveFloat = 0.001
+    point_weight: NonNegativeFloat = 5.0
+
 
 LOG_SIGMA_RANGE = (math.log(1e-3), math.log(1.0))
 X_MAX = math.log1p(20.0)
@@ -170,7 +179,7 @@ def dense_layers(sizes: Sequence[int]) -> nn.Sequential:
 
 @register("gaznet-c*")
 def gaznet_c(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> GaZNetC:
-    """GaZNet-C of `bands`; `settings` overrides `DEFAULTS`.
+    """GaZNet-C of `bands`; `settings` are fields of `GaZNetCSettings`.
 
     Raises
     ------
@@ -183,18 +192,6 @@ def gaznet_c(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Ga
             f"architecture {name!r} does not fit {len(bands)} bands ({', '.join(bands)}): "
             f"that network is 'gaznet-c{len(bands)}'"
         )
-    unknown = sorted(set(settings) - set(DEFAULTS))
-    if unknown:
-        raise ConfigError(
-            f"gaznet-c: unknown setting {unknown[0]!r}; known are {', '.join(DEFAULTS)}"
-        )
     if len(bands) < 2:
         raise ConfigError("gaznet-c: at least two bands are needed for a colour")
-    chosen = DEFAULTS | dict(settings)
-    widths = chosen["widths"]
-    if len(widths) != 8 or not all(isinstance(w, int) and w > 0 for w in widths):
-        raise ConfigError(f"gaznet-c: widths must be eight positive integers, not {widths!r}")
-    for key in ("components", "huber_delta"):
-        if not isinstance(chosen[key], int | float) or not chosen[key] > 0:
-            raise ConfigError(f"gaznet-c: {key} must be a positive number, not {chosen[key]!r}")
-    return GaZNetC(bands, **chosen)
+    return GaZNetC(bands, **asdict(checked(GaZNetCSettings, settings, name)))

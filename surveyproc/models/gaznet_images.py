@@ -18,19 +18,21 @@ of zeros, which no real, noisy image is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.models.base import Reads, RedshiftNetwork, register
+from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
 from surveyproc.models.features import input_count
 from surveyproc.models.gaznet import (
-    DEFAULTS,
     TARGET,
+    GaZNetCSettings,
     catalog_path,
     dense_layers,
     huber_and_likelihood,
@@ -75,12 +77,12 @@ class GaZNetConfig:
     image_bands: tuple[str, ...]
     catalog_bands: tuple[str, ...] = ()
     cutout: int = 40
-    image_widths: tuple[int, ...] = (32, 64, 128, 256)
-    catalog_widths: tuple[int, ...] = tuple(DEFAULTS["widths"])
-    joint_widths: tuple[int, ...] = (512, 256, 128, 64)
-    components: int = DEFAULTS["components"]
-    huber_delta: float = DEFAULTS["huber_delta"]
-    point_weight: float = DEFAULTS["point_weight"]
+    image_widths: tuple[PositiveInt, ...] = (32, 64, 128, 256)
+    catalog_widths: tuple[PositiveInt, ...] = GaZNetCSettings.widths
+    joint_widths: tuple[PositiveInt, ...] = (512, 256, 128, 64)
+    components: PositiveInt = GaZNetCSettings.components
+    huber_delta: PositiveFloat = GaZNetCSettings.huber_delta
+    point_weight: NonNegativeFloat = GaZNetCSettings.point_weight
 
     def __post_init__(self) -> None:
         if not self.image_bands:
@@ -91,9 +93,6 @@ class GaZNetConfig:
             raise ConfigError(f"cutout: {self.cutout} pixels do not outlast four pools")
         if len(self.image_widths) != 4 or len(self.catalog_widths) != 8:
             raise ConfigError("image_widths, catalog_widths: four and eight widths are needed")
-        for key in ("components", "huber_delta"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"{key}: {getattr(self, key)!r} is not positive")
 
 
 GAZNET_I4 = GaZNetConfig(tuple("ugri"), joint_widths=(256, 64))
@@ -210,23 +209,19 @@ def gaznet_images(name: str, bands: Sequence[str], settings: Mapping[str, Any]) 
         If a setting is unknown or cannot be used, or the bands do not fit the name.
     """
     joint = GAZNET_I4.joint_widths if name.startswith("gaznet-i") else GAZNET_1.joint_widths
-    first, _, images = name.removeprefix("gaznet-").partition("i")
+    parts = re.fullmatch(r"gaznet-(?:1|81pix|(?:c(\d+))?i(\d+))", name)
+    if parts is None or int(parts[2] or 0) > len(bands):
+        raise ConfigError(f"{name}: no such network of {len(bands)} bands ({', '.join(bands)})")
     chosen: dict[str, Any] = {
-        "image_bands": tuple(bands[: int(images)]) if images.isdigit() else ("r",),
+        "image_bands": tuple(bands[: int(parts[2])]) if parts[2] else ("r",),
         "catalog_bands": () if name.startswith("gaznet-i") else tuple(bands),
         "cutout": GAZNET_81PIX.cutout if name == "gaznet-81pix" else GAZNET_1.cutout,
         "joint_widths": joint,
     }
-    known = [field.name for field in fields(GaZNetConfig)]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ConfigError(f"{name}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
-    for key, value in settings.items():
-        chosen[key] = tuple(value) if isinstance(value, list) else value
-    config = GaZNetConfig(**chosen)
+    config = checked(GaZNetConfig, chosen | dict(settings), name)
     absent = sorted({*config.image_bands, *config.catalog_bands} - set(bands))
     if absent:
         raise ConfigError(f"{name}: band {absent[0]!r} is not among {', '.join(bands)}")
-    if first.startswith("c") and first != f"c{len(config.catalog_bands)}":
+    if parts[1] and int(parts[1]) != len(config.catalog_bands):
         raise ConfigError(f"{name}: the catalog has {len(config.catalog_bands)} bands")
     return GaZNetImages(config)

@@ -246,7 +246,7 @@ class P19(RedshiftNetwork):
         """
         latent = self.maps(self.scaling(images, present))
         logits = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
-        return BinnedOutput(logits, None, self.edges)
+        return BinnedOutput(logits.float(), None, self.edges)
 
     def loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
         """Cross entropy of the true bin, shape (n,)."""

@@ -31,10 +31,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import Reads, RedshiftNetwork, register
+from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
 from surveyproc.models.binned import (
     BinnedOutput,
     absolute_error,
@@ -85,7 +86,8 @@ class MultimodalConfig:
     cnn_layers : int or None
         Convolutions of a plain CNN, at least 5; None for inceptions.
     regression_loss : {'mae', 'nmae', 'rmse'}
-        Loss of the regression head (Table A.1).
+        Loss of the regression head (Table A.1). The third is of the rows of one pass: those of a
+        step on one worker, or of the parts in which it is accumulated.
     modality_dropout : int
         Most modalities dropped in a step of training (section 7.4: 5); 0 drops none.
     cutout : int
@@ -187,6 +189,7 @@ class MultimodalNetwork(RedshiftNetwork):
         )
         self.reads = Reads(images=config.bands, cutout=config.cutout, reddening=True)
         self.redshifts = (config.edges[0], config.edges[-1])
+        self.has_pdf = config.heads != "regression"
         self.kept: Tensor | None = None
         self.scaling = BandScaling(len(config.bands), config.cutout)
         crossed = config.fusion == "cross"
@@ -253,8 +256,8 @@ class MultimodalNetwork(RedshiftNetwork):
         latent = self.reduction(self.common(fused))
         hidden = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
         return BinnedOutput(
-            None if self.classes is None else self.classes(hidden),
-            None if self.regression is None else self.regression(hidden),
+            None if self.classes is None else self.classes(hidden).float(),
+            None if self.regression is None else self.regression(hidden).float(),
             self.edges,
         )
 
@@ -382,18 +385,29 @@ def multimodal(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> 
     """
     chosen = dict(settings)
     own = {field.name for field in fields(MultimodalConfig)} - {"bands", "modalities", "edges"}
-    known = sorted(own | {"size", "orders", "all_bands", "single_bands", "bins"})
+    choice = {field.name for field in fields(_Choice)}
+    known = sorted(own | choice | {"bins"})
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise ConfigError(f"{name}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+    wanted = checked(_Choice, {key: chosen.pop(key) for key in choice & set(chosen)}, name)
     modalities = select_modalities(
         len(bands),
-        chosen.pop("size", 2) or len(bands),
-        chosen.pop("orders", (1,)),
-        all_bands=chosen.pop("all_bands", False),
-        single_bands=chosen.pop("single_bands", False),
+        wanted.size or len(bands),
+        wanted.orders,
+        all_bands=wanted.all_bands,
+        single_bands=wanted.single_bands,
     )
     edges = check_edges(chosen.pop("bins", [800, 0.0, 4.0]))
-    return MultimodalNetwork(
-        MultimodalConfig(bands=tuple(bands), modalities=modalities, edges=edges, **chosen)
-    )
+    graph = {"bands": tuple(bands), "modalities": modalities, "edges": edges, **chosen}
+    return MultimodalNetwork(checked(MultimodalConfig, graph, name))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which modalities: what `select_modalities` is told."""
+
+    size: NonNegativeInt = 2
+    orders: tuple[PositiveInt, ...] = (1,)
+    all_bands: bool = False
+    single_bands: bool = False

@@ -93,6 +93,11 @@ class Package:
         return str(self.document.get("absent_bands", "refuse"))
 
     @property
+    def has_pdf(self) -> bool:
+        """Whether it gives a PDF beside the point estimate."""
+        return bool(self.document["outputs"]["pdf"])
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """What the model scored on the objects held out of its training."""
         return dict(self.document["metrics"])
@@ -152,7 +157,6 @@ def save_package(
     members: Sequence[Mapping[str, Tensor]],
     pixel_scale: float | None = None,
     absent_bands: Literal["mask", "refuse"] = "refuse",
-    outputs: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Package:
@@ -177,7 +181,7 @@ def save_package(
     absent_bands : {'mask', 'refuse'}
         Whether the model may be applied in a survey that lacks a band: a network that was trained
         with bands left out may.
-    outputs, training, metrics : mapping, optional
+    training, metrics : mapping, optional
         JSON-able records kept in model.json; no timestamps, or equal models would differ.
 
     Raises
@@ -190,7 +194,7 @@ def save_package(
     from surveyproc.models.base import build
 
     _check_name(name)
-    reads = build(architecture, bands, settings).reads
+    network = build(architecture, bands, settings)
     tensors = ensemble_tensors(members)
     weights = safetensors.torch.save({key: t.detach().contiguous() for key, t in tensors.items()})
     document: dict[str, Any] = {
@@ -199,10 +203,10 @@ def save_package(
         "settings": dict(settings),
         "members": len(members),
         "bands": list(bands),
-        "inputs": {**asdict(reads), "unit": "nJy", "pixel_scale": pixel_scale},
+        "inputs": {**asdict(network.reads), "unit": "nJy", "pixel_scale": pixel_scale},
         "absent_bands": absent_bands,
         "normalisation": None if scaling is None else scaling.to_json(),
-        "outputs": dict(outputs or {"schema": "photoz"}),
+        "outputs": {"schema": "photoz", "pdf": network.has_pdf},
         "training": dict(training or {}),
         "metrics": dict(metrics or {}),
         "weights_sha256": digest(weights),

@@ -56,7 +56,7 @@ class PhotozProduct:
     package : Package
         The model.
     bands : mapping of str to str, optional
-        Model band to survey band, where the names differ.
+        Model band to survey band, where the names differ; to "" where the survey has none.
     name : str, optional
         Name of the product: `photoz`, or `photoz_<something>` for another one in the same run.
     reddening : str, optional
@@ -68,7 +68,8 @@ class PhotozProduct:
     ------
     ConfigError
         If `bands` names a band that the model does not have, or one survey band twice; if the
-        survey lacks a band and the model does not do without, or it lacks them all.
+        survey lacks a band and the model does not do without, or it lacks them all, or it has
+        bands that the model does not know and `bands` does not say that there is none.
     InputError
         If the weights do not fit the architecture.
     """
@@ -93,18 +94,27 @@ class PhotozProduct:
                 + _both(package.bands, survey_bands or chosen.values())
             )
         self.band_map = {band: chosen.get(band, band) for band in known}
-        if len(set(self.band_map.values())) != len(self.band_map):
+        own = [band for band in self.band_map.values() if band]
+        if len(set(own)) != len(own):
             raise ConfigError(f"products.{name}.bands: two model bands read the same survey band")
-        present = set(self.band_map.values() if survey_bands is None else survey_bands)
+        present = set(own if survey_bands is None else survey_bands)
         self.absent = tuple(band for band, own in self.band_map.items() if own not in present)
-        if self.absent and (
-            package.absent_bands != "mask" or len(self.absent) == len(self.band_map)
-        ):
+        # A band under another name must not be taken for one that is lacking.
+        undeclared = [band for band in self.absent if self.band_map[band]]
+        doubtful = undeclared and present - set(own) - set(package.bands)
+        willing = package.absent_bands == "mask" and len(self.absent) < len(self.band_map)
+        if self.absent and (doubtful or not willing):
+            why = (
+                f"there are bands that model {package.name!r} does not know"
+                if willing
+                else f"model {package.name!r} cannot do without"
+            )
+            first = self.band_map[(undeclared or self.absent)[0]]
             raise ConfigError(
-                f"products.{name}: the survey has no band {self.band_map[self.absent[0]]!r}, and "
-                f"model {package.name!r} cannot do without: "
+                f"products.{name}: the survey has no band {first!r}, and {why}: "
                 + _both(package.bands, survey_bands or ())
-                + f"; products.{name}.bands says which band of the model is which of the survey"
+                + f"; products.{name}.bands says which band of the model is which of the survey, "
+                'or "" for none'
             )
         self._reddening = reddening if package.reads["reddening"] else None
         self._features = tuple(package.reads["features"])
@@ -134,8 +144,12 @@ class PhotozProduct:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """schemas/photoz.toml under the model's and the product's name."""
-        return schemas.load("photoz", model=self._prefix, product=self._name)
+        """schemas/photoz.toml under the model's and the product's name, if it has a PDF."""
+        every = schemas.load("photoz", model=self._prefix, product=self._name)
+        if self.package.has_pdf:
+            return every
+        kept = f"{self._prefix}_z_point", f"{self._name}_flag"
+        return tuple(column for column in every if column.name in kept)
 
     @property
     def version(self) -> str:
@@ -176,6 +190,8 @@ class PhotozProduct:
         values, outside = predict(
             self._network, self.package.scaling, flux, images, reddening, errors
         )
+        if not self.package.has_pdf:
+            values = {"point": values["point"]}
         outside |= self._other_pixels(batch)
         failed = ~empty & np.any(
             [~np.isfinite(np.atleast_2d(v.T)).all(axis=0) for v in values.values()], axis=0

@@ -20,29 +20,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field, PositiveInt, StrictBool
 from torch import Tensor, nn
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import Reads, RedshiftNetwork, register
+from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
 from surveyproc.models.features import input_count
 from surveyproc.models.gaznet import LOG_SIGMA_RANGE, TARGET, X_MAX, target_scale
 from surveyproc.models.pdf import MixtureOutput
 
-DEFAULTS: dict[str, Any] = {
-    "members": 12,
-    "width": 192,
-    "depth": 3,
-    "components": 5,
-    "frequencies": 12,
-    "embedding": 8,
-    "dropout": 0.1,
-    "errors": True,
-}
+
+@dataclass(frozen=True)
+class TabMSettings:
+    """Settings of `TabM`, which says what they are."""
+
+    members: PositiveInt = 12
+    width: PositiveInt = 192
+    depth: PositiveInt = 3
+    components: PositiveInt = 5
+    frequencies: PositiveInt = 12
+    embedding: PositiveInt = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    errors: StrictBool = True
+
+
 FREQUENCY_SCALE = 0.3
 """Standard deviation of the frequencies at the start, per standardised unit."""
 CLIP = 3.0
@@ -219,26 +226,13 @@ def _mean_distance(mean: Tensor, sigma: Tensor) -> Tensor:
 
 @register("tabm*")
 def tabm(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> TabM:
-    """TabM of `bands`; `settings` overrides `DEFAULTS`.
+    """TabM of `bands`; `settings` are fields of `TabMSettings`.
 
     Raises
     ------
     ConfigError
         If a setting is unknown or cannot be used, or there are fewer than two bands.
     """
-    unknown = sorted(set(settings) - set(DEFAULTS))
-    if unknown:
-        raise ConfigError(
-            f"{name}: unknown setting {unknown[0]!r}; known are {', '.join(DEFAULTS)}"
-        )
     if len(bands) < 2:
         raise ConfigError(f"{name}: at least two bands are needed for a colour")
-    chosen = DEFAULTS | dict(settings)
-    for key, value in chosen.items():
-        if key not in ("dropout", "errors") and not (isinstance(value, int) and value > 0):
-            raise ConfigError(f"{name}: {key} must be a positive integer, not {value!r}")
-    if not 0 <= chosen["dropout"] < 1:
-        raise ConfigError(f"{name}: dropout must be in [0, 1), not {chosen['dropout']!r}")
-    if not isinstance(chosen["errors"], bool):
-        raise ConfigError(f"{name}: errors must be true or false, not {chosen['errors']!r}")
-    return TabM(bands, **chosen)
+    return TabM(bands, **asdict(checked(TabMSettings, settings, name)))

@@ -25,14 +25,14 @@ def measured_training_set(
 
     Fluxes are those that the earlier products write, or else those that the catalog holds; errors
     that nobody has are NaN. Cutouts are there if the network reads them, larger by the shift on
-    each side. The bands are those of the survey, under the names that the model has for them. A
-    training cube keeps it all for the next time.
+    each side. The bands are those of the survey, or `training.bands` of them, under the names that
+    the model has for them. A training cube keeps it all for the next time.
 
     Raises
     ------
     ConfigError
-        If the product has no training section, two bands get one name, or nobody has a flux that
-        the network reads.
+        If the product has no training section, a band is unknown, two bands get one name, or
+        nobody has a flux that the network reads.
     InputError
         If no label matches an object.
     """
@@ -40,8 +40,9 @@ def measured_training_set(
         raise ConfigError(
             f"products.{section.name}: training needs `model` and a [products.training] section"
         )
-    bands = _model_bands(section, config.images.bands)
-    survey = dict(zip(bands, config.images.bands, strict=True))
+    chosen = _survey_bands(config, section, section.training.bands)
+    bands = _model_bands(section, chosen)
+    survey = dict(zip(bands, chosen, strict=True))
     reads = build(section.model, bands, section.network).reads
     _check_fluxes(config, store, section, [f"flux_{survey[band]}" for band in reads.features])
     cube = build_training_cube(
@@ -54,14 +55,13 @@ def measured_training_set(
     )
     table = cube.index
     return TrainingSet(
-        flux=np.stack([_floats(table, f"flux_{band}") for band in config.images.bands], axis=1),
-        flux_err=np.stack(
-            [_floats(table, f"flux_err_{band}") for band in config.images.bands], axis=1
-        ),
+        flux=np.stack([_floats(table, f"flux_{band}") for band in chosen], axis=1),
+        flux_err=np.stack([_floats(table, f"flux_err_{band}") for band in chosen], axis=1),
         redshift=table["redshift"].to_numpy(),
         ra=table["ra"].to_numpy(),
         dec=table["dec"].to_numpy(),
         bands=bands,
+        dropped=dict(cube.record["labels_dropped"]),
         reddening=table["ebv"].to_numpy(),
         cube=cube if reads.cutout else None,
         cube_row=np.arange(table.num_rows) if reads.cutout else None,
@@ -82,6 +82,19 @@ def _check_fluxes(
             f"products.{section.name}: training needs {', '.join(absent)}, which neither the "
             "catalog nor an earlier product has; list the product that writes them first"
         )
+
+
+def _survey_bands(
+    config: SurveyConfig, section: ProductSection, wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """The wanted bands in the survey's order; all of them if none is named."""
+    unknown = sorted(set(wanted) - set(config.images.bands))
+    if unknown:
+        raise ConfigError(
+            f"products.{section.name}.training.bands: the survey has no band {unknown[0]!r}, only "
+            + ", ".join(config.images.bands)
+        )
+    return tuple(band for band in config.images.bands if not wanted or band in wanted)
 
 
 def _model_bands(section: ProductSection, bands: Sequence[str]) -> tuple[str, ...]:

@@ -156,6 +156,7 @@ def build_training_cube(
         "label_source": public_url(section.training.source),
         "label_radius": inputs.labels.radius,
         "labels": len(inputs.labels.ra),
+        "labels_dropped": inputs.labels.dropped,
         "without_image": pc.sum(index["no_image"]).as_py() if cutout else None,
         "provenance": {
             "surveyproc_version": surveyproc.__version__,

@@ -29,7 +29,7 @@ from surveyproc.errors import InputError, StoreError
 from surveyproc.storage import Store, digest, parse_table
 
 # Raised whenever the same inputs would give other bytes than before.
-FORMAT = 1
+FORMAT = 2
 RECORD, INDEX = "cube.json", "index.parquet"
 # Objects a shard (nine bands of 80 x 80 pixels: 59 MB), and objects that one checksum covers.
 SHARD, CHUNK = 256, 16

@@ -96,15 +96,17 @@ class TrainingSet:
             parts[key] = None if whole is None else whole[rows]
         return replace(self, **parts)
 
-    def usable(self) -> TrainingSet:
+    def usable(self, redshifts: tuple[float, float] = REDSHIFT_LIMITS) -> TrainingSet:
         """Without rows that lack a redshift in range, a position, or every flux; all counted.
+
+        `redshifts` are the limits, themselves out of range.
 
         Raises
         ------
         InputError
             If no row is left; the message has the counts.
         """
-        low, high = REDSHIFT_LIMITS
+        low, high = redshifts
         with np.errstate(invalid="ignore"):
             reasons: dict[str, Any] = {
                 "no usable redshift": ~((self.redshift > low) & (self.redshift < high)),

@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,23 +27,20 @@ import torch
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
-from surveyproc import __version__, cluster, schemas
+from surveyproc import __version__, cluster
 from surveyproc.config import TrainingSection
 from surveyproc.errors import InputError, StoreError, SurveyError
-from surveyproc.evaluate.pdf import pdf_metrics
-from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.base import RedshiftNetwork, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
-from surveyproc.models.inference import predict
-from surveyproc.models.package import Package, find_trained, save_package, set_current
+from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
 from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.storage import Store, fingerprint
 from surveyproc.train.data import HELD_OUT_SHARE, TrainingSet, sky_folds, sky_split
-from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings, FitState
+from surveyproc.train.measure import cutouts_of, flux_of, measure
 from surveyproc.train.workers import DATA, Job, progress, train_members, train_together
 
-RECIPE = 2
+RECIPE = 3
 """Raised when a change of the loop or the features changes the weights it ends with."""
 
 SCALING_ROWS = 4096
@@ -86,7 +83,8 @@ class Recipe:
 
     def fingerprint(self, checksum: str) -> str:
         """Hash of recipe and data."""
-        return fingerprint({"recipe": RECIPE, "data": checksum, **asdict(self)})
+        known = {"recipe": RECIPE, "format": FORMAT, "data": checksum}
+        return fingerprint({**known, **asdict(self)})
 
 
 def train(
@@ -132,7 +130,8 @@ def train(
     Returns
     -------
     Package
-        With the metrics on the held-out rows in `metrics`.
+        With its `metrics` on the rows held out, which chose the best epoch, and on those of the
+        test, which nothing depends on, if there is one.
 
     Raises
     ------
@@ -144,7 +143,7 @@ def train(
         If the training diverged or its workers died more than three times.
     """
     tell = say or _print
-    usable = training_set.usable()
+    usable, test = _set_aside(training_set.usable(settings.redshifts), settings)
     chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(usable.bands)}")
     made = build(chosen, usable.bands, network or {})
     recipe = Recipe(
@@ -158,7 +157,7 @@ def train(
     _check_labels(usable, made)
     fold = _folds(usable, settings)
     _check_size(usable, fold, settings)
-    key = recipe.fingerprint(usable.checksum)
+    key = recipe.fingerprint(usable.checksum + (test.checksum if test else ""))
     folder = f"runs/train-{name}/{key}"
     done = find_trained(store, name, key)
     if done is not None:
@@ -177,7 +176,9 @@ def train(
         cube=None if usable.cube is None else usable.cube.key,
     )
     held = int((fold == 0).sum()) if recipe.members == 1 else 0
-    tell(f"train {name}: {len(usable) - held} rows, {held} held out, {folder}")
+    counts = [f"{count} left out: {why}" for why, count in usable.dropped.items()]
+    counts = [f"{held} held out", *([f"{len(test)} for the test"] if test else []), *counts]
+    tell(f"train {name}: {len(usable) - held} rows, {', '.join(counts)}; {folder}")
     try:
         _write_data(store, job, usable, fold, scaling)
         _write_starts(store, job, usable, fold, recipe)
@@ -195,8 +196,9 @@ def train(
         tell(f"train {name}: version {done.version} was trained by another process meanwhile")
         _clear(store, folder)
         return done
-    _write_logs(store, folder, states)
-    package = _finish(store, name, recipe, key, usable, fold, scaling, states)
+    for member, state in enumerate(states):
+        _write_log(store, folder, member, state.history)
+    package = _finish(store, name, recipe, key, usable, test, fold, scaling, states)
     tell(f"train {name}: version {package.version}")
     _clear(store, folder)
     return package
@@ -209,9 +211,22 @@ def _fit_settings(settings: TrainingSection, options: Mapping[str, Any]) -> FitS
         "accumulate": settings.accumulate,
         **options,
     }
+    for key in ("dropped_rows", "dropped_bands"):
+        if getattr(settings, key) is not None:
+            chosen[key] = getattr(settings, key)
     if settings.learning_rates:
         chosen["rates"] = tuple(settings.learning_rates)
     return FitSettings(settings.epochs, settings.batch_size, settings.seed, **chosen)
+
+
+def _set_aside(
+    usable: TrainingSet, settings: TrainingSection
+) -> tuple[TrainingSet, TrainingSet | None]:
+    """The rows of the training, and those of the final test if there is one."""
+    if not settings.test_share:
+        return usable, None
+    rows = sky_split(usable.ra, usable.dec, settings.seed, settings.test_share)
+    return usable.take(~rows), usable.take(rows)
 
 
 def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
@@ -246,12 +261,6 @@ def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> No
         )
 
 
-def _flux(usable: TrainingSet, bands: tuple[str, ...]) -> tuple[Float, Float]:
-    """Fluxes and errors of the bands that a network reads."""
-    index = [usable.bands.index(band) for band in bands]
-    return usable.flux[:, index], usable.flux_err[:, index]
-
-
 def _scaling(
     usable: TrainingSet, fold: Int, recipe: Recipe, network: RedshiftNetwork
 ) -> FeatureScaling | None:
@@ -260,14 +269,14 @@ def _scaling(
     if not bands:
         return None
     rows = fold != 0 if recipe.members == 1 else np.ones(len(fold), bool)
-    flux, errors = _flux(usable, bands)
+    flux, errors = flux_of(usable, bands)
     return fit_scaling(flux[rows], errors[rows], bands, errors=network.reads.errors)
 
 
 def _tensors(usable: TrainingSet, fold: Int, scaling: FeatureScaling | None) -> dict[str, Any]:
     arrays: dict[str, Any] = {"redshift": usable.redshift.astype(np.float32), "fold": fold}
     if scaling is not None:
-        flux, errors = _flux(usable, scaling.bands)
+        flux, errors = flux_of(usable, scaling.bands)
         arrays["features"], _ = network_inputs(flux, scaling, errors)
     reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
     arrays["reddening"] = np.nan_to_num(reddening.astype(np.float32), nan=0.0)
@@ -298,23 +307,8 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
             some = np.zeros(len(usable), bool)
             some[training[:: max(1, len(training) // SCALING_ROWS)]] = True
             scaling: Any = network.scaling
-            scaling.fit(images for _, images in _cutouts(usable, network, some))
+            scaling.fit(images for _, images in cutouts_of(usable, network, some))
         store.put(where, safetensors.torch.save(network.state_dict()))
-
-
-def _cutouts(usable: TrainingSet, network: RedshiftNetwork, rows: NDArray[np.bool_]) -> Any:
-    """(rows, images) of the chosen rows, as the network reads them."""
-    if usable.cube is None:
-        raise InputError("this network reads images: train it with the survey's own objects")
-    examples = Examples(
-        network.reads,
-        {"cube_row": torch.from_numpy(usable.cube_row)},
-        torch.zeros(len(usable), dtype=torch.bool),
-        usable.cube,
-        BandDropout(0.0, 0.0),
-        0,
-    )
-    return examples.images(torch.from_numpy(rows), 256)
 
 
 def _print(line: str) -> None:
@@ -325,7 +319,7 @@ def _print(line: str) -> None:
 def _watch(
     store: Store, folder: str, recipe: Recipe, name: str, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Tell of the last epoch every five seconds while the block runs.
+    """Tell of the last epoch, and log it, every five seconds while the block runs.
 
     Read from the checkpoints: the workers are other processes, and so is what controls them.
     """
@@ -335,12 +329,17 @@ def _watch(
         told = 0
         while not over.wait(PLAIN_INTERVAL_S):
             try:
-                state = progress(store, folder)
+                history = progress(store, folder).get("history", [])
+                if len(history) != told:
+                    _write_log(store, folder, 0, history)
             except StoreError:
                 continue  # read while it is written
-            if "loss" in state and state["epoch"] != told:
-                told, loss = state["epoch"], state["loss"]
-                tell(f"train {name}: epoch {told} of {recipe.fit.total_epochs}, loss {loss:.4f}")
+            if len(history) != told:
+                told, last = len(history), history[-1]
+                tell(
+                    f"train {name}: epoch {last['epoch']} of {recipe.fit.total_epochs}, loss "
+                    f"{last['loss']:.4f}"
+                )
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -351,16 +350,18 @@ def _watch(
         thread.join()
 
 
-def _write_logs(store: Store, folder: str, states: list[FitState]) -> None:
-    """The loss curves, for TensorBoard, under `log/`."""
+def _write_log(
+    store: Store, folder: str, member: int, history: Sequence[Mapping[str, float]]
+) -> None:
+    """The loss curve of a member so far, for TensorBoard, under `log/`."""
     with tempfile.TemporaryDirectory() as place:
-        for member, state in enumerate(states):
-            with SummaryWriter(f"{place}/member-{member}") as writer:
-                for entry in state.history:
-                    for key in ("loss", "validation_loss", "rate"):
-                        writer.add_scalar(key, entry[key], int(entry["epoch"]))
-        for path in sorted(Path(place).rglob("events.*")):
-            store.put(f"{folder}/log/{path.relative_to(place)}", path.read_bytes())
+        with SummaryWriter(place) as writer:
+            for entry in history:
+                for key in ("loss", "validation_loss", "rate"):
+                    writer.add_scalar(key, entry[key], int(entry["epoch"]))
+        (events,) = Path(place).iterdir()
+        # Its own name has the time in it; this one is replaced as the training goes on.
+        store.put(f"{folder}/log/member-{member}/events.out.tfevents", events.read_bytes())
 
 
 def _clear(store: Store, folder: str) -> None:
@@ -373,62 +374,24 @@ def _clear(store: Store, folder: str) -> None:
             store.remove(f"{folder}/{name}")
 
 
-def _predict(
-    network: RedshiftNetwork,
-    scaling: FeatureScaling | None,
-    usable: TrainingSet,
-    rows: NDArray[np.bool_],
-) -> dict[str, NDArray[np.float32]]:
-    """What the network says of the rows of a bool mask."""
-    flux = errors = reddening = None
-    if scaling is not None:
-        flux, errors = _flux(usable, scaling.bands)
-    if network.reads.reddening:
-        reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
-
-    def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[np.float32]]:
-        given = [None if a is None else a[index] for a in (flux, reddening, errors)]
-        return predict(network, scaling, given[0], images, given[1], given[2])[0]
-
-    if not network.reads.cutout:
-        return of(np.flatnonzero(rows), None)
-    parts, order = [], []
-    for some, images in _cutouts(usable, network, rows):
-        order.append(some.numpy())
-        parts.append(of(some.numpy(), images.numpy()))
-    back = np.argsort(np.concatenate(order), kind="stable")
-    return {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
-
-
 def _finish(
     store: Store,
     name: str,
     recipe: Recipe,
     key: str,
     usable: TrainingSet,
+    test: TrainingSet | None,
     fold: Int,
     scaling: FeatureScaling | None,
     states: list[FitState],
 ) -> Package:
     """Measure the best weights on the rows they were not trained with, and save the package."""
-    network = build(recipe.architecture, recipe.bands, recipe.network)
-    threads = torch.get_num_threads()
-    # Several threads beside other work can be a hundred times slower than one.
-    torch.set_num_threads(1)
-    parts = []
-    for member, state in enumerate(states):
+    networks = []
+    for state in states:
+        network = build(recipe.architecture, recipe.bands, recipe.network)
         network.load_state_dict(state.best)
-        parts.append(_predict(network.eval(), scaling, usable, fold == member))
-    torch.set_num_threads(threads)
-    values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    true = np.concatenate([usable.redshift[fold == member] for member in range(recipe.members)])
-    metrics: dict[str, Any] = {
-        "held_out": {k: redshift_metrics(values[k], true) for k in ("point", "median")}
-    }
-    if np.isfinite(values["quantiles"]).all():
-        found = pdf_metrics(values["quantiles"], schemas.pdf_levels(), true)
-        # Undefined statistics have no place in JSON.
-        metrics["held_out"]["pdf"] = {k: v if np.isfinite(v) else None for k, v in found.items()}
+        networks.append(network.eval())
+    metrics = measure(networks, scaling, usable, fold, test)
     document = json.loads(json.dumps(asdict(recipe)))
     curves = [state.history for state in states]
     return save_package(
@@ -441,7 +404,6 @@ def _finish(
         members=[state.best for state in states],
         pixel_scale=None if usable.cube is None else usable.cube.pixel_scale,
         absent_bands="mask" if recipe.fit.dropped_rows else "refuse",
-        outputs={"schema": "photoz"},
         training={
             "fingerprint": key,
             "recipe": {"number": RECIPE, **document},
@@ -449,6 +411,7 @@ def _finish(
             "rows": len(usable),
             "rows_training": int((fold != 0).sum()),
             "rows_held_out": int((fold == 0).sum()),
+            "rows_test": 0 if test is None else len(test),
             "rows_dropped": usable.dropped,
             "split": "whole HEALPix pixels",
             "best_epoch": [state.best_epoch for state in states],

@@ -188,7 +188,7 @@ def train_together(job: Job, workers: int, tell: Callable[[str], None]) -> FitSt
 
 
 def progress(store: Store, folder: str, *, repair: bool = False) -> dict[str, Any]:
-    """`epoch` and `loss` of the checkpoint from which `train_together` would go on; {} if none.
+    """`history` in the checkpoint from which `train_together` would go on; {} if there is none.
 
     Killed while Ray Train wrote its record of checkpoints, the record is not JSON. `repair` then
     removes it and the checkpoints, and the training starts over.
@@ -251,13 +251,11 @@ def _worker(config: dict[str, Any]) -> None:
         world=context.get_world_size(),
         device=str(ray.train.torch.get_device()),
     ):
-        told: dict[str, float] = {"epoch": after.epoch, "step": after.step}
-        if after.history:
-            told["loss"] = after.history[-1]["loss"]
+        told = {"epoch": after.epoch, "step": after.step}
         if rank == 0:
             with tempfile.TemporaryDirectory() as place:
                 (Path(place) / TENSORS).write_bytes(after.to_bytes())
-                (Path(place) / PROGRESS).write_text(json.dumps(told))
+                (Path(place) / PROGRESS).write_text(json.dumps({"history": after.history}))
                 ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(place))
         else:
             ray.train.report(told)

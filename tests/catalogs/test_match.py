@@ -63,8 +63,12 @@ def test_the_nearest_label_of_every_object(sky, workers):
     labels = Labels(label_ra, label_dec, random.random(len(label_ra)), RADIUS)
     found = match_labels(store, KEY, labels, ["size", "absent", "redshift"])
     assert found.column_names == ["object_id", "ra", "dec", "_healpix_29", "redshift", "size"]
-    index, _ = nearest(ra, dec, label_ra, label_dec, RADIUS)
-    rows = np.flatnonzero(index >= 0)
+    index, distance = nearest(ra, dec, label_ra, label_dec, RADIUS)
+    owner = {}
+    for row in np.argsort(distance, kind="stable"):
+        if index[row] >= 0:
+            owner.setdefault(index[row], row)
+    rows = np.sort(list(owner.values()))
     assert len(rows) > 500
     expected = dict(zip(rows.tolist(), labels.redshift[index[rows]].tolist(), strict=True))
     row = (len(ra) - 1 - found["object_id"].to_numpy()).tolist()
@@ -87,6 +91,12 @@ def test_a_label_on_the_other_side_of_a_partitions_edge(tmp_path, workers):
     assert dict(
         zip(found["object_id"].to_pylist(), found["redshift"].to_pylist(), strict=True)
     ) == {2: 0.0, 0: 1.0}
+
+
+def test_a_label_belongs_to_one_of_two_close_objects(tmp_path, workers):
+    store = ingest(tmp_path, np.array([10.0, 10.0 + 0.8 / 3600]), np.zeros(2))
+    labels = Labels(np.array([10.0 + 0.5 / 3600]), np.zeros(1), np.ones(1), 1.0)
+    assert match_labels(store, KEY, labels, [])["object_id"].to_pylist() == [0]
 
 
 @pytest.mark.parametrize("ra", [10.5, 200.0])

@@ -68,9 +68,12 @@ def test_name_must_fit_the_bands():
     ("settings", "match"),
     [
         ({"depth": 3}, "depth"),
-        ({"widths": [8, 8]}, "eight"),
+        ({"widths": [8, 8]}, "widths.*8 items"),
+        ({"widths": 64}, "widths"),
         ({"components": 0}, "components"),
+        ({"components": 2.5}, "components"),
         ({"huber_delta": -1.0}, "huber_delta"),
+        ({"point_weight": -1.0}, "point_weight"),
     ],
 )
 def test_wrong_settings_are_named(settings, match):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.models.base import build as registered
 from surveyproc.models.base import count_parameters
 from surveyproc.models.gaznet_images import (
     GAZNET_1,
@@ -111,9 +112,26 @@ def test_wrong_inputs_are_named():
         ({"catalog_bands": ("r",)}, "catalog_bands"),
         ({"cutout": 15}, "cutout"),
         ({"image_widths": (8, 8)}, "image_widths"),
-        ({"components": 0}, "components"),
     ],
 )
 def test_wrong_configurations_are_named(changes, match):
     with pytest.raises(ConfigError, match=match):
         dataclasses.replace(GAZNET_1, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("gaznet-1", {"components": 0}, r"gaznet-1\.components"),
+        ("gaznet-1", {"cutout": "wide"}, r"gaznet-1\.cutout"),
+        ("gaznet-1", {"depth": 3}, "unknown setting 'depth'"),
+        ("gaznet-i9", {}, "gaznet-i9: no such network of 5 bands"),
+        ("gaznet-c5i9", {}, "no such network"),
+        ("gaznet-c5ix", {}, "no such network"),
+        ("gaznet-icecream", {}, "no such network"),
+        ("gaznet-c4i2", {}, "the catalog has 5 bands"),
+    ],
+)
+def test_wrong_settings_and_names_are_named(name, settings, match):
+    with pytest.raises(ConfigError, match=match):
+        registered(name, tuple("ugriz"), settings)

@@ -5,7 +5,7 @@ import torch
 
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.models import binned
-from surveyproc.models.base import count_parameters
+from surveyproc.models.base import build, count_parameters
 from surveyproc.models.modalities import draw_kept, select_modalities
 from surveyproc.models.multimodal import MultimodalConfig, MultimodalNetwork
 
@@ -235,6 +235,32 @@ def test_reddening_matters():
 def test_wrong_configurations_are_named(changes, match):
     with pytest.raises(ConfigError, match=match):
         dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"orders": 2}, "orders"),
+        ({"size": "two"}, "size"),
+        ({"width": "wide"}, "width"),
+        ({"cnn_layers": "ten"}, "cnn_layers"),
+        ({"bins": [float("nan"), 0, 4]}, "bins"),
+        ({"bins": [10, 4, 0]}, "lowest redshift comes first"),
+        ({"layers": 3}, "unknown setting 'layers'"),
+    ],
+)
+def test_wrong_settings_are_named(settings, match):
+    with pytest.raises(ConfigError, match=match):
+        build("multimodal", tuple("gri"), settings)
+
+
+@pytest.mark.parametrize("heads", ["classification", "both", "regression"])
+def test_losses_are_float32_under_bfloat16(heads):
+    network = small(heads=heads)
+    images, reddening = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(images, reddening)
+    assert network.loss(output, torch.rand(len(images))).dtype == torch.float32
 
 
 def test_wrong_inputs_are_named():

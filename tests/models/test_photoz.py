@@ -138,7 +138,12 @@ def test_a_survey_that_lacks_a_band_is_refused_or_masked_as_the_model_declares(p
         PhotozProduct(package, survey_bands=("u", "g", "r"))
     document = {**package.document, "absent_bands": "mask"}
     willing = Package(package.name, package.version, document, package.weights)
-    product = PhotozProduct(willing, survey_bands=("r", "u", "g", "y"))
+    with pytest.raises(
+        ConfigError, match=r"no band 'i'.*does not know: the model has u, g, r, i; .* r, u, g, y;"
+    ):
+        PhotozProduct(willing, survey_bands=("r", "u", "g", "y"))
+    assert PhotozProduct(willing, survey_bands=("r", "u", "g")).absent == ("i",)
+    product = PhotozProduct(willing, {"i": ""}, survey_bands=("r", "u", "g", "y"))
     assert product.inputs.columns == ("flux_u", "flux_g", "flux_r")
     assert product.version != PhotozProduct(willing, survey_bands=BANDS).version
     found = product.compute(batch(flux[:20, :3], names=("u", "g", "r")))

@@ -1,0 +1,132 @@
+"""What trained networks say of labelled objects that they were not trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from surveyproc import schemas
+from surveyproc.errors import InputError
+from surveyproc.evaluate.pdf import pdf_metrics
+from surveyproc.evaluate.redshift import redshift_metrics
+from surveyproc.models.base import RedshiftNetwork
+from surveyproc.models.ensemble import Ensemble
+from surveyproc.models.features import FeatureScaling
+from surveyproc.models.inference import predict
+from surveyproc.train.data import TrainingSet
+from surveyproc.train.examples import BandDropout, Examples
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float64]
+
+
+def measure(
+    networks: Sequence[RedshiftNetwork],
+    scaling: FeatureScaling | None,
+    usable: TrainingSet,
+    fold: Int,
+    test: TrainingSet | None,
+) -> dict[str, Any]:
+    """Metrics of every network on the rows it held out, and of their mean on the test rows.
+
+    Parameters
+    ----------
+    networks : sequence of RedshiftNetwork
+        The members, in evaluation mode.
+    scaling : FeatureScaling or None
+        Of the fluxes; None if they read none.
+    usable : TrainingSet
+        Rows of the training.
+    fold : int64 ndarray, shape (n,)
+        The member that holds each row out; -1 for none.
+    test : TrainingSet or None
+        Rows on which nothing depended.
+
+    Returns
+    -------
+    dict
+        `held_out`, and `test` if there is one: `redshift_metrics` of `point` and, where the
+        network has PDFs, of their `median`; `pdf_metrics` as `pdf`. None where undefined.
+    """
+    threads = torch.get_num_threads()
+    # Several threads beside other work can be a hundred times slower than one.
+    torch.set_num_threads(1)
+    parts = [_predict(one, scaling, usable, fold == member) for member, one in enumerate(networks)]
+    values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    true = np.concatenate([usable.redshift[fold == member] for member in range(len(networks))])
+    has_pdf = networks[0].has_pdf
+    metrics = {"held_out": _metrics(values, true, has_pdf)}
+    if test is not None:
+        whole = Ensemble(networks).eval() if len(networks) > 1 else networks[0]
+        values = _predict(whole, scaling, test, np.ones(len(test), bool))
+        metrics["test"] = _metrics(values, test.redshift, has_pdf)
+    torch.set_num_threads(threads)
+    return metrics
+
+
+def flux_of(usable: TrainingSet, bands: tuple[str, ...]) -> tuple[Float, Float]:
+    """Fluxes and errors of the bands that a network reads."""
+    index = [usable.bands.index(band) for band in bands]
+    return usable.flux[:, index], usable.flux_err[:, index]
+
+
+def cutouts_of(usable: TrainingSet, network: RedshiftNetwork, rows: NDArray[np.bool_]) -> Any:
+    """(rows, images) of the chosen rows, as the network reads them."""
+    if usable.cube is None:
+        raise InputError("this network reads images: train it with the survey's own objects")
+    examples = Examples(
+        network.reads,
+        {"cube_row": torch.from_numpy(usable.cube_row)},
+        torch.zeros(len(usable), dtype=torch.bool),
+        usable.cube,
+        BandDropout(0.0, 0.0),
+        0,
+    )
+    return examples.images(torch.from_numpy(rows), 256)
+
+
+def _predict(
+    network: RedshiftNetwork,
+    scaling: FeatureScaling | None,
+    usable: TrainingSet,
+    rows: NDArray[np.bool_],
+) -> dict[str, NDArray[np.float32]]:
+    """What the network says of the rows of a bool mask."""
+    flux = errors = reddening = None
+    if scaling is not None:
+        flux, errors = flux_of(usable, scaling.bands)
+    if network.reads.reddening:
+        reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
+
+    def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[np.float32]]:
+        given = [None if a is None else a[index] for a in (flux, reddening, errors)]
+        return predict(network, scaling, given[0], images, given[1], given[2])[0]
+
+    if not network.reads.cutout:
+        return of(np.flatnonzero(rows), None)
+    parts, order = [], []
+    for some, images in cutouts_of(usable, network, rows):
+        order.append(some.numpy())
+        parts.append(of(some.numpy(), images.numpy()))
+    back = np.argsort(np.concatenate(order), kind="stable")
+    return {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
+
+
+def _metrics(
+    values: Mapping[str, NDArray[np.float32]], true: Float, has_pdf: bool
+) -> dict[str, dict[str, Any]]:
+    """Metrics of the point estimates and, if there are any, the PDFs; None where undefined."""
+    kinds = ("point", "median") if has_pdf else ("point",)
+    found: dict[str, dict[str, Any]] = {
+        kind: redshift_metrics(values[kind], true) for kind in kinds
+    }
+    if has_pdf:
+        found["pdf"] = pdf_metrics(values["quantiles"], schemas.pdf_levels(), true)
+    return {
+        kind: {key: value if np.isfinite(value) else None for key, value in metrics.items()}
+        for kind, metrics in found.items()
+    }
