@@ -177,13 +177,17 @@ def evaluate(
     column: Annotated[
         str | None, typer.Option(help="Redshift column; by default the first *_z_median.")
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Test the column against this one on equal objects."),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold the published redshifts against the table of the [truth] section."""
     from surveyproc import verbs
 
-    done = verbs.evaluate(_load(survey, overrides), catalog, outlier, column)
+    done = verbs.evaluate(_load(survey, overrides), catalog, outlier, column, baseline)
     where = f"release {done['release']} ({_rows(done)})" if "release" in done else done["catalog"]
     samples = [name for name in ("all", "unflagged") if name in done]
     lines = [
@@ -198,6 +202,9 @@ def evaluate(
         lines += [_bin_line(f"  {row['low']:.4g} to {row['high']:.4g}", row) for row in rows]
     if "pdf" in done:
         lines += ["", *(f"PDFs, {name}: {_pdf_metrics(done['pdf'][name])}" for name in samples)]
+    if "against" in done:
+        lines += ["", f"against {done['against']['column']}:"]
+        lines += [_gain_line(name, row) for name, row in done["against"]["gains"].items()]
     _show(done, as_json, lines)
 
 
@@ -371,6 +378,13 @@ def _bin_line(name: str, row: dict[str, Any]) -> str:
     return (
         f"{name:<22}{row['n']:>8}{row['n_missing']:>8}  {row['nmad']:.4f} ± {row['nmad_err']:.4f}"
         f"    {outliers:<13}  {row['bias']:+.4f} ± {row['bias_err']:.4f}"
+    )
+
+
+def _gain_line(name: str, row: dict[str, Any]) -> str:
+    return (
+        f"  {name.replace('_', ' '):<20}{row['baseline']:+.4f} to {row['candidate']:+.4f}, gain "
+        f"{100 * row['gain']:+.1f} %, p = {row['p_value']:.4f} ({row['n']} objects)"
     )
 
 

@@ -148,6 +148,7 @@ def evaluate(
     catalog: str | None = None,
     outlier: float = OUTLIER_THRESHOLD,
     column: str | None = None,
+    baseline: str | None = None,
 ) -> dict[str, Any]:
     """Redshift metrics of a published catalog against the table of the [truth] section.
 
@@ -164,20 +165,25 @@ def evaluate(
     outlier : float
         |dz| above which an object is an outlier.
     column : str, optional
-        Redshift column, `<model>_z_<estimate>`.
+        Redshift column of any name; of ours, `<model>_z_<estimate>`, the PDFs are judged too.
+    baseline : str, optional
+        Another redshift column: is the first one better, and could chance have made it so?
 
     Returns
     -------
     dict
-        What `surveyproc.evaluate.summary.summarise` gives, and where it comes from.
+        What `surveyproc.evaluate.summary.summarise` gives, and where it comes from; with a
+        baseline, `against`: its `column`, and the `gains` over it.
 
     Raises
     ------
     ConfigError
-        If there is no [truth] section, or the catalog holds no redshifts, or not the column.
+        If there is no [truth] section, or the catalog lacks a column, or holds no redshifts of
+        ours and no column is named.
     InputError
         If there is no such catalog, or it holds no object of the table.
     """
+    from surveyproc.evaluate.compare import gains
     from surveyproc.evaluate.summary import summarise
     from surveyproc.models.features import magnitude_from_flux
 
@@ -189,20 +195,28 @@ def evaluate(
     if not leaves:
         raise InputError(f"{facts['catalog']} is no HATS catalog: there are no leaves under it")
     names = hats.leaf_schema(store, f"{key}/{leaves[0]}").names
-    redshifts = [name for name in names if name.endswith("_z_median")]
-    if not redshifts:
-        raise ConfigError(f"evaluate: {facts['catalog']} has no redshifts (no *_z_median column)")
-    point = column or redshifts[0]
-    if point not in names:
+    redshifts = [name for name in names if name.endswith(("_z_median", "_z_point"))]
+    medians = [name for name in redshifts if name.endswith("_z_median")]
+    point = column or next(iter(medians or redshifts), None)
+    if point is None:
         raise ConfigError(
-            f"evaluate: {facts['catalog']} has no column {point!r}; try {', '.join(redshifts)}"
+            f"evaluate: {facts['catalog']} has no redshifts of ours (no *_z_median or *_z_point "
+            "column): name the column"
         )
-    pdfs = f"{point.rpartition('_z_')[0]}_z_quantiles"
+    for name in (point, *([baseline] if baseline else [])):
+        if name not in names:
+            raise ConfigError(
+                f"evaluate: {facts['catalog']} has no column {name!r}; try "
+                + (", ".join(redshifts) or ", ".join(names))
+            )
+    ours = "_z_" in point
+    pdfs = f"{point.rpartition('_z_')[0]}_z_quantiles" if ours else ""
     # A product's flag is the last of its columns.
     flags = [name for name in names[names.index(point) :] if name.endswith("_flag")]
-    flag = flags[0] if flags else ""
+    flag = flags[0] if flags and ours else ""
     band = next((band for band in reversed(config.images.bands) if f"flux_{band}" in names), None)
-    wanted = [name for name in (point, pdfs, flag, f"flux_{band}") if name in names]
+    candidates = dict.fromkeys((point, baseline or point, pdfs, flag, f"flux_{band}"))
+    wanted = [name for name in candidates if name in names]
     values, redshift = match_catalog(store, key, labels, wanted)
     if not len(redshift):
         raise InputError(
@@ -213,8 +227,13 @@ def evaluate(
     if band is not None:
         binned[f"magnitude_{band}"] = magnitude_from_flux(values[f"flux_{band}"])
     known = pdfs in values and values[pdfs].shape[1] > 0
+    against: dict[str, Any] = {}
+    if baseline:
+        found = gains(values[baseline], values[point], redshift, outlier)
+        against = {"against": {"column": baseline, "gains": found}}
     return {
         **facts,
+        **against,
         "column": point,
         "labels": len(labels.ra),
         "matched": len(redshift),

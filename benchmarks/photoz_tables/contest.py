@@ -14,8 +14,8 @@ well, and with the median, mean and mode of their PDFs and the point of their ow
 What is reported is the best of these ON THE TEST ROWS, for each score by itself: the choice is in
 the peers' favour. Nothing of ours is chosen there: architecture, inputs and training were fixed on
 a fifth of the training rows (`Task.development`) and are the same for all tasks, and mode and
-median of the mean PDF of five members are both shown (`transfer` leaves out the errors; tables.py
-says where that was chosen).
+median of the mean PDF of five members are both shown (`transfer` and `boss` leave out the
+errors; tables.py says where that was chosen).
 
 Scores: NMAD of dz / (1 + z), rows beyond 0.15 as outliers, mean, and the continuous ranked
 probability score of the PDF in z. Errors of the ratios are standard deviations over resamples of

@@ -2,8 +2,9 @@
 
     python benchmarks/photoz_tables/ours.py [DATA]
 
-prints how the inputs for another survey (`transfer`) were chosen: with the errors of magnitudes,
-without, and without but with bands dropped at random in training, all on `tables.rehearsal`.
+prints how the inputs were chosen where the test rows come from elsewhere (`transfer`, `boss`): with
+the errors, without, and, for another survey, without but with bands dropped at random in training,
+on `tables.rehearsal` and `tables.across_files`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from score import crps
-from tables import Task, rehearsal
+from tables import Task, across_files, rehearsal
 from torch import Tensor
 
 from surveyproc.evaluate.redshift import dz_nmad, scaled_error
@@ -96,19 +97,21 @@ def main() -> None:
     root = Path(__file__).resolve().parents[2]
     data = Path(sys.argv[1]) if len(sys.argv) > 1 else root.parent / "shared/data"
     torch.set_num_threads(1)
-    task = rehearsal(data)
-    z = task.z[task.part == 1]
     dropped = {"dropped_rows": 0.5, "dropped_bands": 0.3}
-    print("inputs, 20 epochs                 CRPS    NMAD of the median")
-    for name, errors, changes in (
-        ("magnitudes and errors", True, {}),
-        ("magnitudes", False, {}),
-        ("magnitudes, some bands dropped", False, dropped),
-    ):
-        cdf, points = ours(replace(task, errors=errors), members=1, epochs=20, **changes)
-        score = crps(cdf, task.grid, z).mean()
-        nmad = float(dz_nmad(scaled_error(points["median"], z)))
-        print(f"{name:32s} {score:.5f}  {nmad:.5f}", flush=True)
+    for task in (rehearsal(data), *across_files(data)):
+        z = task.z[task.part == 1]
+        print(f"{task.name:32s} CRPS    NMAD of the median")
+        for name, errors, changes in (
+            ("magnitudes and errors", True, {}),
+            ("magnitudes", False, {}),
+            ("magnitudes, some bands dropped", False, dropped),
+        ):
+            if changes and np.isfinite(task.mag).all():
+                continue
+            cdf, points = ours(replace(task, errors=errors), members=1, epochs=20, **changes)
+            score = crps(cdf, task.grid, z).mean()
+            nmad = float(dz_nmad(scaled_error(points["median"], z)))
+            print(f"  {name:30s} {score:.5f}  {nmad:.5f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ from numpy.typing import ArrayLike
 
 from surveyproc.errors import InputError
 from surveyproc.evaluate.bootstrap import Float, bootstrap
+from surveyproc.evaluate.redshift import (
+    OUTLIER_THRESHOLD,
+    dz_bias,
+    dz_nmad,
+    dz_outlier_fraction,
+    scaled_error,
+)
 
 RESAMPLES = 10_000
 """Resamples of the published test (K of appendix D)."""
@@ -89,3 +96,32 @@ def paired_bootstrap(
         "p_value": float(np.mean(drawn - delta >= delta)),
         "resamples": resamples,
     }
+
+
+def gains(
+    z_baseline: ArrayLike,
+    z_candidate: ArrayLike,
+    z_true: ArrayLike,
+    threshold: float = OUTLIER_THRESHOLD,
+) -> dict[str, dict[str, Any]]:
+    """`paired_bootstrap` of every point metric: `nmad`, `outlier_fraction`, `bias`.
+
+    Parameters
+    ----------
+    z_baseline, z_candidate, z_true : array_like, shape (n,)
+        Redshifts of the same objects.
+    threshold : float
+        |dz| above which an object is an outlier.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ or no object has all three.
+    """
+    metrics: dict[str, Callable[[Float], Float]] = {
+        "nmad": dz_nmad,
+        "outlier_fraction": lambda dz: dz_outlier_fraction(dz, threshold),
+        "bias": dz_bias,
+    }
+    first, second = scaled_error(z_baseline, z_true), scaled_error(z_candidate, z_true)
+    return {name: paired_bootstrap(first, second, metric) for name, metric in metrics.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lsdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -258,6 +259,45 @@ def test_evaluate_and_report(published_survey):
     assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_a_column_of_any_name_against_another_one(published_survey, tmp_path):
+    config = load(published_survey)
+    own = verbs.evaluate(config)
+    copy = Path(shutil.copytree(own["catalog"], tmp_path / "theirs"))
+    random = np.random.default_rng(1)
+    for leaf in (*copy.rglob("*.parquet"), *copy.rglob("_*metadata")):
+        if leaf.name == "_metadata":
+            leaf.unlink()
+            continue
+        table = pq.read_table(leaf)
+        mine = table.column_names.index(own["column"])
+        noisy = table[own["column"]].to_numpy() + random.normal(0, 0.3, table.num_rows)
+        renamed = table.set_column(mine, "zphot", table[own["column"]])
+        pq.write_table(renamed.append_column("worse", pa.array(noisy)), leaf)
+    with pytest.raises(ConfigError, match="no redshifts of ours"):
+        verbs.evaluate(config, str(_without(copy, "_z_point", tmp_path / "bare")))
+    with pytest.raises(ConfigError, match="no column 'nowhere'"):
+        verbs.evaluate(config, str(copy), column="zphot", baseline="nowhere")
+    found = verbs.evaluate(config, str(copy), column="zphot", baseline="worse")
+    assert found["all"] == own["all"]
+    assert not {"pdf", "unflagged"} & set(found)
+    gain = found["against"]["gains"]["nmad"]
+    assert gain["gain"] == pytest.approx(gain["delta"] / gain["baseline"])
+    assert gain["candidate"] == pytest.approx(own["all"]["nmad"])
+    assert gain["gain"] > 0
+    assert gain["p_value"] < 0.05
+    back = verbs.evaluate(config, str(copy), column="worse", baseline="zphot")
+    assert back["against"]["gains"]["nmad"]["delta"] == pytest.approx(-gain["delta"])
+
+
+def _without(catalog, ending, out):
+    shutil.copytree(catalog, out)
+    for leaf in (*out.rglob("*.parquet"), *out.rglob("_*metadata")):
+        table = pq.read_table(leaf)
+        kept = [name for name in table.column_names if not name.endswith(ending)]
+        pq.write_table(table.select(kept), leaf)
+    return out
 
 
 def test_any_catalog_can_be_evaluated(published_survey, tmp_path):

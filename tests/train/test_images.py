@@ -42,12 +42,18 @@ def with_product(survey, model, network, more=""):
             "{ width = 0.03, bins = [40, 0.0, 4.0], modality_dropout = 3 }",
             'patience = 1\nprecision = "bfloat16"\naccumulate = 2',
         ),
+        (
+            "multimodal-3",
+            '{ width = 0.03, size = 0, heads = "regression" }',
+            'bands = ["g", "r", "i", "K"]\ntest_share = 0.3',
+        ),
     ],
 )
 def test_images_to_published_redshifts(survey_copy, workers, model, network, more):
     config = with_product(survey_copy, model, network, more)
     done = verbs.train(config, "photoz_images")["photoz_images"]
-    assert done["metrics"]["held_out"]["median"]["n"] > 0
+    assert done["metrics"]["held_out"]["point"]["n"] > 0
+    assert ("test" in done["metrics"]) == ("test_share" in more)
     store = Store(config.root)
     package = load_package(store, model)
     assert package.pixel_scale == pytest.approx(0.2, abs=0.2)
@@ -61,8 +67,12 @@ def test_images_to_published_redshifts(survey_copy, workers, model, network, mor
     table = pq.read_table(released["url"] + "/dataset")
     prefix = model.replace("-", "_")
     flags = table["photoz_images_flag"].to_numpy()
-    median = table[f"{prefix}_z_median"].to_numpy()
-    assert np.isfinite(median[flags == 0]).all()
+    regression = "regression" in network
+    assert (f"{prefix}_z_median" in table.column_names) != regression
+    redshift = table[f"{prefix}_z_{'point' if regression else 'median'}"].to_numpy()
+    assert np.isfinite(redshift[flags == 0]).all()
+    if "bands" in more:
+        assert package.bands == ("g", "r", "i", "K")
     assert (flags == 0).mean() > 0.5
     assert table.num_rows == released["rows"] == 240
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from surveyproc.models.photoz import PhotozProduct
 from surveyproc.product import Batch
 from surveyproc.storage import Store
 from surveyproc.train import loop, workers
-from surveyproc.train.data import TrainingSet
+from surveyproc.train.data import TrainingSet, sky_split
 from surveyproc.train.fit import FitState
 from surveyproc.train.loop import train
 
@@ -65,7 +66,7 @@ def finished_epochs(root):
     for path in checkpoints(root):
         # Read while it is written, or gone meanwhile.
         with suppress(ValueError, FileNotFoundError):
-            epochs.append(json.loads(path.read_text())["epoch"])
+            epochs.append(len(json.loads(path.read_text())["history"]))
     return max(epochs)
 
 
@@ -94,6 +95,35 @@ def same_weights(first, second):
     assert all(torch.equal(first.tensors[k], second.tensors[k]) for k in first.tensors)
     assert first.document["training"]["loss_curve"] == second.document["training"]["loss_curve"]
     assert first.version == second.version
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_rows_of_the_test_change_no_weight(ray_session, tmp_path, members):
+    chosen = {"epochs": 1, "workers": 1, "members": members, "test_share": 0.3}
+    data, said = training_set(), []
+    package = go(tmp_path / "a", data, said.append, **chosen)
+    record = package.document["training"]
+    assert record["rows"] + record["rows_test"] == len(data)
+    assert 0.3 <= record["rows_test"] / len(data) < 0.4
+    assert any(f"{record['rows_test']} for the test" in line for line in said)
+    assert package.metrics["test"]["median"]["n"] == record["rows_test"]
+    assert package.metrics["test"]["pdf"]["n"] == record["rows_test"]
+    tested = sky_split(data.ra, data.dec, 0, 0.3)
+    other = replace(data, flux=np.where(tested[:, None], 2 * data.flux, data.flux))
+    again = go(tmp_path / "b", other, **chosen)
+    assert all(torch.equal(again.tensors[k], package.tensors[k]) for k in package.tensors)
+    assert again.metrics["held_out"] == package.metrics["held_out"]
+    assert again.metrics["test"] != package.metrics["test"]
+
+
+def test_redshifts_and_dropped_bands_are_set(ray_session, tmp_path):
+    chosen = {"epochs": 1, "workers": 1, "redshifts": (0.2, 1.0), "dropped_rows": 0.0}
+    data, said = training_set(), []
+    package = go(tmp_path, data, said.append, **chosen)
+    inside = int(((data.redshift > 0.2) & (data.redshift < 1.0)).sum())
+    assert package.document["training"]["rows"] == inside
+    assert package.absent_bands == "refuse"
+    assert any(f"{len(data) - inside} left out: no usable redshift" in line for line in said)
 
 
 def test_trains_a_usable_model_and_records_how(undisturbed):

@@ -66,6 +66,33 @@ def test_band_maps_that_are_not_one_to_one_are_refused(tmp_path, bands):
         measured_training_set(config, store, config.product("photoz"), workers=1)
 
 
+def test_some_bands_of_the_survey(tmp_path, workers):
+    config, store = catalog_survey(tmp_path)
+    section = config.product("photoz")
+
+    def found(*bands):
+        training = section.training.model_copy(update={"bands": list(bands)})
+        chosen = section.model_copy(update={"training": training})
+        whole = config.model_copy(update={"products": [chosen]})
+        return measured_training_set(whole, store, chosen, workers=workers)
+
+    assert found("Ks", "g").bands == ("g", "Ks")
+    assert found("Ks", "g").flux.shape == (ROWS // 2, 2)
+    with pytest.raises(ConfigError, match=r"training\.bands: the survey has no band 'y'"):
+        found("g", "y")
+
+
+def test_labels_without_a_redshift_are_counted(tmp_path, workers):
+    config, store = catalog_survey(tmp_path)
+    labels = pq.read_table(tmp_path / "labels.parquet")
+    z = labels["z"].to_numpy().copy()
+    z[[0, 2]] = np.nan
+    pq.write_table(labels.set_column(2, "z", pa.array(z)), tmp_path / "labels.parquet")
+    found = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    assert len(found) == ROWS // 2 - 2
+    assert found.dropped == {"labels without a redshift": 2}
+
+
 def test_fluxes_that_nobody_has_are_named(tmp_path):
     config, store = catalog_survey(tmp_path)
     images = config.images.model_copy(update={"bands": ["g", "r", "Ks", "W1"]})
