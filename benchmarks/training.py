@@ -1,8 +1,8 @@
 """Training throughput, samples/s: from a cube on disk, beside a plain loop over tensors in memory.
 
 The same network, batches, optimiser and augmentation for both, one process, one thread (or one
-GPU). The difference is what reading, shuffling and checkpoints cost. On a GPU the share of the
-bf16 rate of a large matrix product is printed as well. Goal: 0.90 of the plain loop.
+GPU). The difference is what reading, shuffling and the state after each epoch cost. On a GPU the
+share of the bf16 rate of a large matrix product is printed as well. Goal: 0.90 of the plain loop.
 """
 
 from __future__ import annotations
