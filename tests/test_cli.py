@@ -41,6 +41,22 @@ def test_evaluation_is_printed_as_a_table(published_survey):
     assert max(map(len, lines[2:-2])) <= 100
 
 
+def test_a_column_against_another_one_is_printed(published_survey):
+    column = verbs.evaluate(load(published_survey))["column"]
+    other = column.replace("_median", "_mean")
+    done = surveyproc("evaluate", published_survey, "--column", column, "--baseline", other)
+    _, _, table = done.stdout.partition(f"against {other}:")
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["nmad", "outlier", "bias"]
+    assert table.count("p = ") == table.count("gain ") == 3
+
+
+@pytest.mark.parametrize(
+    ("verb", "section"), [("evaluate", "[truth]"), ("train", "[products.training]")]
+)
+def test_help_does_not_take_sections_for_markup(verb, section):
+    assert section in surveyproc(verb, "--help").stdout
+
+
 def test_json_has_no_nan():
     assert json.loads(
         cli._as_json({"a": [np.nan, 1.0, (np.inf,)], "b": {"c": np.float64("nan")}})
