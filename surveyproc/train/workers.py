@@ -151,7 +151,7 @@ def train_together(job: Job, workers: int, tell: Callable[[str], None]) -> FitSt
     """
     store = Store(job.root)
     place = store.url_of(job.folder)
-    epoch = progress(store, job.folder, repair=True).get("epoch", 0)
+    epoch = len(progress(store, job.folder, repair=True).get("history", []))
     if epoch:
         tell(f"train: goes on after epoch {epoch} of {job.fit.total_epochs}")
     gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
