@@ -6,6 +6,7 @@ numbers of all: `python bulky_worker.py address folder`.
 
 import os
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -23,6 +24,9 @@ class Bulky:
     def __call__(self, number):
         node = ray.get_runtime_context().get_node_id()
         (self.folder / f"{node}-{number}-{uuid.uuid4().hex}").touch()
+        # Else the first node to be ready may do all there is.
+        while len({path.name.split("-")[0] for path in self.folder.iterdir()}) < 2:
+            time.sleep(0.05)
         return number, node, os.urandom(NBYTES)
 
 

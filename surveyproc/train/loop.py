@@ -330,11 +330,11 @@ def _watch(
         while not over.wait(PLAIN_INTERVAL_S):
             try:
                 history = progress(store, folder).get("history", [])
-                if len(history) != told:
+                if len(history) > told:
                     _write_log(store, folder, 0, history)
             except StoreError:
                 continue  # read while it is written
-            if len(history) != told:
+            if len(history) > told:
                 told, last = len(history), history[-1]
                 tell(
                     f"train {name}: epoch {last['epoch']} of {recipe.fit.total_epochs}, loss "

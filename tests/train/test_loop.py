@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ import torch
 
 from surveyproc import cluster
 from surveyproc.config import TrainingSection
-from surveyproc.errors import ConfigError, InputError, SurveyError
+from surveyproc.errors import ConfigError, InputError, StoreError, SurveyError
 from surveyproc.models.inference import predict
 from surveyproc.models.photoz import PhotozProduct
 from surveyproc.product import Batch
@@ -61,13 +60,13 @@ def checkpoints(root):
     return list(Path(root).glob("runs/train-gaznet-c4/*/ray/checkpoint_*/state.json"))
 
 
-def finished_epochs(root):
-    epochs = [0]
-    for path in checkpoints(root):
+def recorded_epochs(root):
+    """Of the checkpoint that a second call goes on from."""
+    for path in Path(root).glob("runs/train-gaznet-c4/*"):
         # Read while it is written, or gone meanwhile.
-        with suppress(ValueError, FileNotFoundError):
-            epochs.append(len(json.loads(path.read_text())["history"]))
-    return max(epochs)
+        with suppress(StoreError):
+            found = workers.progress(Store(str(root)), str(path.relative_to(root)))
+            return len(found.get("history", []))
 
 
 def wait_for(found, seconds=120.0):
@@ -185,7 +184,7 @@ def test_command_killed_and_repeated_goes_on(undisturbed, tmp_path):
     driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     family = []
     try:
-        wait_for(lambda: finished_epochs(tmp_path))
+        wait_for(lambda: recorded_epochs(tmp_path))
         family = psutil.Process(driver.pid).children(recursive=True)
     finally:
         driver.send_signal(signal.SIGKILL)
