@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, cast
 
 import safetensors
 import safetensors.torch
@@ -109,7 +108,7 @@ class FitState:
     epoch : int
         Finished epochs over all stages; those that a stage ended without count as finished.
     step, loss_sum : int, float
-        Steps of the next epoch that are done already, and their losses, a worker.
+        Steps of the next epoch that are done already, and the sum of their losses over all workers.
     best_loss : float
         Validation loss of `best`; `best_epoch` is its epoch, counted from 1.
     history : list of dict
@@ -205,8 +204,9 @@ def fit(
             step_of.start(settings.rates[stage], state.optimiser, state.average)
         network.train()
         done = (state.epoch - stage * settings.epochs) * examples.steps(batch)
-        total, step = torch.tensor(state.loss_sum, dtype=torch.float64), state.step
-        steps = examples.steps(batch)
+        # Sums of float32 in float64 are exact here: an interrupted epoch tells the same loss.
+        total = torch.tensor(state.loss_sum if rank == 0 else 0.0, dtype=torch.float64)
+        step, steps = state.step, examples.steps(batch)
         for inputs, redshift in examples.training(
             state.epoch, step, batch=batch, rank=rank, world=world, device=device
         ):
@@ -220,15 +220,16 @@ def fit(
                     optimiser=step_of.moments(),
                     average=step_of.averages(),
                     step=step,
-                    loss_sum=float(_over_workers(total, world, device)) / world,
+                    loss_sum=float(_over_workers(total, world, device)),
                 )
                 yield state
         weights, kept = _copy(network), step_of.kept()
         network.load_state_dict(kept)
         held = _validate(network, examples, batch, rank, world, device)
         network.load_state_dict(weights)
-        sums = _over_workers(torch.stack([total / (steps * world), *held]), world, device)
-        loss_value, validation = float(sums[0]), float(sums[1] / sums[2].clamp(min=1))
+        sums = _over_workers(torch.stack([total, *held]), world, device)
+        loss_value = float(sums[0]) / (steps * world)
+        validation = float(sums[1] / sums[2].clamp(min=1))
         if not math.isfinite(loss_value + validation):
             raise SurveyError(
                 f"training diverged in epoch {state.epoch + 1}: the loss is not finite"
@@ -265,10 +266,7 @@ class _Steps:
     ) -> None:
         self.network, self.settings, self.device = network, settings, device
         self.share = max(1, settings.batch_size // world)
-        self.wrapped: nn.Module = network
-        if world > 1:
-            ids = [torch.device(device)] if device != "cpu" else None
-            self.wrapped = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        self.world = world
         # Matrices decay, vectors do not.
         named = list(network.named_parameters())
         self.decaying = [pair for pair in named if pair[0].endswith("weight")]
@@ -277,12 +275,6 @@ class _Steps:
         self.optimiser: torch.optim.Optimizer | None = None
         self.rate = 0.0
         self.average: dict[str, Tensor] = {}
-
-    def alone(self) -> Any:
-        """A block in which gradients are not exchanged."""
-        if isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
-            return self.wrapped.no_sync()
-        return nullcontext()
 
     def start(self, rate: float, moments: dict[str, Tensor], average: dict[str, Tensor]) -> None:
         """A new optimiser, with the moments and the mean of an earlier one if there are any."""
@@ -323,6 +315,21 @@ class _Steps:
             for key, value in values.items()
         }
 
+    def share_gradients(self) -> None:
+        """Give each worker the mean gradient.
+
+        As one vector, always laid out the same: `DistributedDataParallel` lays its buckets out
+        anew after its first step, and more than two workers then add in another order when they
+        go on than when they never stopped.
+        """
+        gradients = [cast(Tensor, p.grad) for p in self.network.parameters()]
+        shared = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(shared)
+        shared /= self.world
+        parts = torch.split(shared, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def __call__(
         self, inputs: dict[str, Tensor], redshift: Tensor, number: int, epoch_steps: int
     ) -> Tensor:
@@ -337,18 +344,17 @@ class _Steps:
         parts = {key: whole.chunk(self.settings.accumulate) for key, whole in inputs.items()}
         targets = redshift.chunk(self.settings.accumulate)
         kind = torch.device(self.device).type
+        half = self.settings.precision == "bfloat16"
         self.optimiser.zero_grad()
         total = torch.zeros((), device=self.device)
         for part, target in enumerate(targets):
-            # Workers exchange gradients once a step, with the last part.
-            with self.alone() if part < len(targets) - 1 else nullcontext():
-                with torch.autocast(
-                    kind, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
-                ):
-                    output = self.wrapped(**{key: pieces[part] for key, pieces in parts.items()})
-                loss = self.network.loss(output, target).sum() / len(redshift)
-                loss.backward()  # type: ignore[no-untyped-call]
+            with torch.autocast(kind, torch.bfloat16, enabled=half):
+                output = self.network(**{key: pieces[part] for key, pieces in parts.items()})
+            loss = self.network.loss(output, target).sum() / len(redshift)
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        if self.world > 1:
+            self.share_gradients()
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimiser.step()

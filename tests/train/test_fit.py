@@ -76,6 +76,25 @@ def test_going_on_from_bytes_equals_never_stopping(data, stop):
     assert resumed.history == whole.history
 
 
+def go_on_from_every_state(rank, place, data):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=3
+    )
+    settings = FitSettings(2, 48, 3, rates=(1e-3,), checkpoint_steps=1)
+    *states, whole = fit(start(), data, settings, rank=rank, world=3)
+    assert len(states) == 19
+    for state in states:
+        *_, resumed = fit(start(seed=9), data, settings, state, rank=rank, world=3)
+        assert equal(resumed.weights, whole.weights)
+        assert resumed.history == whole.history
+    torch.distributed.destroy_process_group()
+
+
+def test_several_workers_go_on_to_the_same_last_bit(data, tmp_path):
+    torch.multiprocessing.spawn(go_on_from_every_state, (tmp_path, data), nprocs=3)
+
+
 def test_states_within_an_epoch_change_nothing(data):
     *_, often = fit(start(), data, FitSettings(2, 100, 3, checkpoint_steps=1))
     *_, rarely = fit(start(), data, FitSettings(2, 100, 3))
