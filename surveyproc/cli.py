@@ -338,8 +338,8 @@ def demo(
     objects: Annotated[int, typer.Option(min=100, help="Objects to draw.")] = 3000,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     root: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where products go instead, say s3://...")
-    ] = None,
+        str, typer.Option(metavar="URL", help="Where the products go, say s3://bucket/survey.")
+    ] = "./store",
     as_json: AsJson = False,
 ) -> None:
     """Simulate a survey, then ingest, train, run, publish, evaluate and report it."""

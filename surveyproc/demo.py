@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ epochs = 8
 COLUMNS = ("gaznet_c9_z_median", "gaznet_1_z_median")
 
 
-def demo(out: Path, *, objects: int, seed: int, root: str | None = None) -> dict[str, Any]:
+def demo(out: Path, *, objects: int, seed: int, root: str = "./store") -> dict[str, Any]:
     """Run every verb once and say where the results are.
 
     Parameters
@@ -39,8 +38,8 @@ def demo(out: Path, *, objects: int, seed: int, root: str | None = None) -> dict
         Folder of the survey.
     objects, seed : int
         As for `simulate`.
-    root : str, optional
-        Path or URL of the products; by default they lie in the folder too.
+    root : str
+        Path or URL of the products; relative paths start in the folder.
 
     Returns
     -------
@@ -54,10 +53,10 @@ def demo(out: Path, *, objects: int, seed: int, root: str | None = None) -> dict
         print(f"[{time.monotonic() - started:5.0f} s] {step}", file=sys.stderr, flush=True)
 
     say(f"simulate {objects} objects")
-    survey = simulate(out, objects=objects, seed=seed)
+    survey = simulate(out, objects=objects, seed=seed, root=root)
     with survey.config.open("a") as stream:
         stream.write(IMAGES)
-    config = load(survey.config, [f"survey.root={json.dumps(root)}"] if root else ())
+    config = load(survey.config)
     with cluster.session(config.run.address, config.run.workers):
         say("ingest tiles and catalog")
         verbs.ingest(config)

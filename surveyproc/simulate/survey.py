@@ -86,6 +86,7 @@ def simulate(
     workers: int | None = None,
     bands: Sequence[str] = DEFAULT_BANDS,
     pixel_scale: float = PIXEL_SCALE,
+    root: str = "./store",
 ) -> SimulatedSurvey:
     """Draw a survey with known truth into the folder `out`.
 
@@ -104,6 +105,8 @@ def simulate(
         Any of u g r i z y J H K. Objects, and images of the bands left, do not depend on it.
     pixel_scale : float
         Arcsec a pixel, of all images; 0.1 to 0.5, so that the PSF is sampled.
+    root : str
+        Path or URL of the products, as survey.toml has it.
 
     Returns
     -------
@@ -159,7 +162,7 @@ def simulate(
     with Meter("simulate", objects=total, units=len(images)) as meter:
         for drawn, size in _drawn(tasks, count):
             meter.advance(objects=drawn, nbytes=size)
-    store.put("survey.toml", tables.config_text(objects, chosen).encode())
+    store.put("survey.toml", tables.config_text(objects, chosen, root).encode())
     store.clear_staging()
     return SimulatedSurvey(
         config=out / "survey.toml",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ _CONFIG = r"""# A survey with known truth, drawn by `surveyproc simulate`.
 
 [survey]
 name = "simulated"
-root = "./store"
+root = {root}
 
 [images]
 tiles = ["tiles/*.fits"]
@@ -144,10 +145,11 @@ def object_ids(objects: int) -> NDArray[np.int64]:
     return np.arange(1, objects + 1, dtype=np.int64)
 
 
-def config_text(objects: int, bands: Sequence[Band]) -> str:
+def config_text(objects: int, bands: Sequence[Band], root: str) -> str:
     """survey.toml; one band has no colour, so no redshift is asked for then."""
     photoz = _PHOTOZ.format(bands=len(bands), radius=MATCH_RADIUS) if len(bands) > 1 else ""
     return _CONFIG.format(
+        root=json.dumps(root),
         bands=", ".join(f'"{band.name}"' for band in bands),
         # Six times fewer than the objects: even a small survey has several partitions.
         partition_rows=max(1, objects // 6),
