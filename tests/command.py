@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 
 def surveyproc(*arguments) -> subprocess.CompletedProcess[str]:
