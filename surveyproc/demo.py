@@ -29,17 +29,15 @@ epochs = 8
 COLUMNS = ("gaznet_c9_z_median", "gaznet_1_z_median")
 
 
-def demo(out: Path, *, objects: int, seed: int, root: str = "./store") -> dict[str, Any]:
+def demo(out: Path, *, objects: int, seed: int, root: str) -> dict[str, Any]:
     """Run every verb once and say where the results are.
 
     Parameters
     ----------
     out : Path
         Folder of the survey.
-    objects, seed : int
+    objects, seed, root : int, int, str
         As for `simulate`.
-    root : str
-        Path or URL of the products; relative paths start in the folder.
 
     Returns
     -------

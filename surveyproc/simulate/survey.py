@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from astropy.io import fits
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from surveyproc.config import SurveySection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.progress import Meter
 from surveyproc.simulate import draw, tables
@@ -106,7 +108,7 @@ def simulate(
     pixel_scale : float
         Arcsec a pixel, of all images; 0.1 to 0.5, so that the PSF is sampled.
     root : str
-        Path or URL of the products, as survey.toml has it.
+        Path or URL of the products, as survey.toml has it; a relative path starts in `out`.
 
     Returns
     -------
@@ -134,6 +136,11 @@ def simulate(
         raise ConfigError("simulate: objects and workers must be at least 1, seed at least 0")
     if not 0.1 <= pixel_scale <= 0.5:
         raise ConfigError(f"simulate: a pixel scale of {pixel_scale} is not in 0.1 to 0.5 arcsec")
+    try:
+        SurveySection(name=tables.NAME, root=root)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"simulate: root: {message}") from None
     side = field_side(objects)
     tiles = layout(side, pixel_scale)
     pairs = [

@@ -18,13 +18,14 @@ POSITION_SCATTER = 0.02
 """Standard deviation of a catalog position on each axis, arcsec."""
 APERTURE = 1.2
 """Radius, arcsec: wide enough that the bands' different PSFs change colours little."""
+NAME = "simulated"
 MATCH_RADIUS = 0.5
 """Arcsec; below the least separation of a blend (0.8), far above the scatter of positions."""
 
 _CONFIG = r"""# A survey with known truth, drawn by `surveyproc simulate`.
 
 [survey]
-name = "simulated"
+name = "{name}"
 root = {root}
 
 [images]
@@ -149,7 +150,9 @@ def config_text(objects: int, bands: Sequence[Band], root: str) -> str:
     """survey.toml; one band has no colour, so no redshift is asked for then."""
     photoz = _PHOTOZ.format(bands=len(bands), radius=MATCH_RADIUS) if len(bands) > 1 else ""
     return _CONFIG.format(
-        root=json.dumps(root),
+        name=NAME,
+        # TOML knows no pairs of surrogates.
+        root=json.dumps(root, ensure_ascii=False),
         bands=", ".join(f'"{band.name}"' for band in bands),
         # Six times fewer than the objects: even a small survey has several partitions.
         partition_rows=max(1, objects // 6),

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, cast
+from typing import Literal
 
 import safetensors
 import safetensors.torch
@@ -204,7 +204,6 @@ def fit(
             step_of.start(settings.rates[stage], state.optimiser, state.average)
         network.train()
         done = (state.epoch - stage * settings.epochs) * examples.steps(batch)
-        # Sums of float32 in float64 are exact here: an interrupted epoch tells the same loss.
         total = torch.tensor(state.loss_sum if rank == 0 else 0.0, dtype=torch.float64)
         step, steps = state.step, examples.steps(batch)
         for inputs, redshift in examples.training(
@@ -214,14 +213,17 @@ def fit(
             total += step_of(inputs, redshift, done + step, steps).double().cpu()
             step += 1
             if step % settings.checkpoint_steps == 0 and step < steps:
+                summed = _over_workers(total, world, device)
                 state = replace(
                     state,
                     weights=_copy(network),
                     optimiser=step_of.moments(),
                     average=step_of.averages(),
                     step=step,
-                    loss_sum=float(_over_workers(total, world, device)),
+                    loss_sum=float(summed),
                 )
+                # As one that goes on from this state: other orders of adding round otherwise.
+                total = summed if rank == 0 else torch.zeros_like(summed)
                 yield state
         weights, kept = _copy(network), step_of.kept()
         network.load_state_dict(kept)
@@ -322,7 +324,7 @@ class _Steps:
         anew after its first step, and more than two workers then add in another order when they
         go on than when they never stopped.
         """
-        gradients = [cast(Tensor, p.grad) for p in self.network.parameters()]
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         shared = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(shared)
         shared /= self.world

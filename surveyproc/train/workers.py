@@ -151,9 +151,10 @@ def train_together(job: Job, workers: int, tell: Callable[[str], None]) -> FitSt
     """
     store = Store(job.root)
     place = store.url_of(job.folder)
-    epoch = len(progress(store, job.folder, repair=True).get("history", []))
-    if epoch:
-        tell(f"train: goes on after epoch {epoch} of {job.fit.total_epochs}")
+    history = progress(store, job.folder, repair=True).get("history", [])
+    if history:
+        # Not their number: a stage may have ended early.
+        tell(f"train: goes on after epoch {history[-1]['epoch']} of {job.fit.total_epochs}")
     gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
     trainer = ray.train.torch.TorchTrainer(
         _worker,

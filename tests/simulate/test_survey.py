@@ -180,6 +180,11 @@ def test_bad_arguments_and_strange_files_are_refused(tmp_path: Path) -> None:
         simulate(tmp_path, objects=0)
     with pytest.raises(ConfigError, match="'Ks'"):
         simulate(tmp_path, bands=("Ks",))
+    for root in ("s3://key:hidden@bucket/survey", "https://example.org/survey"):
+        with pytest.raises(ConfigError, match="simulate: root: ") as refused:
+            simulate(tmp_path, objects=10, root=root)
+        assert "hidden" not in str(refused.value)
+    assert not any(tmp_path.iterdir())
     (tmp_path / "tiles").mkdir()
     (tmp_path / "tiles" / "mine.fits").touch()
     with pytest.raises(InputError, match=r"mine\.fits"):
