@@ -8,7 +8,7 @@ import pickle
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,8 @@ from ray.experimental import internal_kv
 from surveyproc.errors import ClusterError, SurveyError
 
 CONNECT_S = 15.0
+LATE_S = 5.0
+"""How long the others wait for a result that is finished but does not come."""
 DEATHS = 5
 """How often a worker process may die with an item, unless the caller says otherwise."""
 DIED = "its process died (killed for memory, or a crash outside Python)"
@@ -151,6 +153,26 @@ def _deaths(begun: Sequence[str]) -> int:
     return sum(node in alive for node in begun)
 
 
+def _arrived(bundles: Iterable[Any]) -> Iterator[bytes]:
+    """The pickled results in `bundles`; one that does not come is left for the end.
+
+    A result that was lost with its node is made again by the process that made it, which needs a
+    free CPU. But Ray Data keeps idle processes until it is asked for the last bundle: whoever waits
+    before that may wait for ever.
+    """
+    late = []
+    for bundle in bundles:
+        for entry in bundle.blocks:
+            try:
+                block = ray.get(entry.ref, timeout=LATE_S)
+            except ray.exceptions.GetTimeoutError:
+                late.append(entry.ref)
+            else:
+                yield from block["result"].to_pylist()
+    for ref in late:
+        yield from ray.get(ref)["result"].to_pylist()
+
+
 def _refuse_deadly(item: Any) -> Any:
     raise ClusterError(
         f"{DEATHS} worker processes died one after the other with {str(item)[:200]}: {DIED}"
@@ -212,8 +234,8 @@ def stream(
         num_gpus=gpus,
     )
     try:
-        for row in done.iter_rows():
-            result = pickle.loads(row["result"])
+        for pickled in _arrived(done.iter_internal_ref_bundles()):
+            result = pickle.loads(pickled)
             if isinstance(result, SurveyError):
                 raise result
             yield result

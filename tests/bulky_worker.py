@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import uuid
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import ray
@@ -33,9 +34,11 @@ class Bulky:
 if __name__ == "__main__":
     from bulky_worker import Bulky as Worker
 
-    with cluster.session(sys.argv[1], workers=3):
+    answers = sys.stdout
+    # Ray prints on standard output what it has to say of nodes.
+    with redirect_stdout(sys.stderr), cluster.session(sys.argv[1], workers=3):
         results = cluster.stream(range(ITEMS), Worker, workers=3, arguments=(sys.argv[2],))
         first, node, _ = next(results)
-        print(first, node, flush=True)
+        print(first, node, file=answers, flush=True)
         sys.stdin.readline()
-        print(sorted([first, *(number for number, _, _ in results)]))
+        print(sorted([first, *(number for number, _, _ in results)]), file=answers)

@@ -4,8 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import ray
 
@@ -108,6 +111,24 @@ def test_an_item_that_kills_every_process_is_given_up(workers):
 def test_processes_that_die_at_their_start_do_so_no_more_than_a_few_times(workers):
     with pytest.raises(ClusterError, match="5 worker processes died one after the other with 7"):
         list(cluster.stream([7], Deadly, workers=workers, arguments=(True,)))
+
+
+def test_a_result_that_does_not_come_holds_up_no_other(workers, tmp_path):
+    """As when it was lost and the last bundle must be asked for before it can be made again."""
+    asked_for_all = tmp_path / "asked-for-all"
+
+    @ray.remote(num_cpus=0)
+    def made_again():
+        while not asked_for_all.exists():
+            time.sleep(0.1)
+        return pa.table({"result": [b"late"]})
+
+    def bundles():
+        for ref in (made_again.remote(), ray.put(pa.table({"result": [b"early"]}))):
+            yield SimpleNamespace(blocks=[SimpleNamespace(ref=ref)])
+        asked_for_all.touch()
+
+    assert list(cluster._arrived(bundles())) == [b"early", b"late"]
 
 
 def test_session_inside_a_session_shares_it(workers):
