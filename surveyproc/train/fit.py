@@ -204,16 +204,18 @@ def fit(
             step_of.start(settings.rates[stage], state.optimiser, state.average)
         network.train()
         done = (state.epoch - stage * settings.epochs) * examples.steps(batch)
-        total = torch.tensor(state.loss_sum if rank == 0 else 0.0, dtype=torch.float64)
+        start = state.loss_sum if rank == 0 else 0.0
+        # On the device: a step that hands its loss to the CPU would wait for the device to end it.
+        total = torch.tensor(start, dtype=torch.float64, device=device)
         step, steps = state.step, examples.steps(batch)
         for inputs, redshift in examples.training(
             state.epoch, step, batch=batch, rank=rank, world=world, device=device
         ):
             network.begin_step(generator(settings.seed, state.epoch, step))
-            total += step_of(inputs, redshift, done + step, steps).double().cpu()
+            total += step_of(inputs, redshift, done + step, steps)
             step += 1
             if step % settings.checkpoint_steps == 0 and step < steps:
-                summed = _over_workers(total, world, device)
+                summed = _over_workers(total, world)
                 state = replace(
                     state,
                     weights=_copy(network),
@@ -229,7 +231,7 @@ def fit(
         network.load_state_dict(kept)
         held = _validate(network, examples, batch, rank, world, device)
         network.load_state_dict(weights)
-        sums = _over_workers(torch.stack([total, *held]), world, device)
+        sums = _over_workers(torch.stack([total, *held]), world).cpu()
         loss_value = float(sums[0]) / (steps * world)
         validation = float(sums[1] / sums[2].clamp(min=1))
         if not math.isfinite(loss_value + validation):
@@ -373,23 +375,22 @@ def _validate(
 ) -> tuple[Tensor, Tensor]:
     """Sum of this worker's held-out losses, and how many there are."""
     network.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    count = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    count = torch.zeros((), dtype=torch.float64, device=device)
     for inputs, redshift in examples.validation(
         batch=max(batch, VALIDATION_ROWS), rank=rank, world=world, device=device
     ):
-        total += network.loss(network(**inputs), redshift).double().sum().cpu()
+        total += network.loss(network(**inputs), redshift).double().sum()
         count += len(redshift)
     return total, count
 
 
-def _over_workers(values: Tensor, world: int, device: str) -> Tensor:
+def _over_workers(values: Tensor, world: int) -> Tensor:
     """The sum over all workers."""
     if world > 1:
         # A copy: what is summed in place must not be the sum that goes on.
-        shared = values.to(device, copy=True)
-        dist.all_reduce(shared)
-        return shared.cpu()
+        values = values.clone()
+        dist.all_reduce(values)
     return values
 
 
