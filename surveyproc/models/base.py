@@ -88,6 +88,13 @@ class RedshiftNetwork(nn.Module, ABC):
     def loss(self, output: Any, redshift: Tensor) -> Tensor:
         """Loss of each object, shape (n,), of `forward`'s output against true redshifts, (n,)."""
 
+    def outside(self, images: Tensor) -> Tensor:
+        """Objects whose cutouts, shape (n, bands, y, x), tell that the network has seen no such.
+
+        Bool, shape (n,). A network that reads fluxes too leaves it to their range.
+        """
+        return torch.zeros(len(images), dtype=torch.bool)
+
     @torch.no_grad()
     def set_targets(self, redshift: Tensor) -> None:
         """Scale the outputs to the redshifts of the training set, shape (n,), before training."""

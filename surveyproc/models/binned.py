@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import FiniteFloat, PositiveInt
 from torch import Tensor
@@ -47,10 +46,7 @@ class BinnedOutput(NamedTuple):
     def summarise(self) -> PdfSummary:
         """Median, mean, mode and quantiles; NaN without a classification head."""
         if self.logits is None:
-            n = len(self.redshift())
-            nothing = np.full(n, np.nan, np.float32)
-            many = np.full((n, len(QUANTILES)), np.nan, np.float32)
-            return PdfSummary(nothing, nothing, nothing, nothing, nothing, many)
+            return PdfSummary.unknown(len(self.redshift()))
         pdf, edges = self._pdf(), self.edges
         low, high = quantiles(pdf, edges, (SIGMA_LOW, SIGMA_HIGH)).cpu().numpy().T
         return PdfSummary(
@@ -108,7 +104,8 @@ def bin_index(redshift: Tensor, edges: Tensor) -> Tensor:
     InputError
         If a redshift lies outside the bins or is NaN: the caller decides what becomes of it.
     """
-    z, edges = redshift.double().contiguous(), edges.double()
+    # In the labels' own precision: a label that is an edge must stay one when both are rounded.
+    z, edges = redshift.contiguous(), edges.to(redshift.dtype)
     inside = (z >= edges[0]) & (z <= edges[-1])
     if not inside.all():
         wrong = z[~inside]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surveyproc.models.base import RedshiftNetwork
@@ -33,6 +34,11 @@ class Ensemble(RedshiftNetwork):
         """The mean of the members' PDFs and point estimates."""
         outputs = [member(**inputs) for member in self.members]
         return type(outputs[0]).average(outputs)
+
+    def outside(self, images: Tensor) -> Tensor:
+        """What all members have seen no such objects of."""
+        members: Any = self.members
+        return torch.stack([member.outside(images) for member in members]).all(dim=0)
 
     def loss(self, output: Any, redshift: Tensor) -> Tensor:
         """The members' loss of the averaged output, shape (n,)."""

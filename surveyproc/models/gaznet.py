@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +36,7 @@ class GaZNetCSettings:
         *(128, 128, 128, 128),
         *(64, 64, 64, 64),
     )
-    components: PositiveInt = 3
+    components: NonNegativeInt = 3
     huber_delta: PositiveFloat = 0.001
     point_weight: NonNegativeFloat = 5.0
 
@@ -58,7 +58,8 @@ class GaZNetC(RedshiftNetwork):
     widths : sequence of int
         Widths of the eight layers (ours).
     components : int
-        Gaussians of the mixture in x = ln(1 + z) (ours).
+        Gaussians of the mixture in x = ln(1 + z) (ours). With 0 there is a point estimate and no
+        PDF, and the loss is the paper's.
     huber_delta : float
         Where the Huber loss of the redshift turns from quadratic to linear (paper: 0.001).
     point_weight : float
@@ -87,6 +88,7 @@ class GaZNetC(RedshiftNetwork):
         self.register_buffer("target", torch.tensor(TARGET))
         self.first, self.flatten, self.second = catalog_path(input_count(len(bands)), widths)
         self.head = mixture_head(widths[-1], components)
+        self.has_pdf = components > 0
 
     def forward(self, features: Tensor) -> MixtureOutput:
         """Point estimate and mixture of inputs of shape (n, 3 bands - 1)."""
@@ -107,7 +109,7 @@ def mixture_head(inputs: int, components: int) -> nn.Linear:
     head = nn.Linear(inputs, 1 + 3 * components)
     with torch.no_grad():
         # Components start at different redshifts, or they would all learn the same.
-        spread = torch.linspace(-1.0, 1.0, components) if components > 1 else torch.zeros(1)
+        spread = torch.linspace(-1.0, 1.0, components) if components > 1 else 0.0
         head.bias.zero_()
         head.bias[1 + components : 1 + 2 * components] = spread
     return head
@@ -144,9 +146,13 @@ def huber_and_likelihood(
 ) -> Tensor:
     """point_weight * Huber / huber_delta of the point estimate - ln p of the mixture, shape (n,).
 
+    Without a mixture Huber / huber_delta alone.
+
     See `GaZNetC` for the two numbers.
     """
     huber = functional.huber_loss(output.point, redshift, delta=huber_delta, reduction="none")
+    if not output.means.shape[1]:
+        return huber / huber_delta
     return point_weight * huber / huber_delta - log_density(output, torch.log1p(redshift))
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError, InputError
@@ -80,7 +80,7 @@ class GaZNetConfig:
     image_widths: tuple[PositiveInt, ...] = (32, 64, 128, 256)
     catalog_widths: tuple[PositiveInt, ...] = GaZNetCSettings.widths
     joint_widths: tuple[PositiveInt, ...] = (512, 256, 128, 64)
-    components: PositiveInt = GaZNetCSettings.components
+    components: NonNegativeInt = GaZNetCSettings.components
     huber_delta: PositiveFloat = GaZNetCSettings.huber_delta
     point_weight: NonNegativeFloat = GaZNetCSettings.point_weight
 
@@ -140,6 +140,7 @@ class GaZNetImages(RedshiftNetwork):
         sizes = [joined, *config.joint_widths]
         self.joint = dense_layers(sizes)
         self.head = mixture_head(sizes[-1], config.components)
+        self.has_pdf = config.components > 0
 
     def forward(
         self, images: Tensor, features: Tensor | None = None, present: Tensor | None = None
@@ -167,6 +168,12 @@ class GaZNetImages(RedshiftNetwork):
             raise InputError("features come with a network that has a catalog's path, only then")
         raw = self.head(self.joint(torch.cat(parts, dim=1)))
         return mixture_output(raw, self.target)
+
+    def outside(self, images: Tensor) -> Tensor:
+        """As `BandScaling.outside`; with a catalog its fluxes say it, and no image."""
+        if self.catalog is not None:
+            return super().outside(images)
+        return self.scaling.outside(images)
 
     def set_targets(self, redshift: Tensor) -> None:
         """Set `target` from the redshifts of the training set, shape (n,)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +22,14 @@ from surveyproc.models.binned import BinnedOutput, bin_index, check_edges, cross
 
 CUTOUT = 64
 """Pixels on a side of the cutouts (P19; Ait Ouahmed et al. 2023, section 3.1)."""
+
+
+CORE = 5
+"""Pixels on a side of the centre that tells how bright an object is."""
+
+
+WIDEST = float(np.finfo(np.float32).max)
+"""Beyond all brightness: the range of a network that has seen no training set."""
 
 
 def compress(flux: Tensor) -> Tensor:
@@ -42,16 +51,20 @@ class BandScaling(nn.Module):
     ----------
     mean, std : float32 Tensor, shape (n_bands, 1, 1)
         Of the compressed pixels of the training set: buffers, kept with the weights.
+    brightness : float32 Tensor, shape (n_bands, 2)
+        Least and greatest mean of the central CORE x CORE compressed pixels in the training set.
     """
 
     mean: Tensor
     std: Tensor
+    brightness: Tensor
 
     def __init__(self, n_bands: int, cutout: int) -> None:
         super().__init__()
         self.shape = (n_bands, cutout, cutout)
         self.register_buffer("mean", torch.zeros(n_bands, 1, 1))
         self.register_buffer("std", torch.ones(n_bands, 1, 1))
+        self.register_buffer("brightness", torch.tensor([[-WIDEST, WIDEST]] * n_bands))
 
     def forward(self, images: Tensor, present: Tensor | None = None) -> Tensor:
         """Network input of `images`, shape (n, bands, y, x), nJy a pixel.
@@ -76,6 +89,24 @@ class BandScaling(nn.Module):
         planes = (compress(images.where(known, 0.0)) - self.mean) / self.std
         return planes * known
 
+    def outside(self, images: Tensor) -> Tensor:
+        """Objects brighter or fainter at their centre, in any band, than all of the training set.
+
+        Ours: the least that images must have in common with those that a network was trained with.
+
+        Parameters
+        ----------
+        images : float32 Tensor, shape (n, bands, y, x)
+            nJy a pixel; a core without a finite pixel is not outside.
+
+        Returns
+        -------
+        bool Tensor, shape (n,)
+        """
+        core = _core(images)
+        beyond = (core < self.brightness[:, 0]) | (core > self.brightness[:, 1])
+        return beyond.any(dim=1)
+
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Set mean and standard deviation from all training images, given batch by batch.
@@ -86,17 +117,32 @@ class BandScaling(nn.Module):
             If a band has no finite pixel at all.
         """
         sums = torch.zeros(3, len(self.mean), dtype=torch.float64)
+        least = torch.full((len(self.mean),), WIDEST)
+        greatest = -least
         for images in batches:
+            core = _core(images).cpu()
+            # A core without a pixel is NaN, which fmin and fmax pass over.
+            for one in core:
+                least, greatest = least.fmin(one), greatest.fmax(one)
             known = images.isfinite()
             values = compress(images.where(known, 0.0)).double()
             sums += torch.stack([part.sum((0, 2, 3)) for part in (known, values, values**2)]).cpu()
         count, total, squares = sums
         if (count == 0).any():
             raise InputError(f"training images: band {int(count.argmin())} has no finite pixel")
+        self.brightness.copy_(torch.stack([least, greatest], dim=1))
         mean = total / count
         std = (squares / count - mean**2).clamp(min=0.0).sqrt()
         self.mean.copy_(mean[:, None, None])
         self.std.copy_(std.where(std > 0, 1.0)[:, None, None])
+
+
+def _core(images: Tensor) -> Tensor:
+    """Mean of the compressed central pixels, shape (n, bands); NaN where none is finite."""
+    first = images.shape[-1] // 2 - CORE // 2
+    part = slice(first, first + CORE)
+    core = images[..., part, part]
+    return compress(core.where(core.isfinite(), torch.nan)).nanmean(dim=(2, 3))
 
 
 def same_average_pool(x: Tensor) -> Tensor:
@@ -247,6 +293,10 @@ class P19(RedshiftNetwork):
         latent = self.maps(self.scaling(images, present))
         logits = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
         return BinnedOutput(logits.float(), None, self.edges)
+
+    def outside(self, images: Tensor) -> Tensor:
+        """As `BandScaling.outside`."""
+        return self.scaling.outside(images)
 
     def loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
         """Cross entropy of the true bin, shape (n,)."""

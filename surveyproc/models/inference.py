@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from surveyproc.models.base import RedshiftNetwork
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
+from surveyproc.models.pdf import QUANTILES
 
 BLOCK = 512
 IMAGE_BLOCK = 64
@@ -48,15 +49,15 @@ def predict(
     -------
     values : dict of float32 ndarray
         `point`, `median`, `mean`, `mode`, `err68_low`, `err68_high`, each (n,), and `quantiles`
-        (n, 19).
+        (n, levels), as schemas/photoz.toml declares them.
     outside : bool ndarray, shape (n,)
-        Outside the training range of the fluxes.
+        Outside the training range of the fluxes, or of the images if there are no fluxes.
     """
     given = [part for part in (flux, images) if part is not None]
     n = len(given[0])
     size = BLOCK if images is None else IMAGE_BLOCK
     values = {key: np.empty(n, np.float32) for key in _NAMES[:-1]}
-    values["quantiles"] = np.empty((n, 19), np.float32)
+    values["quantiles"] = np.empty((n, len(QUANTILES)), np.float32)
     outside = np.zeros(n, bool)
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
@@ -69,6 +70,7 @@ def predict(
             outside[part] = beyond[:rows]
         if images is not None:
             inputs["images"] = torch.from_numpy(_padded(images[part], size, np.nan))
+            outside[part] |= network.outside(inputs["images"])[:rows].numpy()
         if reddening is not None:
             known = np.nan_to_num(reddening[part].astype(np.float32), nan=0.0)
             inputs["reddening"] = torch.from_numpy(_padded(known, size, 0.0))

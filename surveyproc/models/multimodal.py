@@ -261,6 +261,10 @@ class MultimodalNetwork(RedshiftNetwork):
             self.edges,
         )
 
+    def outside(self, images: Tensor) -> Tensor:
+        """As `BandScaling.outside`."""
+        return self.scaling.outside(images)
+
     def loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
         """Equation 1 of the paper, or the part of it that the heads have; shape (n,)."""
         parts = []

@@ -47,8 +47,8 @@ class PdfSummary:
         Of the PDF in z.
     low, high : ndarray
         Its 16 % and 84 % quantiles.
-    quantiles : ndarray, shape (n, 19)
-        Its quantiles at 0.05, 0.10, ..., 0.95.
+    quantiles : ndarray, shape (n, 21)
+        Its quantiles at 0.025, 0.05, 0.10, ..., 0.95, 0.975.
     """
 
     median: Float32
@@ -57,6 +57,13 @@ class PdfSummary:
     low: Float32
     high: Float32
     quantiles: Float32
+
+    @classmethod
+    def unknown(cls, n: int) -> PdfSummary:
+        """Of n objects without a PDF: NaN."""
+        nothing = np.full(n, np.nan, np.float32)
+        many = np.full((n, len(QUANTILES)), np.nan, np.float32)
+        return cls(nothing, nothing, nothing, nothing, nothing, many)
 
 
 class PdfOutput(Protocol):
@@ -80,7 +87,7 @@ class MixtureOutput(NamedTuple):
         Natural logarithms of the mixture's weights; their exponentials sum to one.
     means, sigmas : Tensor, shape (n, k)
         Gaussian components in x = ln(1 + z); means >= 0, sigmas > 0. The PDF is the mixture
-        truncated at z = 0 and normalised again.
+        truncated at z = 0 and normalised again. With k = 0 there is none.
     """
 
     point: Tensor
@@ -93,7 +100,9 @@ class MixtureOutput(NamedTuple):
         return self.point
 
     def summarise(self) -> PdfSummary:
-        """Median, mean, mode and quantiles."""
+        """Median, mean, mode and quantiles; NaN without a mixture."""
+        if not self.means.shape[1]:
+            return PdfSummary.unknown(len(self.means))
         return summarise(self.log_weights.cpu(), self.means.cpu(), self.sigmas.cpu())
 
     @staticmethod

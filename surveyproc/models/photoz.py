@@ -45,8 +45,9 @@ class PhotozProduct:
 
     Flag bits it sets: `missing_band` where a flux is null or not finite, or a cutout has no pixel
     in a band; `non_finite_input` as well where a flux is infinite (it counts as missing);
-    `outside_training_range` where a magnitude or colour lies outside the range of the training
-    set, or the tile's pixels have another size than those it was trained on; `no_image` where
+    `outside_training_range` where a magnitude or colour (without fluxes: the brightness at the
+    centre of a cutout) lies outside the range of the training set, or the tile's pixels have
+    another size than those it was trained on; `no_image` where
     every band of the fluxes, or of the cutout, is missing, which leaves nothing to predict from:
     all outputs are NaN; `model_failure` where the network gave a non-finite value from usable
     inputs. Bits that the batch brings are kept.
@@ -160,6 +161,10 @@ class PhotozProduct:
     @cached_property
     def _network(self) -> RedshiftNetwork:
         return self.package.network()
+
+    def prepare(self) -> None:
+        """Build the network and load its weights; raises as `Package.network` does."""
+        _ = self._network
 
     def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
         """Columns of `batch`; NaN where nothing could be predicted. See the class for flags."""

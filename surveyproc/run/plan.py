@@ -20,7 +20,7 @@ from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
 
 # Raised whenever the same inputs would give other leaves than before.
-OUTPUT_REVISION = 1
+OUTPUT_REVISION = 2
 
 
 @dataclass(frozen=True)

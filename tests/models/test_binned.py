@@ -21,6 +21,14 @@ def test_bins_hold_their_lower_edge_and_the_last_its_upper_one():
     assert binned.bin_index(z, EDGES).tolist() == [0, 0, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("edge", [0.1, 0.4, 0.7, 1.1])
+def test_labels_at_the_ends_stay_there_in_single_precision(edge):
+    for low, high in ((edge, 5.0), (0.0, edge)):
+        edges = torch.tensor(binned.uniform_edges(40, low, high), dtype=torch.float64)
+        found = binned.bin_index(torch.tensor([edge], dtype=torch.float32), edges)
+        assert found.tolist() == [0 if edge == low else 39]
+
+
 @pytest.mark.parametrize("wrong", [-0.01, 4.001, math.nan])
 def test_labels_outside_the_bins_are_refused(wrong):
     with pytest.raises(

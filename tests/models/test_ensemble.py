@@ -42,7 +42,7 @@ def test_average_of_bins_is_the_mean_of_their_probabilities():
     found = BinnedOutput.average(members)
     expected = torch.stack([member.logits.softmax(dim=1) for member in members]).mean(dim=0)
     torch.testing.assert_close(found.logits.softmax(dim=1), expected)
-    assert found.summarise().quantiles.shape == (5, 19)
+    assert found.summarise().quantiles.shape == (5, 21)
     alone = BinnedOutput(None, torch.rand(5, 1), edges)
     assert np.isnan(alone.summarise().median).all()
     assert alone.redshift().shape == (5,)

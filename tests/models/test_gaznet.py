@@ -51,6 +51,18 @@ def test_density_of_the_truncated_mixture_integrates_to_one():
     assert torch.trapezoid(log_density(row, x).exp(), x).item() == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gaznet-c4", "gaznet-i4"])
+def test_point_loss_turns_linear_at_the_paper_s_delta(name):
+    network = build(name, "ugri", {})
+    redshift = torch.full((3,), 0.5, dtype=torch.float64)
+    miss = torch.tensor([0.0, 0.0005, 0.1], dtype=torch.float64)
+    one = torch.ones(3, 1, dtype=torch.float64)
+    loss = network.loss(MixtureOutput(redshift + miss, 0 * one, 0.4 * one, 0.1 * one), redshift)
+    # Over its delta of 0.001 (Li et al. 2022, section 3.1) the loss is the miss less half a delta.
+    expected = torch.tensor([0.0, 0.0005**2 / 0.002, 0.1 - 0.0005], dtype=torch.float64)
+    torch.testing.assert_close((loss - loss[0]) / 5, expected)
+
+
 def test_unknown_architecture_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"gaznet-c\*"):
         build("resnet", "ug", {})
@@ -70,7 +82,7 @@ def test_name_must_fit_the_bands():
         ({"depth": 3}, "depth"),
         ({"widths": [8, 8]}, "widths.*8 items"),
         ({"widths": 64}, "widths"),
-        ({"components": 0}, "components"),
+        ({"components": -1}, "components"),
         ({"components": 2.5}, "components"),
         ({"huber_delta": -1.0}, "huber_delta"),
         ({"point_weight": -1.0}, "point_weight"),
@@ -106,3 +118,18 @@ def test_weights_follow_the_seed():
     second = build("gaznet-c4", "ugri", {})
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         np.testing.assert_array_equal(a.detach(), b.detach())
+
+
+@pytest.mark.parametrize("name", ["gaznet-c4", "gaznet-i4"])
+def test_without_a_mixture_there_is_the_papers_loss_and_no_pdf(name):
+    network = build(name, "ugri", {"components": 0}).eval()
+    assert not network.has_pdf
+    shape = (3, 11) if name == "gaznet-c4" else (3, 4, 40, 40)
+    output = network(**{"features" if len(shape) == 2 else "images": torch.randn(shape)})
+    redshift = output.redshift().detach() + torch.tensor([0.0005, 0.1, -0.3])
+    expected = torch.tensor([0.5 * 0.0005**2, 0.001 * (0.1 - 0.0005), 0.001 * (0.3 - 0.0005)])
+    found = network.loss(output, redshift).detach()
+    torch.testing.assert_close(found, expected / 0.001, rtol=1e-3, atol=1e-6)
+    together = type(output).average([output, output])
+    torch.testing.assert_close(together.redshift(), output.redshift())
+    assert np.isnan(together.summarise().quantiles).all()

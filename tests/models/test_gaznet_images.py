@@ -122,7 +122,7 @@ def test_wrong_configurations_are_named(changes, match):
 @pytest.mark.parametrize(
     ("name", "settings", "match"),
     [
-        ("gaznet-1", {"components": 0}, r"gaznet-1\.components"),
+        ("gaznet-1", {"components": -1}, r"gaznet-1\.components"),
         ("gaznet-1", {"cutout": "wide"}, r"gaznet-1\.cutout"),
         ("gaznet-1", {"depth": 3}, "unknown setting 'depth'"),
         ("gaznet-i9", {}, "gaznet-i9: no such network of 5 bands"),

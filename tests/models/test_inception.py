@@ -40,7 +40,22 @@ def test_scaling_standardises_finite_pixels():
         values = planes[:, band][known[:, band]]
         assert float(values.mean()) == pytest.approx(0.0, abs=1e-4)
         assert float(values.std()) == pytest.approx(1.0, abs=1e-3)
-    assert set(scaling.state_dict()) == {"mean", "std"}
+    assert set(scaling.state_dict()) == {"mean", "std", "brightness"}
+
+
+def test_objects_brighter_or_fainter_than_all_of_the_training_set_are_outside():
+    torch.manual_seed(0)
+    scaling = BandScaling(2, 9)
+    images = torch.rand(30, 2, 9, 9) + 10 * torch.rand(30, 1, 1, 1)
+    assert not scaling.outside(1e9 * images).any()
+    images[3, 1] = torch.nan
+    scaling.fit(images.split(7))
+    assert not scaling.outside(images).any()
+    changed = images[:4].clone()
+    changed[0, 1, 2:7, 2:7] += 100.0
+    changed[1, 0, 2:7, 2:7] -= 100.0
+    changed[2, :, :2] += 1e6
+    assert scaling.outside(changed).tolist() == [True, True, False, False]
 
 
 def test_scaling_needs_pixels_in_every_band():

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -106,6 +107,24 @@ def test_every_parameter_has_a_gradient(changes):
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_first_convolutions_have_the_paper_s_activations():
+    for path in small().paths:
+        kinds = [type(layer).__name__ for layer in path.first]
+        assert kinds == ["Conv2d", "PReLU", "Conv2d", "Tanh"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("mae", [0.1, 0.2, 0.4]), ("nmae", [0.1, 0.1, 0.1]), ("rmse", [math.sqrt(0.07)] * 3)],
+)
+def test_loss_is_the_entropy_plus_the_chosen_regression_loss(name, expected):
+    network = small(regression_loss=name)
+    point = torch.tensor([[0.1], [0.8], [3.4]])
+    output = binned.BinnedOutput(torch.zeros(3, 10), point, network.edges)
+    loss = network.loss(output, torch.tensor([0.0, 1.0, 3.0]))
+    torch.testing.assert_close(loss - math.log(10), torch.tensor(expected))
+
+
 @pytest.mark.parametrize("heads", ["classification", "regression"])
 def test_single_heads(heads):
     out = small(heads=heads)(*inputs())
@@ -193,6 +212,17 @@ def test_modality_dropout_is_a_function_of_the_seed():
     first, second, other = run(1), run(1), run(2)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_training_drops_what_a_step_draws_and_evaluation_nothing():
+    network = small(modalities=select_modalities(3, 2, single_bands=True), modality_dropout=4)
+    whole = network(*inputs()).logits
+    for seed in range(5):
+        network.begin_step(torch.Generator().manual_seed(seed))
+        kept = draw_kept(5, torch.Generator().manual_seed(seed), 4)
+        dropped = network(*inputs(), kept=kept).logits
+        assert torch.equal(network.train()(*inputs()).logits, dropped)
+        assert torch.equal(network.eval()(*inputs()).logits, whole)
 
 
 def test_dropping_nothing_changes_nothing():

@@ -65,8 +65,8 @@ def test_any_mixture_against_its_cdf(components):
 
 def test_two_separate_peaks():
     found = summarise(*one([0.4, 0.6], [0.2, 1.0], [0.01, 0.02]))
-    assert found.quantiles[0, 6] < 0.3
-    assert found.quantiles[0, 8] > 1.5
+    assert found.quantiles[0, QUANTILES.index(0.35)] < 0.3
+    assert found.quantiles[0, QUANTILES.index(0.45)] > 1.5
     assert found.mode[0] == pytest.approx(np.expm1(0.2), rel=1e-2)
 
 
@@ -87,5 +87,5 @@ def test_rows_do_not_depend_on_each_other_and_nan_stays_in_its_row():
 def test_quantiles_are_those_of_the_schema():
     (column,) = [c for c in schemas.load("photoz", model="m") if c.name == "m_z_quantiles"]
     assert column.length == len(QUANTILES)
-    assert schemas.pdf_levels() == QUANTILES == tuple(round(0.05 * k, 2) for k in range(1, 20))
-    assert (QUANTILES[0], QUANTILES[9], QUANTILES[-1]) == (0.05, 0.5, 0.95)
+    inner = (round(0.05 * k, 2) for k in range(1, 20))
+    assert schemas.pdf_levels() == QUANTILES == (0.025, *inner, 0.975)

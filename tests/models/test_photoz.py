@@ -188,7 +188,7 @@ def test_planes_of_a_band_that_the_survey_lacks_are_missing_ones(tmp_path):
 def test_empty_batch_and_a_copy_in_another_process(package, flux):
     product = PhotozProduct(package)
     empty = product.compute(batch(flux[:0]))
-    assert empty["gaznet_c4_z_quantiles"].shape == (0, 19)
+    assert empty["gaznet_c4_z_quantiles"].shape == (0, 21)
     again = pickle.loads(pickle.dumps(product))
     np.testing.assert_array_equal(
         again.compute(batch(flux[:5]))["gaznet_c4_z_mode"],

@@ -3,8 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_cube import write
 
 from surveyproc.errors import SurveyError
+from surveyproc.images.augment import centre
 from surveyproc.models.base import Reads, build
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.train.examples import (
@@ -43,6 +45,25 @@ def data():
 def start(seed=0):
     torch.manual_seed(seed)
     return build("gaznet-c3", BANDS, NET)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A hundred objects with cutouts one pixel wider than the network's on every side."""
+    cube, _ = write(tmp_path_factory.mktemp("cube"), 148, bands=2, cutout=34)
+    tensors = {
+        "cube_row": torch.arange(48, 148),
+        "redshift": torch.linspace(0.1, 1.5, 100),
+        "reddening": torch.zeros(100),
+    }
+    reads = Reads(images=("g", "r"), cutout=32, reddening=True)
+    return Examples(reads, tensors, torch.arange(100) % 5 == 0, cube, BandDropout(0.0, 0.0), 0)
+
+
+def start_with_images(**changes):
+    torch.manual_seed(0)
+    settings = {"width": 0.03, "cutout": 32, "size": 1, "bins": [10, 0.0, 4.0]}
+    return build("multimodal", ("g", "r"), settings | changes)
 
 
 def equal(first, second):
@@ -138,6 +159,50 @@ def test_a_stage_ends_when_nothing_gets_better(data):
     # With hardly a rate the second stage finds nothing better, or only what rounding makes so.
     assert sum(entry["rate"] == 1e-12 for entry in last.history) < 50
     assert len(last.history) < 100
+
+
+def test_a_stage_starts_from_the_best_weights_of_the_one_before(data):
+    # The more is learned, the worse for those held out: the last weights are not the best.
+    z = data.tensors["redshift"]
+    tensors = {**data.tensors, "redshift": torch.where(data.held_out, z + 5.0, z)}
+    settings = FitSettings(4, 64, 0, rates=(1e-2, 0.0))
+    states = list(fit(start(), replace(data, tensors=tensors), settings))
+    assert not equal(states[3].weights, states[3].best)
+    # Without a rate it stays where it starts.
+    assert equal(states[4].weights, states[3].best)
+
+
+def test_convolutions_are_trained_channels_last(pictures):
+    network = start_with_images()
+    list(fit(network, pictures, FitSettings(1, 40, 0, rates=(1e-3,))))
+    kernels = [weight for weight in network.parameters() if weight.ndim == 4]
+    assert kernels
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
+def test_training_drops_modalities_step_by_step(pictures):
+    settings = FitSettings(1, 10, 0, rates=(1e-3,))
+    (plain,) = fit(start_with_images(), pictures, settings)
+    (dropped,) = fit(start_with_images(modality_dropout=1), pictures, settings)
+    assert plain.history != dropped.history
+
+
+def test_training_images_are_turned_and_shifted_and_held_out_ones_are_not(pictures):
+    how = {"batch": 20, "rank": 0, "world": 1, "device": "cpu"}
+    trained, again, held = (
+        # What is left of a pixel is its place in the cutout.
+        torch.cat([inputs["images"] % (2 * 34**2) for inputs, _ in samples])
+        for samples in (
+            pictures.training(0, 0, **how),
+            pictures.training(1, 0, **how),
+            pictures.validation(**how),
+        )
+    )
+    plain = centre(torch.arange(2.0 * 34**2).reshape(1, 2, 34, 34), 32)
+    assert torch.equal(held, plain.expand(20, 2, 32, 32))
+    # There are 8 turns and mirror images, and 9 shifts: neither alone gives so many.
+    assert len(trained.flatten(1).unique(dim=0)) > 9
+    assert not torch.equal(trained, again)
 
 
 def test_half_precision_learns_too(data):
