@@ -15,6 +15,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from operator import lt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,7 +129,7 @@ class LabelsSection(Section):
     ra: str = Field("ra", description="Column with the right ascension, degrees.")
     dec: str = Field("dec", description="Column with the declination, degrees.")
     select: str | None = Field(None, description="Boolean column: only rows where it is true.")
-    radius: float = Field(1.0, gt=0, description="Largest distance of a match, arcsec.")
+    radius: float = Field(1.0, gt=0, le=3600, description="Largest distance of a match, arcsec.")
 
 
 class TrainingSection(LabelsSection):
@@ -146,8 +147,19 @@ class TrainingSection(LabelsSection):
         default_factory=list,
         description="Bands of the survey that the network gets; all if empty.",
     )
-    redshifts: tuple[float, float] = Field(
-        (0.0, 20.0), description="Labels between these two are trained with; others are left out."
+    redshifts: list[float] = Field(
+        [0.0, 20.0],
+        min_length=2,
+        max_length=2,
+        description="Labels between these two are trained with; others are left out.",
+    )
+    held_out_share: float = Field(
+        0.15,
+        ge=0,
+        lt=0.9,
+        description="Share of the labels, by whole sky pixels, whose loss chooses the best epoch; "
+        "with 0 all are trained with and the last weights count. With folds each of them is "
+        "held out by its own networks instead.",
     )
     test_share: float = Field(
         0.0,
@@ -167,19 +179,29 @@ class TrainingSection(LabelsSection):
     dropped_bands: float | None = Field(
         None, gt=0, lt=1, description="Share of the bands that such an object loses."
     )
-    epochs: int = Field(30, ge=1, description="Epochs of each of the two learning-rate stages.")
+    epochs: int = Field(30, ge=1, description="Epochs of each learning-rate stage.")
     batch_size: int = Field(64, ge=1, description="Objects a step, over all workers.")
-    workers: int = Field(2, ge=1, description="Ray Train workers.")
-    seed: int = Field(0, ge=0, description="Seed of weights, split and shuffling.")
-    learning_rates: list[float] = Field(
+    workers: int = Field(
+        2,
+        ge=1,
+        description="Ray Train workers of a single network. Of several networks each has one "
+        "process.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, split and shuffling.")
+    learning_rates: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=list,
         description="One for each stage; by default those that suit the network.",
+    )
+    folds: int = Field(
+        1,
+        ge=1,
+        description="Parts of the sky, each held out by other networks: k-fold cross-validation.",
     )
     members: int = Field(
         1,
         ge=1,
-        description="Networks of the ensemble, trained in parallel. Each holds out another part of "
-        "the sky, so that together they cross-validate; the PDF is their mean.",
+        description="Networks of each fold, which differ by their seed. All networks are trained "
+        "in parallel; the PDF is their mean.",
     )
     patience: int | None = Field(
         None, ge=1, description="End a stage after so many epochs without a lower validation loss."
@@ -205,6 +227,9 @@ class ProductSection(Section):
         description='Model band to survey band where the names differ, or to "" for none.',
     )
     aperture: float = Field(1.0, gt=0, description="Photometry: aperture radius, arcsec.")
+    architecture: str | None = Field(
+        None, description="The registered network to train, if `model` is another name for it."
+    )
     network: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the registered network to train."
     )
@@ -294,6 +319,18 @@ class SurveyConfig(Section):
                         f"products.{product.name}.bands: {band!r} is not in images.bands "
                         f"({', '.join(self.images.bands)})"
                     )
+            if product.training and not lt(*product.training.redshifts):
+                raise ValueError(
+                    f"products.{product.name}.training.redshifts: the lowest comes first, not "
+                    f"{product.training.redshifts}"
+                )
+        models = [product.model for product in self.products if product.model]
+        for model in models:
+            if models.count(model) > 1:
+                raise ValueError(
+                    f"products: two of them have the model {model!r}, so their columns would have "
+                    "the same names; give one network another name with `architecture`"
+                )
         return self
 
     @property

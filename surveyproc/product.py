@@ -102,6 +102,16 @@ class Product(Protocol):
     def version(self) -> str:
         """Hash of everything that can change the output."""
 
+    def prepare(self) -> None:
+        """Load what `compute` needs, once in each process before its first batch.
+
+        Raises
+        ------
+        InputError
+            If it cannot be loaded: the run ends, where an error of `compute` would be held against
+            the unit.
+        """
+
     def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
         """One array for every column in `columns`, each with the batch's first axis.
 

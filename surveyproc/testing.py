@@ -39,7 +39,9 @@ def check_product(product: Product, batch: Batch) -> None:
     AssertionError
         Saying which part of the contract is broken.
     """
-    assert isinstance(product, Product), "a product needs name, inputs, columns, version, compute"
+    needed = "name, inputs, columns, version, prepare, compute"
+    assert isinstance(product, Product), f"a product needs {needed}"
+    product.prepare()
     names = [column.name for column in product.columns]
     assert len(set(names)) == len(names), f"columns are declared twice: {names}"
     assert names[-1] == f"{product.name}_flag", f"the last column must be {product.name}_flag"

@@ -166,3 +166,35 @@ def test_json_schema_on_disk_is_the_one_of_the_code():
         "schemas/survey.schema.json is stale: write json.dumps(SurveyConfig.model_json_schema(), "
         "indent=1) into it"
     )
+
+
+TRAINED = """
+[[products]]
+name = "photoz"
+model = "gaznet-c2"
+[products.training]
+source = "labels.fits"
+redshift = "z"
+"""
+
+
+def test_redshifts_to_train_with_are_two_numbers_in_order(write):
+    config = load(write(MINIMAL + TRAINED + "redshifts = [0.04, 3]"), environment={})
+    assert config.product("photoz").training.redshifts == [0.04, 3.0]
+    for wrong in ("[3.0, 0.04]", "[0.1]", "0.1"):
+        with pytest.raises(ConfigError, match="redshifts"):
+            load(write(MINIMAL + TRAINED + f"redshifts = {wrong}"), environment={})
+
+
+@pytest.mark.parametrize(
+    "line", ["learning_rates = [inf]", "learning_rates = [0.0]", f"seed = {2**70}", "radius = inf"]
+)
+def test_numbers_that_no_training_can_use_are_refused(write, line):
+    with pytest.raises(ConfigError, match=line.split()[0]):
+        load(write(MINIMAL + TRAINED + line), environment={})
+
+
+def test_two_products_of_one_model_are_refused(write):
+    text = MINIMAL + TRAINED + TRAINED.replace('"photoz"', '"photoz_b"')
+    with pytest.raises(ConfigError, match="model 'gaznet-c2'"):
+        load(write(text), environment={})

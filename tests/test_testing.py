@@ -43,6 +43,9 @@ class Offender:
     name, inputs, version = "photometry", Inputs(columns=("a",)), "1"
     columns = (*schemas.load("photometry", bands=("g",))[:1], schemas.load("photometry")[-1])
 
+    def prepare(self):
+        pass
+
     def compute(self, batch):
         a = batch.columns["a"]
         return {"flux_g": (a - a.mean()).astype(np.float32), "photometry_flag": batch.flags}

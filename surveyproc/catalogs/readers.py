@@ -73,7 +73,7 @@ def table_kind(url: str) -> tuple[str, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url)
         if not fs.exists(path):
-            raise InputError(f"{url}: does not exist; check catalog.source")
+            raise InputError(f"{url}: does not exist; check the path in survey.toml")
         is_folder = not is_web(url) and bool(fs.isdir(path))
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{url}: cannot be reached: {error}") from error

@@ -240,6 +240,9 @@ class AperturePhotometry:
         """Hash of the settings and of this code's FORMAT."""
         return fingerprint([FORMAT, self.bands, self.radius_arcsec, self.cutout, ANNULUS])
 
+    def prepare(self) -> None:
+        """Nothing to load."""
+
     def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
         """Measure a batch; tiles of different pixel scales may be in it.
 

@@ -15,9 +15,11 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from surveyproc.errors import InputError, StoreError
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
+
+from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.models.features import FeatureScaling
-from surveyproc.storage import Store, digest, fingerprint
+from surveyproc.storage import Store, as_json, digest, fingerprint
 
 # Planning reads packages but computes nothing: torch is imported where tensors are made.
 if TYPE_CHECKING:
@@ -26,22 +28,43 @@ if TYPE_CHECKING:
     from surveyproc.models.base import RedshiftNetwork
 
 WEIGHTS, DOCUMENT, CURRENT = "weights.safetensors", "model.json", "current.json"
-FORMAT = 3
+FORMAT = 4
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
-_REQUIRED = (
-    "format",
-    "architecture",
-    "settings",
-    "members",
-    "bands",
-    "inputs",
-    "normalisation",
-    "training",
-    "metrics",
-    "weights_sha256",
-)
 _ONLY = "only safetensors packages are loaded, because a pickle can run any code"
+
+
+class _Inputs(BaseModel):
+    """`inputs` of model.json."""
+
+    features: list[str]
+    images: list[str]
+    cutout: NonNegativeInt
+    reddening: bool
+    errors: bool
+    pixel_scale: float | None
+
+
+class _Outputs(BaseModel):
+    """`outputs` of model.json."""
+
+    pdf: bool
+
+
+class _Document(BaseModel):
+    """What must be in model.json, so that a damaged one is named when it is read."""
+
+    architecture: str
+    settings: dict[str, Any]
+    members: PositiveInt
+    bands: list[str]
+    inputs: _Inputs
+    absent_bands: Literal["mask", "refuse"]
+    normalisation: dict[str, Any] | None
+    outputs: _Outputs
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,7 @@ class Package:
     @property
     def absent_bands(self) -> str:
         """What to do in a survey that lacks a band: `mask` (go on without) or `refuse`."""
-        return str(self.document.get("absent_bands", "refuse"))
+        return str(self.document["absent_bands"])
 
     @property
     def has_pdf(self) -> bool:
@@ -216,7 +239,7 @@ def save_package(
     except (TypeError, ValueError) as error:
         raise InputError(f"model {name}: its record is not JSON: {error}") from error
     place = f"models/{name}/{version}"
-    if not store.exists(f"{place}/{DOCUMENT}"):
+    if _whole(store, name, version) is None:
         store.put(f"{place}/{WEIGHTS}", weights)
         store.put_json(f"{place}/{DOCUMENT}", document)
     set_current(store, name, version)
@@ -237,7 +260,8 @@ def ensemble_tensors(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
 def set_current(store: Store, name: str, version: str) -> None:
     """Make `version` the one that `load_package(store, name)` gives; rewrites nothing if it is."""
     pointer = f"models/{name}/{CURRENT}"
-    if (store.read_json(pointer) or {}).get("version") != version:
+    # As bytes: a damaged pointer is replaced like any other.
+    if store.read_if_there(pointer) != as_json({"version": version}):
         store.put_json(pointer, {"version": version})
 
 
@@ -249,12 +273,25 @@ def package_versions(store: Store, name: str) -> list[str]:
 
 
 def find_trained(store: Store, name: str, training_fingerprint: str) -> Package | None:
-    """The version of `name` that was trained with that fingerprint, if there is one."""
+    """The version of `name` that was trained with that fingerprint, if there is a whole one."""
     for version in package_versions(store, name):
-        document = store.read_json(f"models/{name}/{version}/{DOCUMENT}") or {}
-        if document.get("training", {}).get("fingerprint") == training_fingerprint:
-            return load_package(store, f"{name}@{version}")
+        try:
+            document = store.read_json(f"models/{name}/{version}/{DOCUMENT}")
+        except UnreachableError:
+            raise
+        except StoreError:
+            continue  # damaged: as good as none
+        if document["training"].get("fingerprint") == training_fingerprint:
+            return _whole(store, name, version)
     return None
+
+
+def _whole(store: Store, name: str, version: str) -> Package | None:
+    """A version, if it is there and undamaged."""
+    try:
+        return load_package(store, f"{name}@{version}")
+    except InputError:
+        return None
 
 
 def load_package(store: Store, reference: str) -> Package:
@@ -303,26 +340,34 @@ def _read(store: Store, prefix: str, name: str, version: str | None) -> Package:
     where = store.url_of(prefix.rstrip("/"))
     try:
         document = store.read_json(prefix + DOCUMENT)
+    except UnreachableError:
+        raise
     except StoreError as error:
         raise InputError(str(error)) from error
     if not isinstance(document, dict):
         pickles = [n for n in store.names(prefix.rstrip("/")) if n.lower().endswith(_PICKLES)]
         if pickles:
             raise InputError(f"model {where}: {pickles[0]}: {_ONLY}")
-        raise InputError(f"model {where}: there is no {DOCUMENT}")
+        why = "there is no" if document is None else "there is no JSON object in"
+        raise InputError(f"model {where}: {why} {DOCUMENT}")
     if document.get("format") != FORMAT:
         raise InputError(
             f"model {where}: format {document.get('format')!r} is not {FORMAT}: train it anew"
         )
-    for key in _REQUIRED:
-        if key not in document:
-            raise InputError(f"model {where}: {DOCUMENT} lacks the key {key!r}")
+    try:
+        _Document.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"model {where}: {DOCUMENT}: {key}: {first['msg']}") from error
     if version is None:
         version = fingerprint(document)
     elif version != fingerprint(document):
         raise InputError(f"model {where}: {DOCUMENT} was changed after it was written")
     try:
         weights = store.read(prefix + WEIGHTS)
+    except UnreachableError:
+        raise
     except StoreError as error:
         raise InputError(f"model {where}: {error}") from error
     refuse_pickle(weights, f"{where}/{WEIGHTS}")

@@ -11,11 +11,33 @@ from numpy.typing import NDArray
 from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import build
+from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.run.products import build_product
 from surveyproc.run.training_cube import build_training_cube
 from surveyproc.storage import Store
 from surveyproc.train.data import TrainingSet
+
+
+def untrained(config: SurveyConfig, section: ProductSection) -> RedshiftNetwork:
+    """The network that a product is to train, with fresh weights.
+
+    Raises
+    ------
+    ConfigError
+        If the product has no training section or no model, a band is unknown, two bands get one
+        name, or the network refuses its bands or settings; the product is named.
+    """
+    if section.training is None or section.model is None:
+        raise ConfigError(
+            f"products.{section.name}: training needs `model` and a [products.training] section"
+        )
+    bands = tuple(section.training.magnitudes)
+    if not bands:
+        bands = _model_bands(section, _survey_bands(config, section, section.training.bands))
+    try:
+        return build(section.architecture or section.model, bands, section.network)
+    except ConfigError as error:
+        raise ConfigError(f"products.{section.name}: {error}") from error
 
 
 def measured_training_set(
@@ -31,19 +53,15 @@ def measured_training_set(
     Raises
     ------
     ConfigError
-        If the product has no training section, a band is unknown, two bands get one name, or
-        nobody has a flux that the network reads.
+        As `untrained`, and if nobody has a flux that the network reads.
     InputError
         If no label matches an object.
     """
-    if section.training is None or section.model is None:
-        raise ConfigError(
-            f"products.{section.name}: training needs `model` and a [products.training] section"
-        )
+    reads = untrained(config, section).reads
+    assert section.training is not None
     chosen = _survey_bands(config, section, section.training.bands)
     bands = _model_bands(section, chosen)
     survey = dict(zip(bands, chosen, strict=True))
-    reads = build(section.model, bands, section.network).reads
     _check_fluxes(config, store, section, [f"flux_{survey[band]}" for band in reads.features])
     cube = build_training_cube(
         config,

@@ -115,6 +115,8 @@ class UnitWorker:
                 f"inputs changed while the run was under way (planned {run}, found "
                 f"{self.plan.run}): repeat the command"
             )
+        for product in self.plan.products:
+            product.prepare()
         self.units = {planned.name: planned for planned in self.plan.units}
         bands, size = unit.image_needs(self.plan.products, config.images.bands)
         self.reader = CutoutReader(self.store, list(self.plan.tiles), bands) if size else None

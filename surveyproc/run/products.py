@@ -40,10 +40,8 @@ def build_product(section: ProductSection, config: SurveyConfig, store: Store) -
             model = config.resolve(section.model) if "/" in section.model else section.model
             package = load_package(store, model)
         except InputError as error:
-            raise InputError(
-                f"products.{section.name}.model: {error}; `surveyproc train` makes a package of "
-                "this name"
-            ) from error
+            hint = "" if "/" in section.model else "; `surveyproc train` makes it"
+            raise InputError(f"products.{section.name}.model: {error}{hint}") from error
         return PhotozProduct(
             package,
             section.bands,
@@ -57,7 +55,7 @@ def build_product(section: ProductSection, config: SurveyConfig, store: Store) -
 
 
 def check_columns(products: Sequence[Product], catalog_columns: Iterable[str]) -> None:
-    """Refuse a product that reads a column which neither catalog nor earlier product holds.
+    """Refuse a product that reads a column which is not there, or writes one that is.
 
     Raises
     ------
@@ -72,4 +70,11 @@ def check_columns(products: Sequence[Product], catalog_columns: Iterable[str]) -
                 f"products.{product.name} reads {', '.join(absent)}, which neither the catalog nor "
                 "an earlier product has; list the product that writes them first"
             )
-        known.update(column.name for column in product.columns)
+        written = [column.name for column in product.columns]
+        twice = sorted(known.intersection(written))
+        if twice:
+            raise ConfigError(
+                f"products.{product.name} writes {', '.join(twice)}, which the catalog or an "
+                "earlier product has already"
+            )
+        known.update(written)

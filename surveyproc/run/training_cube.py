@@ -45,6 +45,9 @@ class CutoutProduct:
             Column("flags", "int32"),
         )
 
+    def prepare(self) -> None:
+        """Nothing to load."""
+
     def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
         """What the batch holds, the pixels of an object in one row."""
         assert batch.images is not None

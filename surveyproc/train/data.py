@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from surveyproc.catalogs.labels import REDSHIFT_LIMITS
 from surveyproc.catalogs.readers import read_numbers, truth
 from surveyproc.config import TrainingSection
 from surveyproc.errors import InputError
@@ -20,9 +22,6 @@ Float = NDArray[np.float64]
 
 MAGNITUDE_LIMITS = (0.0, 40.0)
 """Magnitudes at or below the first or above the second are codes for missing (-99, 99, 99.99)."""
-
-REDSHIFT_LIMITS = (0.0, 20.0)
-"""Redshifts at or below the first (stars, failures) or at or above the second are no labels."""
 
 HELD_OUT_SHARE = 0.15
 """Share of the rows, by whole sky pixels, that training sets aside for validation."""
@@ -96,7 +95,7 @@ class TrainingSet:
             parts[key] = None if whole is None else whole[rows]
         return replace(self, **parts)
 
-    def usable(self, redshifts: tuple[float, float] = REDSHIFT_LIMITS) -> TrainingSet:
+    def usable(self, redshifts: Sequence[float] = REDSHIFT_LIMITS) -> TrainingSet:
         """Without rows that lack a redshift in range, a position, or every flux; all counted.
 
         `redshifts` are the limits, themselves out of range.
@@ -267,7 +266,7 @@ def sky_folds(ra: Float, dec: Float, seed: int, folds: int) -> NDArray[np.int64]
     if len(distinct) < folds:
         raise InputError(
             f"training set: its {len(member)} rows lie in {len(distinct)} places of the sky, too "
-            f"few for {folds} members that each hold out another one; lower training.members"
+            f"few for training.folds = {folds}"
         )
     fold, filled = np.zeros(len(distinct), np.int64), np.zeros(folds, np.int64)
     for k in sorted(range(len(distinct)), key=lambda k: _draw(seed, int(distinct[k]))):

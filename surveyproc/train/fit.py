@@ -112,7 +112,7 @@ class FitState:
     best_loss : float
         Validation loss of `best`; `best_epoch` is its epoch, counted from 1.
     history : list of dict
-        `epoch`, `rate`, `loss`, `validation_loss` of each epoch.
+        `epoch`, `rate`, `loss` and, with rows held out, `validation_loss` of each epoch.
     """
 
     weights: dict[str, Tensor]
@@ -240,12 +240,9 @@ def fit(
             )
         # With nothing held out the last weights are the ones to keep.
         improved = validation < state.best_loss or not float(sums[2])
-        entry = {
-            "epoch": state.epoch + 1,
-            "rate": settings.rates[stage],
-            "loss": loss_value,
-            "validation_loss": validation,
-        }
+        entry = {"epoch": state.epoch + 1, "rate": settings.rates[stage], "loss": loss_value}
+        if float(sums[2]):
+            entry["validation_loss"] = validation
         best_epoch = state.epoch + 1 if improved else state.best_epoch
         stale = state.epoch + 1 - max(best_epoch, stage * settings.epochs)
         over = settings.patience is not None and stale >= settings.patience

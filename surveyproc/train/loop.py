@@ -35,12 +35,12 @@ from surveyproc.models.features import FeatureScaling, fit_scaling, network_inpu
 from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
 from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.storage import Store, fingerprint
-from surveyproc.train.data import HELD_OUT_SHARE, TrainingSet, sky_folds, sky_split
+from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitSettings, FitState
 from surveyproc.train.measure import cutouts_of, flux_of, measure
 from surveyproc.train.workers import DATA, Job, progress, train_members, train_together
 
-RECIPE = 3
+RECIPE = 4
 """Raised when a change of the loop or the features changes the weights it ends with."""
 
 SCALING_ROWS = 4096
@@ -66,11 +66,11 @@ class Recipe:
         Epochs, rates, batch, seed, band dropout.
     workers : int
         Ray Train workers; gradients are averaged over them, so another number gives other weights.
-        1 for the members of an ensemble.
-    members : int
-        Networks of the ensemble.
+        1 if there are several networks.
+    folds, members : int
+        Parts of the sky that are held out in turn, and networks of each.
     held_out_share : float
-        Share of rows held out by sky position, where there is one network.
+        Share of the rows that each network holds out, by sky position.
     """
 
     architecture: str
@@ -78,8 +78,14 @@ class Recipe:
     network: dict[str, Any]
     fit: FitSettings
     workers: int
+    folds: int
     members: int
-    held_out_share: float = HELD_OUT_SHARE
+    held_out_share: float
+
+    @property
+    def networks(self) -> int:
+        """Networks in all; network k holds out fold k % folds."""
+        return self.folds * self.members
 
     def fingerprint(self, checksum: str) -> str:
         """Hash of recipe and data."""
@@ -102,15 +108,15 @@ def train(
     """Train a network and make it the current version of model `name`.
 
     Asked for again with the same data and settings it returns the package that is there, without
-    starting Ray. Killed at any moment and asked for again it goes on from the last epoch, and ends
-    with the same weights as an undisturbed training.
+    starting Ray. Killed at any moment and asked for again it goes on from the last checkpoint, and
+    ends with the same weights as an undisturbed training.
 
     Parameters
     ----------
     training_set : TrainingSet
         Fluxes and redshifts; unusable rows are left out and counted.
     settings : TrainingSection
-        `epochs` (of each stage), `batch_size` (over all workers), `workers`, `seed` are read.
+        How to train; the labels and bands that it names are in the set already.
     store : Store
         The survey's root.
     name : str
@@ -120,7 +126,7 @@ def train(
     network : mapping, optional
         Settings of the architecture.
     fit_options : mapping, optional
-        Other fields of `FitSettings`.
+        Other fields of `FitSettings`; they beat the settings.
     address : str
         Ray cluster, as for `cluster.session`, unless Ray runs already.
     say : callable, optional
@@ -131,7 +137,7 @@ def train(
     -------
     Package
         With its `metrics` on the rows held out, which chose the best epoch, and on those of the
-        test, which nothing depends on, if there is one.
+        test, which nothing depends on; each if there are such rows.
 
     Raises
     ------
@@ -150,9 +156,11 @@ def train(
         architecture=chosen,
         bands=usable.bands,
         network=dict(network or {}),
-        fit=_fit_settings(settings, {**made.fit_options, **(fit_options or {})}),
-        workers=settings.workers if settings.members == 1 else 1,
+        fit=_fit_settings(settings, made.fit_options, fit_options or {}),
+        workers=settings.workers if settings.folds * settings.members == 1 else 1,
+        folds=settings.folds,
         members=settings.members,
+        held_out_share=settings.held_out_share if settings.folds == 1 else 1 / settings.folds,
     )
     _check_labels(usable, made)
     fold = _folds(usable, settings)
@@ -173,18 +181,22 @@ def train(
         bands=recipe.bands,
         network=recipe.network,
         fit=recipe.fit,
+        folds=recipe.folds,
         cube=None if usable.cube is None else usable.cube.key,
     )
-    held = int((fold == 0).sum()) if recipe.members == 1 else 0
-    counts = [f"{count} left out: {why}" for why, count in usable.dropped.items()]
-    counts = [f"{held} held out", *([f"{len(test)} for the test"] if test else []), *counts]
-    tell(f"train {name}: {len(usable) - held} rows, {', '.join(counts)}; {folder}")
+    counts = [
+        f"{int((fold >= 0).sum())} of them held out"
+        + (f" in {recipe.folds} folds" if recipe.folds > 1 else "")
+    ]
+    counts += [f"{len(test)} for the test"] if test else []
+    counts += [f"{count} left out: {why}" for why, count in usable.dropped.items()]
+    tell(f"train {name}: {len(usable)} rows, {', '.join(counts)}; {folder}")
     try:
         _write_data(store, job, usable, fold, scaling)
         _write_starts(store, job, usable, fold, recipe)
         with cluster.session(address) as processes:
-            if recipe.members > 1:
-                states = train_members(job, recipe.members, processes, tell)
+            if recipe.networks > 1:
+                states = train_members(job, recipe.networks, processes, tell)
             else:
                 with _watch(store, folder, recipe, name, tell):
                     states = [train_together(job, recipe.workers, tell)]
@@ -204,18 +216,15 @@ def train(
     return package
 
 
-def _fit_settings(settings: TrainingSection, options: Mapping[str, Any]) -> FitSettings:
-    chosen = {
-        "patience": settings.patience,
-        "precision": settings.precision,
-        "accumulate": settings.accumulate,
-        **options,
-    }
-    for key in ("dropped_rows", "dropped_bands"):
-        if getattr(settings, key) is not None:
-            chosen[key] = getattr(settings, key)
+def _fit_settings(
+    settings: TrainingSection, suited: Mapping[str, Any], options: Mapping[str, Any]
+) -> FitSettings:
+    """What suits the network, unless the settings say otherwise, unless `options` do."""
+    keys = {"patience", "precision", "accumulate", "dropped_rows", "dropped_bands"}
+    said = settings.model_dump(include=keys & settings.model_fields_set, exclude_none=True)
     if settings.learning_rates:
-        chosen["rates"] = tuple(settings.learning_rates)
+        said["rates"] = tuple(settings.learning_rates)
+    chosen = {**suited, **said, **options}
     return FitSettings(settings.epochs, settings.batch_size, settings.seed, **chosen)
 
 
@@ -230,10 +239,13 @@ def _set_aside(
 
 
 def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
-    """The member that holds each row out, shape (n,); -1 for none."""
-    if settings.members > 1:
-        return sky_folds(usable.ra, usable.dec, settings.seed, settings.members)
-    return np.where(sky_split(usable.ra, usable.dec, settings.seed), 0, -1)
+    """The fold in which each row is held out, shape (n,); -1 for none."""
+    if settings.folds > 1:
+        return sky_folds(usable.ra, usable.dec, settings.seed, settings.folds)
+    if not settings.held_out_share:
+        return np.full(len(usable), -1)
+    held = sky_split(usable.ra, usable.dec, settings.seed, settings.held_out_share)
+    return np.where(held, 0, -1)
 
 
 def _check_labels(usable: TrainingSet, network: RedshiftNetwork) -> None:
@@ -243,14 +255,15 @@ def _check_labels(usable: TrainingSet, network: RedshiftNetwork) -> None:
         raise InputError(
             f"{int(wrong.sum())} of {len(usable)} training redshifts lie outside the range of the "
             f"network, {low:g} to {high:g}; the first is {usable.redshift[wrong][0]:g}: leave them "
-            "out with training.select, or set the network's bins"
+            "out with training.redshifts, or set the network's bins"
         )
 
 
 def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
-    members = range(settings.members)
-    n = min(int((fold != member).sum()) for member in members)
-    held = all((fold == member).any() for member in members)
+    folds = range(settings.folds)
+    n = min(int((fold != part).sum()) for part in folds)
+    wanted = settings.folds > 1 or settings.held_out_share > 0
+    held = not wanted or all((fold == part).any() for part in folds)
     if n < settings.batch_size or settings.batch_size < settings.workers or not held:
         counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
         raise InputError(
@@ -259,16 +272,21 @@ def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> No
             f"{settings.batch_size} on {settings.workers} workers: give more labels or a smaller "
             f"batch" + (f" (left out: {counts})" if counts else "")
         )
+    if settings.folds * settings.members == 1 and settings.batch_size % settings.workers:
+        raise InputError(
+            f"training.batch_size = {settings.batch_size} cannot be shared evenly by "
+            f"training.workers = {settings.workers}"
+        )
 
 
 def _scaling(
     usable: TrainingSet, fold: Int, recipe: Recipe, network: RedshiftNetwork
 ) -> FeatureScaling | None:
-    """Scaling of the fluxes from the rows that are trained with."""
+    """Scaling of the fluxes from the rows that are trained with; of several folds, from all."""
     bands = network.reads.features
     if not bands:
         return None
-    rows = fold != 0 if recipe.members == 1 else np.ones(len(fold), bool)
+    rows = fold != 0 if recipe.folds == 1 else np.ones(len(fold), bool)
     flux, errors = flux_of(usable, bands)
     return fit_scaling(flux[rows], errors[rows], bands, errors=network.reads.errors)
 
@@ -294,14 +312,14 @@ def _write_data(
 
 
 def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe: Recipe) -> None:
-    """Every member before its first step: random weights, statistics of its training rows."""
-    for member in range(recipe.members):
+    """Every network before its first step: random weights, statistics of its training rows."""
+    for member in range(recipe.networks):
         where = f"{job.folder}/start-{member}.safetensors"
         if store.exists(where):
             continue
         torch.manual_seed(recipe.fit.seed + member)
         network = build(recipe.architecture, recipe.bands, recipe.network)
-        training = np.flatnonzero(fold != member)
+        training = np.flatnonzero(fold != member % recipe.folds)
         network.set_targets(torch.from_numpy(usable.redshift[training]))
         if network.reads.cutout:
             some = np.zeros(len(usable), bool)
@@ -357,7 +375,7 @@ def _write_log(
     with tempfile.TemporaryDirectory() as place:
         with SummaryWriter(place) as writer:
             for entry in history:
-                for key in ("loss", "validation_loss", "rate"):
+                for key in entry.keys() - {"epoch"}:
                     writer.add_scalar(key, entry[key], int(entry["epoch"]))
         (events,) = Path(place).iterdir()
         # Its own name has the time in it; this one is replaced as the training goes on.
@@ -392,6 +410,7 @@ def _finish(
         network.load_state_dict(state.best)
         networks.append(network.eval())
     metrics = measure(networks, scaling, usable, fold, test)
+    folds = range(recipe.folds)
     document = json.loads(json.dumps(asdict(recipe)))
     curves = [state.history for state in states]
     return save_package(
@@ -409,8 +428,8 @@ def _finish(
             "recipe": {"number": RECIPE, **document},
             "data_checksum": usable.checksum,
             "rows": len(usable),
-            "rows_training": int((fold != 0).sum()),
-            "rows_held_out": int((fold == 0).sum()),
+            "rows_training": [int((fold != part).sum()) for part in folds],
+            "rows_held_out": [int((fold == part).sum()) for part in folds],
             "rows_test": 0 if test is None else len(test),
             "rows_dropped": usable.dropped,
             "split": "whole HEALPix pixels",

@@ -31,41 +31,51 @@ def measure(
     fold: Int,
     test: TrainingSet | None,
 ) -> dict[str, Any]:
-    """Metrics of every network on the rows it held out, and of their mean on the test rows.
+    """Metrics of the networks on the rows they held out, and of their mean on the test rows.
 
     Parameters
     ----------
     networks : sequence of RedshiftNetwork
-        The members, in evaluation mode.
+        All of them, in evaluation mode; network k held out fold k % folds. The networks of one
+        fold are judged by their mean.
     scaling : FeatureScaling or None
         Of the fluxes; None if they read none.
     usable : TrainingSet
         Rows of the training.
     fold : int64 ndarray, shape (n,)
-        The member that holds each row out; -1 for none.
+        The fold in which each row is held out; -1 for none.
     test : TrainingSet or None
         Rows on which nothing depended.
 
     Returns
     -------
     dict
-        `held_out`, and `test` if there is one: `redshift_metrics` of `point` and, where the
-        network has PDFs, of their `median`; `pdf_metrics` as `pdf`. None where undefined.
+        `held_out`, and `test`, where there are such rows: `redshift_metrics` of `point` and,
+        where the network has PDFs, of their `median`; `pdf_metrics` as `pdf`. None where undefined.
     """
     threads = torch.get_num_threads()
     # Several threads beside other work can be a hundred times slower than one.
     torch.set_num_threads(1)
-    parts = [_predict(one, scaling, usable, fold == member) for member, one in enumerate(networks)]
-    values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    true = np.concatenate([usable.redshift[fold == member] for member in range(len(networks))])
-    has_pdf = networks[0].has_pdf
-    metrics = {"held_out": _metrics(values, true, has_pdf)}
+    has_pdf, metrics = networks[0].has_pdf, {}
+    folds = int(fold.max()) + 1
+    if folds:
+        parts = [
+            _predict(_mean(networks[part::folds]), scaling, usable, fold == part)
+            for part in range(folds)
+        ]
+        values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        true = np.concatenate([usable.redshift[fold == part] for part in range(folds)])
+        metrics["held_out"] = _metrics(values, true, has_pdf)
     if test is not None:
-        whole = Ensemble(networks).eval() if len(networks) > 1 else networks[0]
-        values = _predict(whole, scaling, test, np.ones(len(test), bool))
+        values = _predict(_mean(networks), scaling, test, np.ones(len(test), bool))
         metrics["test"] = _metrics(values, test.redshift, has_pdf)
     torch.set_num_threads(threads)
     return metrics
+
+
+def _mean(networks: Sequence[RedshiftNetwork]) -> RedshiftNetwork:
+    """Several networks as one."""
+    return Ensemble(networks).eval() if len(networks) > 1 else networks[0]
 
 
 def flux_of(usable: TrainingSet, bands: tuple[str, ...]) -> tuple[Float, Float]:

@@ -58,6 +58,8 @@ class Job:
         What `build` needs.
     fit : FitSettings
         Of member 0; member k has its seed plus k.
+    folds : int
+        Member k holds out the rows of fold k % folds.
     cube : str or None
         Key of the training cube.
     """
@@ -68,6 +70,7 @@ class Job:
     bands: tuple[str, ...]
     network: dict[str, Any]
     fit: FitSettings
+    folds: int
     cube: str | None
 
     def load(self, member: int) -> tuple[RedshiftNetwork, Examples, FitSettings]:
@@ -79,7 +82,7 @@ class Job:
         network.load_state_dict(read_tensors(store.read(start), start))
         where = f"{self.folder}/{DATA}"
         tensors = read_tensors(store.read(where), where)
-        held_out = tensors.pop("fold") == member
+        held_out = tensors.pop("fold") == member % self.folds
         examples = Examples(
             reads=network.reads,
             tensors=tensors,
@@ -156,6 +159,11 @@ def train_together(job: Job, workers: int, tell: Callable[[str], None]) -> FitSt
         # Not their number: a stage may have ended early.
         tell(f"train: goes on after epoch {history[-1]['epoch']} of {job.fit.total_epochs}")
     gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+    if 0 < gpus < workers:
+        tell(
+            f"train: {gpus:g} GPUs are too few for training.workers = {workers}, one each: the "
+            "network is trained on CPUs"
+        )
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"job": asdict(job)},

@@ -150,12 +150,46 @@ def test_wrong_tensors_are_named(store, change, match):
 def test_missing_key_unknown_format_and_unknown_model(store):
     package = save(store)
     short = {k: v for k, v in package.document.items() if k != "bands"}
-    with pytest.raises(InputError, match="'bands'"):
+    with pytest.raises(InputError, match="bands: Field required"):
         load_package(store, rewrite(store, package, short))
     with pytest.raises(InputError, match="format"):
         load_package(store, rewrite(store, package, {**package.document, "format": 99}))
     with pytest.raises(InputError, match="there are: m"):
         load_package(store, "other")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("members", 0),
+        ("members", "x"),
+        ("inputs", {}),
+        ("inputs", None),
+        ("outputs", {}),
+        ("training", None),
+        ("bands", None),
+        ("absent_bands", "maybe"),
+    ],
+)
+def test_a_changed_document_is_named_when_it_is_read(store, key, value):
+    package = save(store)
+    changed = {**package.document, key: value}
+    with pytest.raises(InputError, match=rf"model\.json: {key}"):
+        load_package(store, rewrite(store, package, changed))
+
+
+@pytest.mark.parametrize("damaged", ["weights.safetensors", "model.json", "../current.json"])
+def test_a_training_mends_what_is_damaged(store, damaged):
+    package = save(store, training={"fingerprint": "f"})
+    assert find_trained(store, "m", "f").version == package.version
+    place = f"models/m/{package.version}/{damaged}".replace(f"{package.version}/../", "")
+    store.put(place, store.read(place)[:20])
+    if "current" not in damaged:
+        assert find_trained(store, "m", "f") is None
+    assert find_trained(store, "m", "another") is None
+    save(store, training={"fingerprint": "f"})
+    assert load_package(store, "m").version == package.version
+    assert find_trained(store, "m", "f").version == package.version
 
 
 @pytest.mark.parametrize("reference", ["..", "m@..", "", "a b", "m@"])

@@ -5,17 +5,27 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
+import torch
 from sums import leaves, sums
 from unit_troubles import DeadlyTileWorker, TroubledWorker, make_trouble
 
 from surveyproc import cluster, schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
-from surveyproc.errors import ClusterError, GateError, StoreError, UnitsFailedError
+from surveyproc.errors import (
+    ClusterError,
+    ConfigError,
+    GateError,
+    InputError,
+    StoreError,
+    UnitsFailedError,
+)
 from surveyproc.images import ingest
+from surveyproc.models.package import load_package
 from surveyproc.run import commit, pipeline
 from surveyproc.run.plan import make_plan
-from surveyproc.storage import Store
+from surveyproc.storage import Store, digest
 
 SICK = 2
 """Which unit of the plan is in trouble."""
@@ -74,6 +84,29 @@ def test_a_unit_that_kills_every_worker_is_quarantined_and_retried_by_the_next_r
     done = verbs.run(load(survey_copy))
     assert (done["units_computed"], done["units_resumed"]) == (1, len(plan.units) - 1)
     assert leaves(survey_copy) == leaves(published_survey)
+
+
+def test_a_model_that_cannot_be_loaded_is_not_held_against_the_units(survey_copy, tmp_path):
+    store = Store(load(survey_copy).root)
+    package = load_package(store, "gaznet-c9")
+    weights = safetensors.torch.save({"stray": torch.zeros(1)})
+    document = {**package.document, "weights_sha256": digest(weights)}
+    folder = Store(str(tmp_path / "damaged"))
+    folder.put("weights.safetensors", weights)
+    folder.put_json("model.json", document)
+    config = load(survey_copy, [f"products.photoz.model={tmp_path / 'damaged'}"])
+    with pytest.raises(InputError, match=r"tensor '.*' is missing"):
+        verbs.run(config)
+    assert store.names(f"{make_plan(config, store).run_key}/attempts") == []
+    verbs.run(load(survey_copy))
+
+
+def test_two_products_that_write_one_column_are_named(survey_copy):
+    path = Store(load(survey_copy).root).path("models/gaznet-c9")
+    section = f'[[products]]\nname = "photoz_b"\nmodel = "{path}"\n'
+    survey_copy.write_text(f"{survey_copy.read_text()}\n{section}")
+    with pytest.raises(ConfigError, match=r"products\.photoz_b writes gaznet_c9_z_"):
+        verbs.plan(load(survey_copy))
 
 
 def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command import surveyproc
 
 from surveyproc import verbs
 from surveyproc.config import load
@@ -36,7 +37,7 @@ def with_product(survey, model, network, more=""):
     ("model", "network", "more"),
     [
         ("gaznet-1", f"{{ {TINY} }}", ""),
-        ("gaznet-i4", f"{{ {TINY} }}", "members = 2"),
+        ("gaznet-i4", f"{{ {TINY} }}", "folds = 2"),
         (
             "multimodal-2",
             "{ width = 0.03, bins = [40, 0.0, 4.0], modality_dropout = 3 }",
@@ -60,8 +61,10 @@ def test_images_to_published_redshifts(survey_copy, workers, model, network, mor
     assert store.names("training/photoz_images")
     logs = [name for name in store.names(f"runs/train-{model}") if name]
     assert store.names(f"runs/train-{model}/{logs[0]}") == ["log"]
-    again = verbs.train(config, "photoz_images")["photoz_images"]
-    assert again["version"] == done["version"]
+    again = surveyproc("train", survey_copy, "--product", "photoz_images")
+    assert again.returncode == 0, again.stderr
+    assert f"version {done['version']}\n  held out: " in again.stdout
+    assert again.stdout.count("\n") == 1 + len(done["metrics"])
     released = verbs.run(config)
     assert released["did"] == "published"
     table = pq.read_table(released["url"] + "/dataset")

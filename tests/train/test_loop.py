@@ -18,12 +18,14 @@ import torch
 from surveyproc import cluster
 from surveyproc.config import TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError, SurveyError
+from surveyproc.evaluate.redshift import redshift_metrics
+from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.inference import predict
 from surveyproc.models.photoz import PhotozProduct
 from surveyproc.product import Batch
 from surveyproc.storage import Store
 from surveyproc.train import loop, workers
-from surveyproc.train.data import TrainingSet, sky_split
+from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitState
 from surveyproc.train.loop import train
 
@@ -96,9 +98,9 @@ def same_weights(first, second):
     assert first.version == second.version
 
 
-@pytest.mark.parametrize("members", [1, 2])
-def test_rows_of_the_test_change_no_weight(ray_session, tmp_path, members):
-    chosen = {"epochs": 1, "workers": 1, "members": members, "test_share": 0.3}
+@pytest.mark.parametrize("folds", [1, 2])
+def test_rows_of_the_test_change_no_weight(ray_session, tmp_path, folds):
+    chosen = {"epochs": 1, "workers": 1, "folds": folds, "test_share": 0.3}
     data, said = training_set(), []
     package = go(tmp_path / "a", data, said.append, **chosen)
     record = package.document["training"]
@@ -129,7 +131,7 @@ def test_trains_a_usable_model_and_records_how(undisturbed):
     root, package = undisturbed
     record = package.document["training"]
     assert len(record["loss_curve"]) == 20
-    assert record["rows_training"] + record["rows_held_out"] == record["rows"] == 900
+    assert record["rows_training"][0] + record["rows_held_out"][0] == record["rows"] == 900
     assert record["recipe"]["workers"] == 2
     assert package.metrics["held_out"]["median"]["nmad"] < 0.05
     data = training_set()
@@ -241,11 +243,15 @@ def test_epochs_and_loss_are_told_while_it_goes_on(undisturbed, tmp_path, monkey
     assert re.search(r"^train gaznet-c4: epoch \d+ of 20, loss -?\d+\.\d+$", lines, re.MULTILINE)
 
 
-def test_members_hold_out_the_whole_sky_between_them(ray_session, tmp_path):
-    package = go(tmp_path, members=3, epochs=4)
+def test_folds_hold_out_the_whole_sky_between_them(ray_session, tmp_path):
+    said = []
+    package = go(tmp_path, None, said.append, folds=3, epochs=4)
     assert package.metrics["held_out"]["median"]["n"] == 900
     assert package.document["members"] == 3
-    assert len(package.document["training"]["loss_curve"]) == 3
+    record = package.document["training"]
+    assert len(record["loss_curve"]) == len(record["rows_held_out"]) == 3
+    assert sum(record["rows_held_out"]) == 900
+    assert any("900 rows, 900 of them held out in 3 folds" in line for line in said)
     network, data = package.network(), training_set()
     values, _ = predict(network, package.scaling, data.flux[:100])
     singles = []
@@ -253,8 +259,45 @@ def test_members_hold_out_the_whole_sky_between_them(ray_session, tmp_path):
         singles.append(predict(member, package.scaling, data.flux[:100])[0]["point"])
     np.testing.assert_allclose(values["point"], np.mean(singles, axis=0), rtol=1e-4)
     assert not np.allclose(singles[0], singles[1], rtol=1e-4)
-    again = go(tmp_path, members=3, epochs=4)
+    again = go(tmp_path, folds=3, epochs=4)
     assert again.version == package.version
+
+
+def test_members_of_each_fold_are_judged_by_their_mean(ray_session, tmp_path):
+    data = training_set()
+    package = go(tmp_path, data, folds=2, members=2, epochs=1)
+    networks = list(package.network().members)
+    assert len(networks) == 4
+    assert package.metrics["held_out"]["median"]["n"] == 900
+    fold, settled = sky_folds(data.ra, data.dec, 0, 2), np.empty(900)
+    for part in (0, 1):
+        mean = Ensemble(networks[part::2]).eval()
+        settled[fold == part] = predict(mean, package.scaling, data.flux[fold == part])[0]["median"]
+    expected = redshift_metrics(settled, data.redshift)["nmad"]
+    assert package.metrics["held_out"]["median"]["nmad"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_all_labels_may_be_trained_with(ray_session, tmp_path):
+    package = go(tmp_path, held_out_share=0.0, test_share=0.2, members=2, epochs=1)
+    record = package.document["training"]
+    assert record["rows_held_out"] == [0]
+    assert record["rows_training"] == [record["rows"]]
+    assert record["best_epoch"] == [2, 2]
+    assert set(record["loss_curve"][0][0]) == {"epoch", "rate", "loss"}
+    assert set(package.metrics) == {"test"}
+
+
+def test_what_is_said_beats_what_suits_the_network():
+    suited = {"precision": "bfloat16", "patience": 3, "dropped_rows": 0.0, "rates": (0.5,)}
+    said = loop._fit_settings(settings(), suited, {})
+    assert (said.precision, said.patience, said.dropped_rows) == ("bfloat16", 3, 0.0)
+    said = loop._fit_settings(
+        settings(precision="float32", patience=7, dropped_rows=0.1, learning_rates=[0.1]),
+        suited,
+        {"patience": 9},
+    )
+    assert (said.precision, said.patience, said.dropped_rows) == ("float32", 9, 0.1)
+    assert said.rates == (0.1,)
 
 
 def test_members_killed_go_on_and_end_the_same(ray_session, tmp_path):

@@ -233,7 +233,9 @@ def open_stream(url: str) -> IO[bytes]:
         head = stream.read(2)
         stream.seek(0)
     except (OSError, ValueError) as error:
-        raise InputError(f"{url}: cannot be opened: {error}; check catalog.source") from error
+        raise InputError(
+            f"{url}: cannot be opened: {error}; check the path in survey.toml"
+        ) from error
     unpacked: Any = gzip.GzipFile(fileobj=stream) if head == GZIP_MAGIC else stream
     return cast(IO[bytes], unpacked)
 

@@ -57,7 +57,7 @@ class FitsReader(TableReader):
                 return hdu
         raise InputError(
             f"{self.url}: holds no table extension; it is truncated, or holds only images: "
-            "check catalog.source"
+            "check the path in survey.toml"
         )
 
     def _check_complete(self) -> None:

@@ -96,7 +96,7 @@ def parquet_files(url: str, kind: str) -> tuple[Any, list[str]]:
         and not any(part.startswith(("_", ".")) for part in found[len(root) :].split("/"))
     ]
     if not paths:
-        raise InputError(f"{url}: holds no Parquet files; check catalog.source")
+        raise InputError(f"{url}: holds no Parquet files; check the path in survey.toml")
     return fs, paths
 
 
