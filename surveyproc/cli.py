@@ -99,11 +99,13 @@ def train(
 
     with _ray_aside():
         done = verbs.train(_load(survey, overrides), product)
-    lines = [
-        f"{name}: model {one['model']} version {one['version']}, held out: "
-        f"{_metrics(one['metrics']['held_out']['median'])}"
-        for name, one in done.items()
-    ]
+    lines = []
+    for name, one in done.items():
+        lines.append(f"{name}: model {one['model']} version {one['version']}")
+        for rows, found in one["metrics"].items():
+            # A network without PDFs has point estimates only.
+            best = found.get("median") or found["point"]
+            lines.append(f"  {rows.replace('_', ' ')}: {_metrics(best)}")
     _show(done, as_json, lines)
 
 
@@ -170,10 +172,10 @@ def evaluate(
     survey: Survey,
     catalog: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Any published HATS catalog instead of the release."),
+        typer.Option(metavar="URL", help="Any HATS catalog or collection instead of the release."),
     ] = None,
     outlier: Annotated[
-        float, typer.Option(min=0.0, help="Scaled error above which an object is an outlier.")
+        float, typer.Option(min=0.0, help="Limit of outliers to report beside 0.15 and 0.05.")
     ] = 0.15,
     column: Annotated[
         str | None, typer.Option(help="Redshift column; by default the first *_z_median.")
@@ -182,20 +184,26 @@ def evaluate(
         str | None,
         typer.Option(metavar="COLUMN", help="Test the column against this one on equal objects."),
     ] = None,
+    magnitude: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="AB magnitudes, or flux_BAND in nJy, to bin in."),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold the published redshifts against the table of the [truth] section."""
     from surveyproc import verbs
 
-    done = verbs.evaluate(_load(survey, overrides), catalog, outlier, column, baseline)
+    config = _load(survey, overrides)
+    done = verbs.evaluate(config, catalog, outlier, column, baseline, magnitude)
     where = f"release {done['release']} ({_rows(done)})" if "release" in done else done["catalog"]
     samples = [name for name in ("all", "unflagged") if name in done]
     lines = [
         f"{done['column']} of {where} against {done['matched']} of {done['labels']} known "
-        f"redshifts; outliers: |dz| > {outlier:g}",
+        f"redshifts; outliers: |dz| > {', '.join(f'{one:g}' for one in done['thresholds'])}",
+        *(f"  left out: {count} {why}" for why, count in done["labels_dropped"].items()),
         "",
-        _BIN_HEADER,
+        _bin_header(done["thresholds"]),
         *(_bin_line(name, done[name]) for name in samples),
     ]
     for quantity, rows in done["bins"].items():
@@ -204,7 +212,7 @@ def evaluate(
     if "pdf" in done:
         lines += ["", *(f"PDFs, {name}: {_pdf_metrics(done['pdf'][name])}" for name in samples)]
     if "against" in done:
-        lines += ["", f"against {done['against']['column']}:"]
+        lines += ["", f"against {done['against']['column']}, outliers: |dz| > {outlier:g}:"]
         lines += [_gain_line(name, row) for name, row in done["against"]["gains"].items()]
     _show(done, as_json, lines)
 
@@ -369,16 +377,18 @@ def _metrics(metrics: dict[str, Any]) -> str:
     )
 
 
-_BIN_HEADER = (
-    f"{'':<22}{'n':>8}{'missing':>8}  {'NMAD':<17}  {'outliers, %':<13}  {'bias':<18}".rstrip()
-)
+def _bin_header(thresholds: list[float]) -> str:
+    outliers = "".join(f"{f'> {one:g}, %':<15}" for one in thresholds)
+    return f"{'':<20}{'n':>7}{'missing':>8}  {'NMAD':<17}{outliers}bias"
 
 
 def _bin_line(name: str, row: dict[str, Any]) -> str:
-    outliers = f"{100 * row['outlier_fraction']:.2f} ± {100 * row['outlier_fraction_err']:.2f}"
+    both = zip(row["outlier_fractions"], row["outlier_fractions_err"], strict=True)
+    shares = (f"{100 * share:.2f} ± {100 * error:.2f}" for share, error in both)
     return (
-        f"{name:<22}{row['n']:>8}{row['n_missing']:>8}  {row['nmad']:.4f} ± {row['nmad_err']:.4f}"
-        f"    {outliers:<13}  {row['bias']:+.4f} ± {row['bias_err']:.4f}"
+        f"{name:<20}{row['n']:>7}{row['n_missing']:>8}  {row['nmad']:.4f} ± {row['nmad_err']:.4f}  "
+        + "".join(f"{share:<15}" for share in shares)
+        + f"{row['bias']:+.4f} ± {row['bias_err']:.4f}"
     )
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from surveyproc import release, schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
@@ -43,13 +46,17 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If no such product is configured, or it has no training section.
+        If no such product is configured, or it has no training section, or a network refuses its
+        bands or settings.
     """
     from surveyproc import cluster
+    from surveyproc.run.labels import untrained
 
     sections = [config.product(name)] if name else [p for p in config.products if p.training]
     if not sections:
         raise ConfigError("products: none has a [products.training] section; add one to train")
+    for section in sections:
+        untrained(config, section)  # so that what cannot be built is known before any is trained
     with cluster.session(config.run.address, config.run.workers) as workers:
         return {section.name: _train_one(config, section, workers) for section in sections}
 
@@ -60,17 +67,15 @@ def _train_one(config: SurveyConfig, section: ProductSection, workers: int) -> d
     from surveyproc.train.loop import train as train_network
 
     store = Store(config.root)
-    if section.training is None or section.model is None:
-        raise ConfigError(
-            f"products.{section.name}: training needs `model` and a [products.training] section"
-        )
+    assert section.training is not None
+    assert section.model is not None
     if section.training.magnitudes:
         training_set = from_labels(section.training, config.resolve(section.training.source))
     else:
         training_set = measured_training_set(config, store, section, workers=workers)
     package = train_network(
         training_set,
-        architecture=section.model,
+        architecture=section.architecture or section.model,
         network=section.network,
         settings=section.training,
         store=store,
@@ -149,25 +154,30 @@ def evaluate(
     outlier: float = OUTLIER_THRESHOLD,
     column: str | None = None,
     baseline: str | None = None,
+    magnitude: str | None = None,
 ) -> dict[str, Any]:
     """Redshift metrics of a published catalog against the table of the [truth] section.
 
     Point estimates are by default the medians of the first PDFs, `*_z_median`. Metrics are binned
-    in true and in predicted redshift, and in the AB magnitude of the reddest band with a flux
-    column.
+    in true and in predicted redshift, and in AB magnitude.
 
     Parameters
     ----------
     config : SurveyConfig
         Names the table, and the bands in order of wavelength.
     catalog : str, optional
-        Path or URL of a HATS catalog; the survey's published release by default.
+        Path or URL of any HATS catalog, or of a collection, whose main catalog counts; the
+        survey's published release by default.
     outlier : float
-        |dz| above which an object is an outlier.
+        |dz| above which an object is an outlier; reported beside 0.15 and 0.05.
     column : str, optional
-        Redshift column of any name; of ours, `<model>_z_<estimate>`, the PDFs are judged too.
+        Redshift column of any name; of ours, `<model>_z_<estimate>`, the PDFs are judged too if
+        their quantiles are those of schemas/photoz.toml.
     baseline : str, optional
         Another redshift column: is the first one better, and could chance have made it so?
+    magnitude : str, optional
+        Column to bin in: AB magnitudes, or `flux_<band>` in nJy; by default the flux of the
+        reddest band that has one.
 
     Returns
     -------
@@ -185,16 +195,15 @@ def evaluate(
     """
     from surveyproc.evaluate.compare import gains
     from surveyproc.evaluate.summary import summarise
-    from surveyproc.models.features import magnitude_from_flux
 
     if config.truth is None:
         raise ConfigError("evaluate needs a [truth] section: source, redshift, ra, dec")
     store, key, facts = _published(config, catalog)
     labels = read_labels(config.truth, config)
-    leaves = hats.leaf_keys(store, key)
-    if not leaves:
+    files = hats.file_keys(store, key)
+    if not files:
         raise InputError(f"{facts['catalog']} is no HATS catalog: there are no leaves under it")
-    names = hats.leaf_schema(store, f"{key}/{leaves[0]}").names
+    names = hats.leaf_schema(store, f"{key}/{files[0]}").names
     redshifts = [name for name in names if name.endswith(("_z_median", "_z_point"))]
     medians = [name for name in redshifts if name.endswith("_z_median")]
     point = column or next(iter(medians or redshifts), None)
@@ -203,30 +212,34 @@ def evaluate(
             f"evaluate: {facts['catalog']} has no redshifts of ours (no *_z_median or *_z_point "
             "column): name the column"
         )
-    for name in (point, *([baseline] if baseline else [])):
+    for name in filter(None, (point, baseline, magnitude)):
         if name not in names:
+            others = names if name == magnitude else redshifts or names
             raise ConfigError(
-                f"evaluate: {facts['catalog']} has no column {name!r}; try "
-                + (", ".join(redshifts) or ", ".join(names))
+                f"evaluate: {facts['catalog']} has no column {name!r}; try {', '.join(others)}"
             )
-    ours = "_z_" in point
-    pdfs = f"{point.rpartition('_z_')[0]}_z_quantiles" if ours else ""
-    # A product's flag is the last of its columns.
-    flags = [name for name in names[names.index(point) :] if name.endswith("_flag")]
-    flag = flags[0] if flags and ours else ""
-    band = next((band for band in reversed(config.images.bands) if f"flux_{band}" in names), None)
-    candidates = dict.fromkeys((point, baseline or point, pdfs, flag, f"flux_{band}"))
-    wanted = [name for name in candidates if name in names]
-    values, redshift = match_catalog(store, key, labels, wanted)
+    pdfs, flag = _beside(point, names)
+    reddest = (f"flux_{band}" for band in reversed(config.images.bands))
+    brightness = magnitude or next((name for name in reddest if name in names), "")
+    candidates = dict.fromkeys((point, baseline, pdfs, flag, brightness))
+    # Our own leaves are known; of others, the properties say where the positions are.
+    position = hats.position_columns(store, key) if catalog else ("ra", "dec")
+    values, redshift = match_catalog(
+        store, key, labels, [name for name in candidates if name], position
+    )
     if not len(redshift):
         raise InputError(
             f"no object of {facts['catalog']} lies within {labels.radius} arcsec of a row of "
             f"{config.truth.source}: check truth.ra, truth.dec and truth.radius"
         )
+    for name in filter(None, (point, baseline, brightness)):
+        if values[name].ndim != 1:
+            raise ConfigError(f"evaluate: column {name!r} holds lists, not one number an object")
     binned = {"true_redshift": redshift, "predicted_redshift": values[point]}
-    if band is not None:
-        binned[f"magnitude_{band}"] = magnitude_from_flux(values[f"flux_{band}"])
-    known = pdfs in values and values[pdfs].shape[1] > 0
+    if brightness:
+        binned |= _magnitudes(brightness, values[brightness])
+    levels = schemas.pdf_levels()
+    known = bool(pdfs) and values[pdfs].shape[1:] == (len(levels),)
     against: dict[str, Any] = {}
     if baseline:
         found = gains(values[baseline], values[point], redshift, outlier)
@@ -236,6 +249,7 @@ def evaluate(
         **against,
         "column": point,
         "labels": len(labels.ra),
+        "labels_dropped": labels.dropped,
         "matched": len(redshift),
         **summarise(
             values[point],
@@ -243,10 +257,34 @@ def evaluate(
             good=values[flag] == 0 if flag else None,
             binned=binned,
             quantiles=values[pdfs] if known else None,
-            levels=schemas.pdf_levels(),
+            levels=levels,
             threshold=outlier,
         ),
     }
+
+
+def _beside(point: str, names: Sequence[str]) -> tuple[str, str]:
+    """The PDF and the flag that belong to `point`; "" for what is not there or not ours."""
+    estimates = [one.name for one in schemas.load("photoz") if one.name.startswith("_z_")]
+    models = (point.removesuffix(name) for name in estimates if point.endswith(name))
+    model = next(models, "")
+    if not model:
+        return "", ""
+    pdfs = f"{model}_z_quantiles"
+    # A product's flag follows its other columns; any other may be of somebody else's.
+    own = {f"{model}{name}" for name in estimates}
+    after = next((name for name in names[names.index(point) :] if name not in own), "")
+    is_flag = after.startswith("photoz_") and after.endswith("_flag")
+    return pdfs if pdfs in names else "", after if is_flag else ""
+
+
+def _magnitudes(column: str, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """AB magnitudes under the name of the quantity; a column of fluxes is converted."""
+    from surveyproc.models.features import magnitude_from_flux
+
+    if column.startswith("flux_"):
+        return {f"magnitude_{column.removeprefix('flux_')}": magnitude_from_flux(values)}
+    return {column: values}
 
 
 def _published(config: SurveyConfig, catalog: str | None) -> tuple[Store, str, dict[str, Any]]:
@@ -257,8 +295,18 @@ def _published(config: SurveyConfig, catalog: str | None) -> tuple[Store, str, d
         facts = {name: current[name] for name in ("release", "rows", "rejected")}
         return store, current["path"], {"catalog": current["url"], **facts}
     url = catalog.rstrip("/") if "://" in catalog else str(Path(catalog).absolute())
-    root, _, key = url.rpartition("/")
-    return Store(root or "/"), key, {"catalog": url}
+    store, key = _located(url)
+    main = hats.main_table(store, key)
+    if "://" in main or main.startswith("/"):
+        store, key = _located(main)
+    elif main:
+        key = f"{key}/{main.strip('/')}"
+    return store, key, {"catalog": url}
+
+
+def _located(url: str) -> tuple[Store, str]:
+    root, _, key = url.rstrip("/").rpartition("/")
+    return Store(root or "/"), key
 
 
 def validate(config: SurveyConfig) -> dict[str, Any]:

@@ -31,21 +31,31 @@ def test_current_release_is_one_line_that_lsdb_opens(published_survey):
 
 def test_evaluation_is_printed_as_a_table(published_survey):
     url = surveyproc("releases", published_survey, "--current").stdout.strip()
-    done = surveyproc("evaluate", published_survey, "--catalog", url, "--outlier", "0.05")
+    done = surveyproc("evaluate", published_survey, "--catalog", url, "--magnitude", "flux_i")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert f"of {url} against" in lines[0]
-    assert lines[0].endswith("|dz| > 0.05")
-    for start in ("all ", "unflagged ", "true redshift", "magnitude K", "PDFs, all: n ="):
+    assert lines[0].endswith("|dz| > 0.15, 0.05")
+    for start in ("all ", "unflagged ", "true redshift", "magnitude i", "PDFs, all: n ="):
         assert sum(line.startswith(start) for line in lines) == 1
     assert max(map(len, lines[2:-2])) <= 100
+    free = surveyproc("evaluate", published_survey, "--outlier", "0.1").stdout.splitlines()
+    assert "> 0.15, %      > 0.05, %      > 0.1, %       bias" in free[2]
+    row = next(line for line in free if line.startswith("all "))
+    assert row.count(" ± ") == 5
+
+
+def test_a_magnitude_that_is_not_there_is_named(published_survey):
+    done = surveyproc("evaluate", published_survey, "--magnitude", "mag_q")
+    assert done.returncode == 2
+    assert "has no column 'mag_q'" in done.stderr
 
 
 def test_a_column_against_another_one_is_printed(published_survey):
     column = verbs.evaluate(load(published_survey))["column"]
     other = column.replace("_median", "_mean")
     done = surveyproc("evaluate", published_survey, "--column", column, "--baseline", other)
-    _, _, table = done.stdout.partition(f"against {other}:")
+    _, _, table = done.stdout.partition(f"against {other}, outliers: |dz| > 0.15:")
     assert [line.split()[0] for line in table.splitlines()[1:]] == ["nmad", "outlier", "bias"]
     assert table.count("p = ") == table.count("gain ") == 3
 

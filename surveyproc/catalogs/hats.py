@@ -6,22 +6,26 @@ import base64
 import datetime
 import io
 import re
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import csv
 
 from surveyproc.catalogs import metadata, voparquet
 from surveyproc.errors import StoreError
 from surveyproc.schemas import Column, arrow_schema
 from surveyproc.storage import Store, digest
+from surveyproc.urls import is_web
 
 SPATIAL = "_healpix_29"
 ORDER = 29
@@ -30,6 +34,11 @@ MAP_ORDER = 8
 ROW_GROUP_ROWS = 131_072
 PARTITIONS = "partitions.parquet"
 _LEAF = re.compile(r"dataset/Norder=(\d+)/Dir=(\d+)/Npix=(\d+)\.parquet$")
+# HATS allows other endings than ours, and folders of files; their names may not begin like those of
+# metadata and of what is hidden.
+_FILE = re.compile(
+    r"dataset/Norder=(\d+)/Dir=\d+/Npix=(\d+)(?:[^/]*|/[^/_.][^/]*)\.(?:parquet|parq|pq)"
+)
 
 # 800,000 rows of 12 mostly float columns, one thread: dictionaries (the default) make Parquet
 # writing five times slower and larger on numbers. Without them, with split float bytes and
@@ -122,6 +131,69 @@ def leaf_keys(store: Store, key: str) -> list[str]:
     names = (f"dataset/{name}" for name in store.sizes(f"{key}/dataset"))
     found = [name for name in names if _LEAF.search(name) is not None]
     return sorted(found, key=lambda name: nested_start(*pixel_of(name)))
+
+
+def file_keys(store: Store, key: str) -> list[str]:
+    """Keys of all files with rows of any HATS catalog `key`, relative to it, in nested order.
+
+    Others than we write leaves with other endings, or folders `Npix=N/` of files.
+    """
+    if is_web(store.url):
+        return _told_keys(store, key)
+    names = (f"dataset/{name}" for name in store.sizes(f"{key}/dataset"))
+    found = [match for name in names if (match := _FILE.fullmatch(name)) is not None]
+    found.sort(key=lambda match: (nested_start(int(match[1]), int(match[2])), match[0]))
+    return [match[0] for match in found]
+
+
+def _told_keys(store: Store, key: str) -> list[str]:
+    """`file_keys` by what the catalog says of itself: few web servers list many folders."""
+    content = store.read_if_there(f"{key}/partition_info.csv")
+    if content is None:
+        return []
+    pixels = csv.read_csv(io.BytesIO(content)).select(["Norder", "Npix"]).to_pydict().values()
+    ordered = sorted(zip(*pixels, strict=True), key=lambda pixel: nested_start(*pixel))
+    leaves = [leaf_key(*pixel).removesuffix(".parquet") for pixel in ordered]
+    suffix = _table_properties(store, key).get("hats_npix_suffix", ".parquet")
+    if suffix != "/":
+        return [f"{leaf}{suffix}" for leaf in leaves]
+    names = (f"{leaf}/{unquote(name)}" for leaf in leaves for name in store.names(f"{key}/{leaf}"))
+    return [name for name in names if _FILE.fullmatch(name)]
+
+
+def main_table(store: Store, key: str) -> str:
+    """Path or URL of the main catalog of the HATS collection `key`; empty if it is none.
+
+    A relative path begins at the collection.
+    """
+    return _read_properties(store, f"{key}/collection.properties").get("hats_primary_table_url", "")
+
+
+def position_columns(store: Store, key: str) -> tuple[str, str]:
+    """Names of the columns with right ascension and declination of any HATS catalog `key`."""
+    found = _table_properties(store, key)
+    return found.get("hats_col_ra", "ra"), found.get("hats_col_dec", "dec")
+
+
+def _table_properties(store: Store, key: str) -> dict[str, str]:
+    # Older writers know the second name only.
+    files = ("hats.properties", "properties")
+    return next(filter(None, (_read_properties(store, f"{key}/{name}") for name in files)), {})
+
+
+def _read_properties(store: Store, key: str) -> dict[str, str]:
+    """What the properties file `key` says, unchecked; nothing if there is none."""
+    content = store.read_if_there(key)
+    if content is None:
+        return {}
+    # Importing hats takes over a second; whoever only reads leaves does without.
+    from hats.catalog.dataset.hats_properties import HatsProperties
+    from upath import UPath
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = UPath(folder) / "properties"
+        path.write_bytes(content)
+        return HatsProperties.read_from_file(path).model_extra or {}
 
 
 def nested_start(order: int, pixel: int) -> tuple[int, int]:

@@ -19,6 +19,9 @@ from surveyproc.config import LabelsSection, SurveyConfig
 from surveyproc.errors import InputError
 from surveyproc.storage import Store
 
+REDSHIFT_LIMITS = (0.0, 20.0)
+"""Redshifts at or below the first (stars, failures) or at or above the second are no labels."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -50,9 +53,10 @@ class Labels:
 
 
 def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
-    """The selected rows of a label table that have a position and a finite redshift.
+    """The selected rows of a label table that have a position and a redshift.
 
-    A table may hold other objects too, whose redshift is unknown: they are counted.
+    A table may hold other objects too, whose redshift is unknown, or a code that says so (-99):
+    they are counted.
 
     Raises
     ------
@@ -63,13 +67,17 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     names = [section.ra, section.dec, section.redshift]
     columns = read_numbers(url, names + ([section.select] if section.select else []))
     ra, dec, redshift = (columns[name] for name in names)
-    placed, known = np.isfinite(ra) & (np.abs(dec) <= 90), np.isfinite(redshift)
+    placed = np.isfinite(ra) & (np.abs(dec) <= 90)
+    known = (redshift > REDSHIFT_LIMITS[0]) & (redshift < REDSHIFT_LIMITS[1])
     chosen = np.ones(len(ra), bool)
     if section.select:
         chosen = truth(columns[section.select], url, section.select)
     good = chosen & placed & known
     if not good.any():
-        raise InputError(f"{url}: no selected row has a position and a finite {section.redshift!r}")
+        raise InputError(
+            f"{url}: no selected row has a position and a redshift {section.redshift!r} between "
+            f"{REDSHIFT_LIMITS[0]:g} and {REDSHIFT_LIMITS[1]:g}"
+        )
     counts = {
         "labels without a redshift": int((chosen & ~known).sum()),
         "labels without a position": int((chosen & known & ~placed).sum()),
@@ -79,9 +87,26 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
 
 
 def match_catalog(
-    store: Store, catalog_key: str, labels: Labels, columns: Sequence[str]
+    store: Store,
+    catalog_key: str,
+    labels: Labels,
+    columns: Sequence[str],
+    position: tuple[str, str] = ("ra", "dec"),
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
-    """For every label the nearest object of a catalog within the labels' radius.
+    """For every label the nearest object of any HATS catalog within the labels' radius.
+
+    Parameters
+    ----------
+    store : Store
+        Where the catalog lies.
+    catalog_key : str
+        Its key.
+    labels : Labels
+        Known redshifts.
+    columns : sequence of str
+        Columns of numbers, or of lists of them, to take along.
+    position : tuple of str
+        Columns with right ascension and declination, degrees.
 
     Returns
     -------
@@ -94,15 +119,20 @@ def match_catalog(
     Raises
     ------
     InputError
-        If the lists of a column are not equally long.
+        If a column is not numeric, or its lists are not equally long.
+    StoreError
+        If a file of the catalog is damaged, or lacks a column.
     """
     best = np.full(len(labels.ra), np.inf)
     # Which row of all the rows taken from leaves belongs to a label.
     place = np.zeros(len(labels.ra), np.int64)
     taken, count = list[pa.Table](), 0
-    for leaf in hats.leaf_keys(store, catalog_key):
-        table = hats.read_leaf(store, f"{catalog_key}/{leaf}", ["ra", "dec", *columns])
-        ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
+    wanted = list(dict.fromkeys([*position, *columns]))
+    for leaf in hats.file_keys(store, catalog_key):
+        table = hats.read_leaf(store, f"{catalog_key}/{leaf}", wanted)
+        if not table.num_rows:
+            continue
+        ra, dec = (_numbers(table[name], name) for name in position)
         candidates = labels.near(*sky.cap(ra, dec))
         if not len(candidates):
             continue
@@ -124,8 +154,14 @@ def match_catalog(
 
 def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float64]:
     """A column as float64, shape (n,), or (n, length) for lists; NaN where null."""
-    if not pa.types.is_nested(column.type):
-        values: NDArray[np.float64] = column.to_numpy().astype(float)
+    dtype, lists = column.type, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+    inner = dtype.value_type if isinstance(dtype, lists) else dtype
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    if not any(is_kind(inner) for is_kind in kinds):
+        raise InputError(f"column {name!r} is not numeric ({dtype})")
+    if inner is dtype:
+        # Of large integers a double may lose the last digits, which nothing here needs.
+        values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()
         return values
     lengths = pc.unique(pc.list_value_length(column.drop_null())).to_pylist()
     if len(lengths) > 1:

@@ -28,6 +28,9 @@ from surveyproc.evaluate.bootstrap import Float, Seed, bootstrap
 OUTLIER_THRESHOLD = 0.15
 """|dz| above which a prediction is catastrophic (Li et al. 2022, section 3)."""
 
+OUTLIER_THRESHOLDS = (OUTLIER_THRESHOLD, 0.05)
+"""Those that are always reported; the second is of Ait Ouahmed et al. 2023 for the SDSS."""
+
 NORMAL_MAD = 1.4826
 """Standard deviation of a normal distribution divided by its median absolute deviation."""
 
@@ -175,6 +178,46 @@ def bootstrap_errors(
     return dict(zip(names, errors.tolist(), strict=True))
 
 
+def outlier_fractions(
+    z_pred: ArrayLike,
+    z_true: ArrayLike,
+    thresholds: Sequence[float] = OUTLIER_THRESHOLDS,
+    *,
+    resamples: int = RESAMPLES,
+    seed: Seed = 0,
+) -> dict[str, list[float]]:
+    """Outlier fractions at several thresholds, with standard errors.
+
+    Parameters
+    ----------
+    z_pred, z_true : array_like, shape (n,)
+        Predicted and true redshifts; objects without a finite dz are left out.
+    thresholds : sequence of float, shape (m,)
+        |dz| above which an object is an outlier.
+    resamples, seed : int
+        Of the standard errors; equal ones draw the same objects as in `bootstrap_errors`.
+
+    Returns
+    -------
+    dict
+        `outlier_fractions` and `outlier_fractions_err`, m values each in the order of the
+        thresholds; NaN where `redshift_metrics` and `bootstrap_errors` give it.
+    """
+    dz = _finite(scaled_error(z_pred, z_true))
+
+    def shares(drawn: Float) -> Float:
+        return np.stack([dz_outlier_fraction(drawn, threshold) for threshold in thresholds])
+
+    unknown = np.full(len(thresholds), np.nan)
+    errors = unknown
+    if dz.size > 1:
+        errors = np.std(bootstrap(shares, [dz], resamples, seed), axis=-1, ddof=1)
+    return {
+        "outlier_fractions": (shares(dz) if dz.size else unknown).tolist(),
+        "outlier_fractions_err": errors.tolist(),
+    }
+
+
 def equal_count_edges(values: ArrayLike, bins: int) -> Float:
     """Edges of `bins` bins that hold equally many of the finite `values`, up to ties.
 
@@ -196,9 +239,10 @@ def binned_metrics(
     edges: Sequence[float] | Float,
     threshold: float = OUTLIER_THRESHOLD,
     *,
+    thresholds: Sequence[float] = OUTLIER_THRESHOLDS,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Metrics in bins of any column (true redshift, magnitude, signal to noise, ...).
 
     Parameters
@@ -212,13 +256,16 @@ def binned_metrics(
         Objects whose value is missing or outside all bins are in none.
     threshold : float
         |dz| above which an object is an outlier.
+    thresholds : sequence of float
+        Those of `outlier_fractions`.
     resamples, seed : int
         Of the standard errors, see `bootstrap_errors`.
 
     Returns
     -------
     list of dict
-        One entry a bin: `low`, `high` and the keys of `redshift_metrics` and `bootstrap_errors`.
+        One entry a bin: `low`, `high` and the keys of `redshift_metrics`, `bootstrap_errors` and
+        `outlier_fractions`.
 
     Raises
     ------
@@ -232,13 +279,20 @@ def binned_metrics(
         raise InputError(f"binned column has shape {column.shape}, redshifts {true.shape}")
     if limits.size < 2 or not np.all(np.diff(limits) > 0):
         raise InputError("bin edges must increase, and there must be at least two")
-    table: list[dict[str, float]] = []
+    table: list[dict[str, Any]] = []
     for k, (low, high) in enumerate(pairwise(limits)):
         last = k == limits.size - 2
         inside = (column >= low) & ((column < high) | (last & (column == high)))
-        inner = (predicted[inside], true[inside], threshold)
-        errors = bootstrap_errors(*inner, resamples=resamples, seed=(seed, k))
-        table.append({"low": float(low), "high": float(high), **redshift_metrics(*inner), **errors})
+        inner, drawn = (predicted[inside], true[inside]), (seed, k)
+        table.append(
+            {
+                "low": float(low),
+                "high": float(high),
+                **redshift_metrics(*inner, threshold),
+                **bootstrap_errors(*inner, threshold, resamples=resamples, seed=drawn),
+                **outlier_fractions(*inner, thresholds, resamples=resamples, seed=drawn),
+            }
+        )
     return table
 
 

@@ -12,9 +12,11 @@ from surveyproc.evaluate.bootstrap import Float
 from surveyproc.evaluate.pdf import Levels, pdf_metrics
 from surveyproc.evaluate.redshift import (
     OUTLIER_THRESHOLD,
+    OUTLIER_THRESHOLDS,
     binned_metrics,
     bootstrap_errors,
     equal_count_edges,
+    outlier_fractions,
     redshift_metrics,
 )
 
@@ -48,28 +50,36 @@ def summarise(
     levels : sequence of float, shape (m,)
         Probabilities of the quantiles.
     threshold : float
-        |dz| above which an object is an outlier.
+        |dz| above which an object is an outlier; reported beside `OUTLIER_THRESHOLDS`.
 
     Returns
     -------
     dict
-        `threshold`; `all` and, given `good`, `unflagged`: the keys of `redshift_metrics` and
-        `bootstrap_errors`; `bins`: for each quantity the rows of `binned_metrics`, none if it does
+        `threshold`, that of `outlier_fraction`; `thresholds`, those of `outlier_fractions`; `all`
+        and, given `good`, `unflagged`: the keys of `redshift_metrics`, `bootstrap_errors` and
+        `outlier_fractions`; `bins`: for each quantity the rows of `binned_metrics`, none if it does
         not vary; given `quantiles`, `pdf`: `levels`, and `all` and `unflagged` with the keys of
         `pdf_metrics`.
     """
     samples = {"all": np.ones(len(z_true), bool)}
     if good is not None:
         samples["unflagged"] = good
-    document: dict[str, Any] = {"threshold": threshold, "bins": {}}
+    thresholds = list(dict.fromkeys((*OUTLIER_THRESHOLDS, threshold)))
+    document: dict[str, Any] = {"threshold": threshold, "thresholds": thresholds, "bins": {}}
     for name, rows in samples.items():
-        inner = (z_pred[rows], z_true[rows], threshold)
-        document[name] = {**redshift_metrics(*inner), **bootstrap_errors(*inner)}
+        inner = (z_pred[rows], z_true[rows])
+        document[name] = {
+            **redshift_metrics(*inner, threshold),
+            **bootstrap_errors(*inner, threshold),
+            **outlier_fractions(*inner, thresholds),
+        }
     for name, column in binned.items():
         bins = min(MOST_BINS, max(1, len(z_true) // LEAST_IN_BIN))
         edges = equal_count_edges(column, bins)
         document["bins"][name] = (
-            binned_metrics(z_pred, z_true, column, edges, threshold) if len(edges) > 1 else []
+            binned_metrics(z_pred, z_true, column, edges, threshold, thresholds=thresholds)
+            if len(edges) > 1
+            else []
         )
     if quantiles is not None:
         document["pdf"] = {"levels": list(levels)} | {

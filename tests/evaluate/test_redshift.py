@@ -17,6 +17,7 @@ from surveyproc.evaluate.redshift import (
     equal_count_edges,
     nmad,
     outlier_fraction,
+    outlier_fractions,
     redshift_metrics,
     scaled_error,
 )
@@ -161,3 +162,16 @@ def test_equal_counts():
     edges = equal_count_edges(np.random.default_rng(0).random(800), 8)
     rows = binned_metrics(np.zeros(800), np.zeros(800), np.random.default_rng(0).random(800), edges)
     assert [row["n"] for row in rows] == [100] * 8
+
+
+def test_outlier_fractions_are_those_of_each_threshold():
+    zeros, dz = np.zeros(400), np.random.default_rng(5).normal(0, 0.1, 400)
+    found = outlier_fractions(dz, zeros, (0.3, 0.1), seed=2)
+    for k, threshold in enumerate((0.3, 0.1)):
+        assert found["outlier_fractions"][k] == outlier_fraction(dz, zeros, threshold)
+        alone = bootstrap_errors(dz, zeros, threshold, seed=2)
+        assert found["outlier_fractions_err"][k] == alone["outlier_fraction_err"]
+    assert outlier_fractions([0.1], [0.0])["outlier_fractions"] == [0.0, 1.0]
+    for values, without in (([0.1], ("_err",)), ([np.nan], ("", "_err"))):
+        unknown = outlier_fractions(values, [0.0])
+        assert all(np.isnan(unknown[f"outlier_fractions{end}"]).all() for end in without)
