@@ -72,6 +72,7 @@ def measured_training_set(
         workers=workers,
     )
     table = cube.index
+    lone = cube.record["labels"] - table.num_rows
     return TrainingSet(
         flux=np.stack([_floats(table, f"flux_{band}") for band in chosen], axis=1),
         flux_err=np.stack([_floats(table, f"flux_err_{band}") for band in chosen], axis=1),
@@ -79,7 +80,10 @@ def measured_training_set(
         ra=table["ra"].to_numpy(),
         dec=table["dec"].to_numpy(),
         bands=bands,
-        dropped=dict(cube.record["labels_dropped"]),
+        dropped={
+            **cube.record["labels_dropped"],
+            **({"labels without an object of their own": lone} if lone else {}),
+        },
         reddening=table["ebv"].to_numpy(),
         cube=cube if reads.cutout else None,
         cube_row=np.arange(table.num_rows) if reads.cutout else None,

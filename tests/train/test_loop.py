@@ -315,6 +315,19 @@ def test_members_killed_go_on_and_end_the_same(ray_session, tmp_path):
     same_weights(go(tmp_path / "cut", **keys), whole)
 
 
+def test_gpus_too_few_for_the_workers_are_told(ray_session, tmp_path, monkeypatch):
+    resources = {**workers.ray.cluster_resources(), "GPU": 1.0}
+    monkeypatch.setattr(workers.ray, "cluster_resources", lambda: resources)
+    said = []
+    go(tmp_path, None, said.append, epochs=1)
+    assert any("1 GPUs are too few for training.workers = 2" in line for line in said)
+
+
+def test_batches_that_workers_cannot_share(tmp_path):
+    with pytest.raises(InputError, match=r"batch_size = 65 cannot be shared evenly"):
+        go(tmp_path, batch_size=65)
+
+
 def test_set_smaller_than_a_batch(tmp_path):
     with pytest.raises(InputError, match="batch_size"):
         go(tmp_path, training_set(60))

@@ -93,6 +93,16 @@ def test_labels_without_a_redshift_are_counted(tmp_path, workers):
     assert found.dropped == {"labels without a redshift": 2}
 
 
+def test_labels_that_no_object_is_left_for_are_counted(tmp_path, workers):
+    config, store = catalog_survey(tmp_path)
+    labels = pq.read_table(tmp_path / "labels.parquet")
+    moved = labels.set_column(0, "ra", pa.array(labels["ra"].to_numpy() + 5e-6))
+    pq.write_table(pa.concat_tables([labels, moved]), tmp_path / "labels.parquet")
+    found = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    assert len(found) == ROWS // 2
+    assert found.dropped == {"labels without an object of their own": ROWS // 2}
+
+
 def test_fluxes_that_nobody_has_are_named(tmp_path):
     config, store = catalog_survey(tmp_path)
     images = config.images.model_copy(update={"bands": ["g", "r", "Ks", "W1"]})
