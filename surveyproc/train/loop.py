@@ -375,7 +375,7 @@ def _write_log(
     with tempfile.TemporaryDirectory() as place:
         with SummaryWriter(place) as writer:
             for entry in history:
-                for key in entry.keys() - {"epoch"}:
+                for key in sorted(entry.keys() - {"epoch"}):
                     writer.add_scalar(key, entry[key], int(entry["epoch"]))
         (events,) = Path(place).iterdir()
         # Its own name has the time in it; this one is replaced as the training goes on.
