@@ -1,5 +1,7 @@
 """Networks of images, from the survey's own pixels to a published catalog."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +11,7 @@ from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.errors import InputError
 from surveyproc.models.package import load_package
+from surveyproc.report.page import write_report
 from surveyproc.storage import Store
 
 SECTION = """
@@ -78,6 +81,11 @@ def test_images_to_published_redshifts(survey_copy, workers, model, network, mor
         assert package.bands == ("g", "r", "i", "K")
     assert (flags == 0).mean() > 0.5
     assert table.num_rows == released["rows"] == 240
+    column = f"{prefix}_z_{'point' if regression else 'median'}"
+    judged = verbs.evaluate(config, column=column)
+    assert judged["all"]["n"] > 100
+    assert ("pdf" in judged) != regression
+    assert "photoz_images" in Path(write_report(config)["report"]).read_text()
 
 
 def test_labels_beyond_the_bins_are_named(survey_copy, workers):
