@@ -136,9 +136,9 @@ def metric_changes(
     last, new : str
         Keys of the two catalogs.
     columns : iterable of str
-        Columns of both; those called `*_z_median` are held against the truth.
+        Columns of both; the redshifts of their models are held against the truth.
     """
-    redshifts = sorted(name for name in columns if name.endswith("_z_median"))
+    redshifts = sorted(schemas.redshift_columns(columns))
     if config.truth is None or not redshifts:
         return []
     labels = read_labels(config.truth, config)

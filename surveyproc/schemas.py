@@ -122,6 +122,21 @@ def pdf_levels() -> tuple[float, ...]:
     return tuple(float(level) for level in levels)
 
 
+def redshift_columns(names: Iterable[str]) -> list[str]:
+    """The redshift of every model among the columns: its median, or its point if it has no PDF.
+
+    Examples
+    --------
+    >>> redshift_columns(["a_z_point", "b_z_median", "b_z_point"])
+    ['b_z_median', 'a_z_point']
+    """
+    known = list(names)
+    medians = [name for name in known if name.endswith("_z_median")]
+    points = [name for name in known if name.endswith("_z_point")]
+    alone = [one for one in points if one.replace("_z_point", "_z_median") not in medians]
+    return medians + alone
+
+
 @cache
 def flags() -> Mapping[str, int]:
     """Flag names to their bit masks (1, 2, 4, ...); the same bits serve every `<product>_flag`."""

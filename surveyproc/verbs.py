@@ -204,9 +204,8 @@ def evaluate(
     if not files:
         raise InputError(f"{facts['catalog']} is no HATS catalog: there are no leaves under it")
     names = hats.leaf_schema(store, f"{key}/{files[0]}").names
-    redshifts = [name for name in names if name.endswith(("_z_median", "_z_point"))]
-    medians = [name for name in redshifts if name.endswith("_z_median")]
-    point = column or next(iter(medians or redshifts), None)
+    redshifts = schemas.redshift_columns(names)
+    point = column or next(iter(redshifts), None)
     if point is None:
         raise ConfigError(
             f"evaluate: {facts['catalog']} has no redshifts of ours (no *_z_median or *_z_point "

@@ -96,7 +96,7 @@ def redshift_against_truth(
     axis.set_xlim(0, top)
     axis.set_ylim(0, top)
     axis.set_xlabel("known redshift")
-    axis.set_ylabel("photometric redshift (median)")
+    axis.set_ylabel("photometric redshift")
     figure.colorbar(hexes, ax=axis, label="objects", shrink=0.85)
     return _png(figure)
 

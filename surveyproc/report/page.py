@@ -57,7 +57,7 @@ def write_report(config: SurveyConfig) -> dict[str, Any]:
     current = current_release(store, config.survey.name)
     key = str(current["path"])
     names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
-    redshifts = [name for name in names if name.endswith("_z_median")]
+    redshifts = schemas.redshift_columns(names)
     bands = [band for band in config.images.bands if f"flux_{band}" in names]
     summary = summarise(store, key, redshifts, bands)
     sections = [

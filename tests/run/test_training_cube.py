@@ -153,7 +153,7 @@ def catalog_survey(tmp_path, reddening=None):
         "name": ["x"] * ROWS,
     }
     pq.write_table(pa.table(columns), tmp_path / "sources.parquet")
-    labels = {"ra": columns["ra"], "dec": columns["dec"], "z": number / 10 + 0.1}
+    labels = {"ra": columns["ra"], "dec": columns["dec"], "z": number / 100 + 0.1}
     pq.write_table(pa.table(labels), tmp_path / "labels.parquet")
     training = {"source": str(tmp_path / "labels.parquet"), "redshift": "z"}
     config = SurveyConfig.model_validate(
@@ -183,7 +183,7 @@ def test_reddening_and_fluxes_of_the_catalog_over_several_shards(tmp_path, worke
     number = columns["object_id"]
     assert sorted(number) == list(range(ROWS))
     assert (np.diff(healpix29(columns["ra"], columns["dec"])) >= 0).all()
-    np.testing.assert_allclose(columns["redshift"], number / 10 + 0.1)
+    np.testing.assert_allclose(columns["redshift"], number / 100 + 0.1)
     flux = np.where(number == 0, np.nan, number)
     np.testing.assert_array_equal(columns["flux_g"], flux)
     dust = np.where(number == 0, 0.1, np.where(number == 1, 0, number / 1000))

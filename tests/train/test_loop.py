@@ -118,7 +118,7 @@ def test_rows_of_the_test_change_no_weight(ray_session, tmp_path, folds):
 
 
 def test_redshifts_and_dropped_bands_are_set(ray_session, tmp_path):
-    chosen = {"epochs": 1, "workers": 1, "redshifts": (0.2, 1.0), "dropped_rows": 0.0}
+    chosen = {"epochs": 1, "workers": 1, "redshifts": [0.2, 1.0], "dropped_rows": 0.0}
     data, said = training_set(), []
     package = go(tmp_path, data, said.append, **chosen)
     inside = int(((data.redshift > 0.2) & (data.redshift < 1.0)).sum())
