@@ -15,7 +15,6 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from operator import lt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -319,10 +318,11 @@ class SurveyConfig(Section):
                         f"products.{product.name}.bands: {band!r} is not in images.bands "
                         f"({', '.join(self.images.bands)})"
                     )
-            if product.training and not lt(*product.training.redshifts):
+            limits = product.training.redshifts if product.training else [0.0, 1.0]
+            if not limits[0] < limits[1]:
                 raise ValueError(
                     f"products.{product.name}.training.redshifts: the lowest comes first, not "
-                    f"{product.training.redshifts}"
+                    f"{limits}"
                 )
         models = [product.model for product in self.products if product.model]
         for model in models:

@@ -52,7 +52,8 @@ class BandScaling(nn.Module):
     mean, std : float32 Tensor, shape (n_bands, 1, 1)
         Of the compressed pixels of the training set: buffers, kept with the weights.
     brightness : float32 Tensor, shape (n_bands, 2)
-        Least and greatest mean of the central CORE x CORE compressed pixels in the training set.
+        Least and greatest mean of the central CORE x CORE compressed pixels (no unit) of the
+        training objects that `fit` was given.
     """
 
     mean: Tensor
@@ -90,7 +91,7 @@ class BandScaling(nn.Module):
         return planes * known
 
     def outside(self, images: Tensor) -> Tensor:
-        """Objects brighter or fainter at their centre, in any band, than all of the training set.
+        """Objects brighter or fainter at their centre, in any band, than all that `fit` was given.
 
         Ours: the least that images must have in common with those that a network was trained with.
 
@@ -109,7 +110,7 @@ class BandScaling(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Set mean and standard deviation from all training images, given batch by batch.
+        """Set the buffers from training images, given batch by batch.
 
         Raises
         ------

@@ -5,9 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from surveyproc import verbs
 from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError
+from surveyproc.models.package import load_package
 from surveyproc.run.labels import measured_training_set
 from surveyproc.storage import Store
 
@@ -101,6 +103,28 @@ def test_labels_that_no_object_is_left_for_are_counted(tmp_path, workers):
     found = measured_training_set(config, store, config.product("photoz"), workers=workers)
     assert len(found) == ROWS // 2
     assert found.dropped == {"labels without an object of their own": ROWS // 2}
+
+
+def test_settings_that_a_network_refuses_name_the_product_before_any_training(tmp_path):
+    config, store = catalog_survey(tmp_path, network={"widht": 8})
+    with pytest.raises(ConfigError, match=r"products\.photoz: tabm: unknown setting 'widht'"):
+        verbs.train(config)
+    assert store.names("training") == []
+
+
+def test_a_model_may_have_another_name_than_its_network(tmp_path, workers):
+    network = {"members": 2, "width": 8, "depth": 1, "errors": False}
+    config, store = catalog_survey(tmp_path, model="my-own", architecture="tabm", network=network)
+    section = config.product("photoz")
+    chosen = {"epochs": 1, "batch_size": 2, "workers": 1, "held_out_share": 0.0}
+    training = section.training.model_copy(update=chosen)
+    section = section.model_copy(update={"training": training})
+    done = verbs.train(config.model_copy(update={"products": [section]}))["photoz"]
+    package = load_package(store, "my-own")
+    assert (done["model"], done["version"]) == ("my-own", package.version)
+    assert package.document["architecture"] == "tabm"
+    assert package.document["training"]["rows_training"] == [ROWS // 2]
+    assert done["metrics"] == {}
 
 
 def test_fluxes_that_nobody_has_are_named(tmp_path):
