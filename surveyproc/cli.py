@@ -83,6 +83,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
         f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
         + (" (unchanged)" if catalog.skipped else ""),
+        *_place_lines(done),
     ]
     _show(done, as_json, lines)
 
@@ -142,7 +143,7 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
             f"releases), {done['rows_per_second']:.0f} objects/s a worker",
             *_flag_lines(done["flags"]),
         ]
-    _show(done, as_json, [*lines, *_gap_lines(done), done["url"]])
+    _show(done, as_json, [*lines, *_place_lines(done), *_gap_lines(done), done["url"]])
 
 
 @app.command()
@@ -429,7 +430,15 @@ def _night_lines(done: dict[str, Any]) -> list[str]:
         lines += [f"  {line}" for line in _diff_lines(done["diff"])]
     if done.get("removed"):
         lines.append(f"  old releases removed: {', '.join(done['removed'])}")
-    return [*lines, f"  {done['seconds']:.1f} s; {done['summary']}"]
+    return [*lines, *_place_lines(done), f"  {done['seconds']:.1f} s; {done['summary']}"]
+
+
+def _place_lines(done: dict[str, Any]) -> list[str]:
+    where = {"here": "in this process", "ray": "on Ray"}
+    alike: dict[str, list[str]] = {}
+    for one in done.get("places", ()):
+        alike.setdefault(f"{where[one['place']]}: {one['why']}", []).append(one["what"])
+    return [f"  {', '.join(what)} {how}" for how, what in alike.items()]
 
 
 def _gap_lines(done: dict[str, Any]) -> list[str]:

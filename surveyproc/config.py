@@ -181,10 +181,10 @@ class TrainingSection(LabelsSection):
     epochs: int = Field(30, ge=1, description="Epochs of each learning-rate stage.")
     batch_size: int = Field(64, ge=1, description="Objects a step, over all workers.")
     workers: int = Field(
-        2,
+        1,
         ge=1,
-        description="Ray Train workers of a single network. Of several networks each has one "
-        "process.",
+        description="Processes that share the gradients of a single network; more than one need "
+        "Ray. Of several networks each has one process.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, split and shuffling.")
     learning_rates: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
@@ -286,7 +286,16 @@ class NightlySection(Section):
 class RunSection(Section):
     """How the work is spread."""
 
-    workers: int | None = Field(None, ge=1, description="Worker processes; all CPUs if absent.")
+    place: Literal["auto", "here", "ray"] = Field(
+        "auto",
+        description="Where work runs: in the command's own process, on Ray, or by its size.",
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Worker processes, or threads in one process; all CPUs if absent."
+    )
+    niceness: int = Field(
+        0, ge=0, le=19, description="Of the worker processes of a Ray that the command starts."
+    )
     attempts: int = Field(3, ge=1, description="Failed attempts after which a unit is quarantined.")
     address: str = Field("local", description='Ray address; "local" starts and stops its own.')
 

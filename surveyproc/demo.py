@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from surveyproc import cluster, verbs
+from surveyproc import verbs
 from surveyproc.config import load
+from surveyproc.places import opened
 from surveyproc.report.page import write_report
 from surveyproc.simulate import simulate
 
@@ -55,7 +56,7 @@ def demo(out: Path, *, objects: int, seed: int, root: str) -> dict[str, Any]:
     with survey.config.open("a") as stream:
         stream.write(IMAGES)
     config = load(survey.config)
-    with cluster.session(config.run.address, config.run.workers):
+    with opened(config.run):
         say("ingest tiles and catalog")
         verbs.ingest(config)
         say("train the redshift networks")

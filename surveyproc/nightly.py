@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +16,7 @@ from surveyproc.catalogs.ingest import record_key
 from surveyproc.config import TOLERANCE, SurveyConfig
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
 from surveyproc.images.cube import TILES_KEY, read_tiles
+from surveyproc.places import Places, opened
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan, release_key, run_key
 from surveyproc.storage import Store, fingerprint
@@ -58,9 +58,9 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     }
     try:
         summary["before"] = _published(config, store)
-        # One Ray session for all that needs one; a night with nothing new starts none.
-        with ExitStack() as session:
-            _night(config, store, summary, session)
+        with opened(config.run) as places:
+            summary["places"] = places.chosen
+            _night(config, store, summary, places)
         summary["exit_code"] = 0
     except SurveyError as error:
         summary["did"] = "refused" if isinstance(error, GateError) else "failed"
@@ -84,8 +84,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     return summary
 
 
-def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], session: ExitStack) -> None:
-    record = _refresh(config, store, summary, session)
+def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places) -> None:
+    record = _refresh(config, store, summary, places)
     plan = make_plan(config, store)
     last = summary["before"]
     known = set(commit.recorded(store, run_key(last))) if last else set()
@@ -139,7 +139,7 @@ def _published(config: SurveyConfig, store: Store) -> str | None:
 
 
 def _refresh(
-    config: SurveyConfig, store: Store, summary: dict[str, Any], session: ExitStack
+    config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places
 ) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
     last = store.read_json(SOURCES_KEY) or {"files": {}, "tiles": {}}
@@ -154,7 +154,7 @@ def _refresh(
     if not changed and ingested and last.get("settings") == settings and last["complete"]:
         kept, problems, complete = last["kept"], last["problems"], True
     else:
-        kept, problems, complete = _ingest(config, store, session)
+        kept, problems, complete = _ingest(config, store, places)
     tiles = {tile.id: tile.version for tile in read_tiles(store)}
     summary["files"] = asdict(changed)
     summary["tiles"] = _tile_changes(last["tiles"], tiles)
@@ -172,19 +172,17 @@ def _refresh(
 
 
 def _ingest(
-    config: SurveyConfig, store: Store, session: ExitStack
+    config: SurveyConfig, store: Store, places: Places
 ) -> tuple[list[str], list[str], bool]:
     """What was kept, what was wrong, and whether everything could be read."""
-    from surveyproc import cluster
     from surveyproc.catalogs.ingest import ingest_catalog
     from surveyproc.images.ingest import ingest_tiles
 
     store.clear_staging()
-    workers = session.enter_context(cluster.session(config.run.address, config.run.workers))
-    tiles = ingest_tiles(config, store, workers=workers, keep_last=True)
+    tiles = ingest_tiles(config, store, places, keep_last=True)
     kept = list(tiles.kept)
     try:
-        ingest_catalog(config, store, workers=workers)
+        ingest_catalog(config, store, places)
     except InputError as error:
         if not store.exists(record_key(config.survey.name)):
             raise

@@ -144,7 +144,8 @@ def publish(
             f"{damaged} leaves are gone or cut short since they were written: repeat the command "
             "to compute them anew"
         )
-    if done is not None and is_valid(url):
+    leaves = [record.leaf for record in commits]
+    if done is not None and not hats.metadata_problems(store, plan.release_key, leaves):
         # Published before, and immutable since: only the pointer moves.
         point_to(store, plan.survey, pointer, done)
         return {**done, "url": url}
@@ -152,13 +153,17 @@ def publish(
     hats.finish_catalog(
         store,
         plan.release_key,
-        [record.leaf for record in commits],
+        leaves,
         name=plan.survey,
         columns=plan.columns,
         properties=plan.provenance,
     )
-    if not is_valid(url):
-        raise GateError(f"release {plan.run} is not published: {url} is not a valid HATS catalog")
+    if problems := hats.metadata_problems(store, plan.release_key, leaves):
+        listed = "; ".join(problems)
+        raise GateError(
+            f"release {plan.run} is not published: {url} is not a valid HATS catalog ({listed}): "
+            "repeat the command"
+        )
     current = {
         "release": plan.run,
         "path": plan.release_key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,18 +12,20 @@ import numpy as np
 from astropy.io.fits import Header
 from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 Float = NDArray[np.float64]
 
 
 def healpix29(ra: Float, dec: Float) -> NDArray[np.int64]:
     """HEALPix nested pixel at order 29 of each position (degrees, ICRS), as HATS defines it."""
-    # hats takes most of a second to import; workers that only look at images do without.
-    from hats.pixel_math.spatial_index import compute_spatial_index
+    # What hats computes it with; hats itself takes seconds to import.
+    import cdshealpix
+    from astropy.coordinates import Latitude, Longitude
 
-    pixels: NDArray[np.int64] = compute_spatial_index(np.asarray(ra), np.asarray(dec))
-    return pixels.astype(np.int64, copy=False)
+    lon = Longitude(np.asarray(ra, np.float64), unit="deg")
+    lat = Latitude(np.asarray(dec, np.float64), unit="deg")
+    pixels: NDArray[np.int64] = cdshealpix.lonlat_to_healpix(lon, lat, 29).astype(np.int64)
+    return pixels
 
 
 def unit_vectors(ra: Float, dec: Float) -> Float:
@@ -82,12 +85,17 @@ class Footprint(Protocol):
         """Radius of the bounding circle, degrees."""
 
 
-@lru_cache(maxsize=256)
 def wcs_from_header(text: str) -> Any:
     """The celestial WCS written in `text`, FITS header cards separated by newlines.
 
-    Cached: treat the result as read-only.
+    Cached: treat the result as read-only. Every thread has its own, since wcslib changes its
+    structures for the time of a call.
     """
+    return _wcs_of_thread(text, threading.get_ident())
+
+
+@lru_cache(maxsize=256)
+def _wcs_of_thread(text: str, thread: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
         return WCS(Header.fromstring(text, sep="\n"), naxis=2)
@@ -186,6 +194,8 @@ def owners(
     finite = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
     if not len(tiles) or not finite.size:
         return owner, best_x, best_y
+    from scipy.spatial import cKDTree
+
     tree = cKDTree(unit_vectors(ra[finite], dec[finite]))
     for index in sorted(range(len(tiles)), key=lambda i: tiles[i].id):
         tile = tiles[index]

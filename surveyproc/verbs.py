@@ -1,6 +1,6 @@
 """The verbs as functions: configuration in, a machine-readable result out. Nothing is printed.
 
-Ray and torch are imported by the verbs that compute, so that the others answer at once.
+What takes long to import is imported by the verbs that need it, so that the others answer at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.diff import diff as compare_releases
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
+from surveyproc.places import Places, opened
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan, make_plan
@@ -28,16 +29,15 @@ from surveyproc.storage import Store
 
 def ingest(config: SurveyConfig) -> dict[str, Any]:
     """Tiles to cubes and the source catalog to HATS; what is there already is left alone."""
-    from surveyproc import cluster
     from surveyproc.catalogs.ingest import ingest_catalog
     from surveyproc.images.ingest import ingest_tiles
 
     store = Store(config.root)
     store.clear_staging()
-    with cluster.session(config.run.address, config.run.workers) as workers:
-        tiles = ingest_tiles(config, store, workers=workers)
-        catalog = ingest_catalog(config, store, workers=workers)
-    return {"tiles": tiles, "catalog": catalog}
+    with opened(config.run) as places:
+        tiles = ingest_tiles(config, store, places)
+        catalog = ingest_catalog(config, store, places)
+    return {"tiles": tiles, "catalog": catalog, "places": places.chosen}
 
 
 def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
@@ -49,7 +49,6 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
         If no such product is configured, or it has no training section, or a network refuses its
         bands or settings.
     """
-    from surveyproc import cluster
     from surveyproc.run.labels import untrained
 
     sections = [config.product(name)] if name else [p for p in config.products if p.training]
@@ -57,11 +56,11 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
         raise ConfigError("products: none has a [products.training] section; add one to train")
     for section in sections:
         untrained(config, section)  # so that what cannot be built is known before any is trained
-    with cluster.session(config.run.address, config.run.workers) as workers:
-        return {section.name: _train_one(config, section, workers) for section in sections}
+    with opened(config.run) as places:
+        return {section.name: _train_one(config, section, places) for section in sections}
 
 
-def _train_one(config: SurveyConfig, section: ProductSection, workers: int) -> dict[str, Any]:
+def _train_one(config: SurveyConfig, section: ProductSection, places: Places) -> dict[str, Any]:
     from surveyproc.run.labels import measured_training_set
     from surveyproc.train.data import from_labels
     from surveyproc.train.loop import train as train_network
@@ -72,7 +71,7 @@ def _train_one(config: SurveyConfig, section: ProductSection, workers: int) -> d
     if section.training.magnitudes:
         training_set = from_labels(section.training, config.resolve(section.training.source))
     else:
-        training_set = measured_training_set(config, store, section, workers=workers)
+        training_set = measured_training_set(config, store, section, places)
     package = train_network(
         training_set,
         architecture=section.architecture or section.model,
@@ -80,6 +79,7 @@ def _train_one(config: SurveyConfig, section: ProductSection, workers: int) -> d
         settings=section.training,
         store=store,
         name=section.model,
+        places=places,
     )
     return {"model": section.model, "version": package.version, "metrics": package.metrics}
 
@@ -125,7 +125,8 @@ def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, 
     release.refuse_withdrawn(store, planned)
     from surveyproc.run.pipeline import compute_pending
 
-    computed = compute_pending(config, store, planned)
+    with opened(config.run) as places:
+        computed = compute_pending(config, store, planned, places)
     commits = list(commit.read_all(store, planned))
     gaps = sorted(record.unit for record in commits if record.quarantined)
     if gaps and gaps == release.published_gaps(store, planned):
@@ -144,6 +145,7 @@ def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, 
         "units_computed": computed.units,
         "rows_computed": computed.rows,
         "seconds_computing": computed.seconds,
+        "places": places.chosen,
         "seconds": time.monotonic() - started,
     }
 

@@ -25,6 +25,7 @@ from surveyproc.catalogs.readers import TableReader, checksum, open_table, table
 from surveyproc.catalogs.rejected import RejectedRows
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import InputError, StoreError
+from surveyproc.places import Places
 from surveyproc.progress import Meter
 from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
@@ -126,11 +127,10 @@ def read_catalog(store: Store, name: str) -> CatalogInfo:
 def ingest_catalog(
     config: SurveyConfig,
     store: Store,
+    places: Places,
     *,
-    workers: int,
     rows_per_batch: int | None = None,
     spill_bytes: int = SPILL_BYTES,
-    ray_rows: int = leaves.Crew.ray_rows,
 ) -> CatalogSummary:
     """Turn the configured source catalog into `catalogs/<survey>/`.
 
@@ -143,12 +143,10 @@ def ingest_catalog(
         Its `survey.name` and `catalog` section matter.
     store : Store
         Where to.
-    workers : int
-        Threads that write leaves; processes, if Ray is running and the catalog is large.
+    places : Places
+        Where leaves may be written.
     rows_per_batch, spill_bytes : int
         Rows read at once (by default about 32 MB) and bytes held before they are spilled.
-    ray_rows : int
-        From how many rows on Ray writes the leaves.
 
     Raises
     ------
@@ -168,9 +166,9 @@ def ingest_catalog(
     if record is not None and record["settings"] == settings and _intact(store, key):
         return _summary(store, key, record, skipped=True)
     with open_table(url) as reader, spill.own_folder(store, key) as folder:
-        build = _Build(config, store, key, folder, reader, workers)
+        build = _Build(config, store, key, folder, reader, places)
         build.rows_per_batch = rows_per_batch or rows.batch_rows(reader.schema)
-        build.spill_bytes, build.ray_rows = spill_bytes, ray_rows
+        build.spill_bytes = spill_bytes
         record = build.run(settings)
     return _summary(store, key, record, skipped=False)
 
@@ -189,7 +187,6 @@ class _Build:
 
     rows_per_batch = 65_536
     spill_bytes = SPILL_BYTES
-    ray_rows = leaves.Crew.ray_rows
 
     def __init__(
         self,
@@ -198,10 +195,10 @@ class _Build:
         key: str,
         folder: str,
         reader: TableReader,
-        workers: int,
+        places: Places,
     ) -> None:
         self.config, self.store, self.key, self.folder = config, store, key, folder
-        self.reader, self.workers = reader, workers
+        self.reader, self.places = reader, places
         self.roles = rows.roles(reader, config.catalog)
         self.columns = rows.stored_columns(reader, self.roles)
         self.rows_in = 0
@@ -211,17 +208,16 @@ class _Build:
         chosen = self.count()
         rows_out = sum(part[2] for part in chosen)
         with Meter("ingest, reading", objects=self.rows_in, units=1) as meter:
-            places, id_places, bits, rejected = self.spill(chosen, meter)
-        crew = leaves.Crew(self.workers, rows_out, self.ray_rows)
+            spilled, spilled_ids, bits, rejected = self.spill(chosen, meter)
         folders = leaves.Folders(
             self.key, f"{self.folder}/rows", f"{self.folder}/ids", f"{self.folder}/repeated"
         )
-        buckets = leaves.find_repeated(self.store, folders, id_places, crew)
+        buckets = leaves.find_repeated(self.store, folders, spilled_ids, self.places)
         self.begin()
         written = []
         with Meter("ingest, writing", objects=rows_out, units=len(chosen)) as meter:
             for done in leaves.write_all(
-                self.store, folders, chosen, places, self.columns, (bits, buckets), crew
+                self.store, folders, chosen, spilled, self.columns, (bits, buckets), self.places
             ):
                 meter.advance(objects=done.leaf.rows, nbytes=done.leaf.nbytes)
                 written.append(done)

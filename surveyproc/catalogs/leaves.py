@@ -1,11 +1,8 @@
-"""From spilled rows to leaves: one partition at a time, in this process or in Ray's workers."""
+"""From spilled rows to leaves: one partition at a time."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +13,14 @@ from surveyproc import schemas, sky
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Leaf, Partition
 from surveyproc.catalogs.spill import Int, bucket, read_group, repeated
+from surveyproc.places import Item, Places, Stage
 from surveyproc.schemas import Column
 from surveyproc.storage import Store
 
 # Far more than rounding: an object on the rim of its circle must never fall outside.
 CAP_MARGIN_DEG = 2e-6
+# Rows that one thread sorts and writes in a second, on one core.
+ROWS_PER_S = 250_000.0
 ID_SCHEMA = pa.schema([("id", pa.int64())])
 
 
@@ -32,27 +32,6 @@ class Folders:
     rows: str
     ids: str
     repeated: str
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who does the work.
-
-    Attributes
-    ----------
-    workers : int
-        Threads of this process (Arrow, sorting and hashing leave the interpreter to the others),
-        or Ray processes.
-    rows : int
-        Rows to write.
-    ray_rows : int
-        From how many rows on Ray is used where it runs. Its actors take seconds to start, in which
-        threads write millions of rows.
-    """
-
-    workers: int
-    rows: int
-    ray_rows: int = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -73,21 +52,31 @@ def spill_schema(columns: Sequence[Column]) -> pa.Schema:
     return kept.append(pa.field("\0source_row", pa.int64()))
 
 
-def find_repeated(store: Store, folders: Folders, places: dict[int, Int], crew: Crew) -> list[int]:
+def find_repeated(
+    store: Store, folders: Folders, spilled: dict[int, Int], places: Places
+) -> list[int]:
     """Write the ids that occur more than once, by bucket; return the buckets that have any."""
-    items = [{"bucket": number, "places": where.tobytes()} for number, where in places.items()]
-    done = _apply(items, _IdCounter, (store, folders), crew)
+    items = [
+        Item(str(number), {"bucket": number, "places": where.tobytes()}, _seconds(where))
+        for number, where in spilled.items()
+    ]
+    done = places.stream(items, Stage("id buckets", _IdCounter, (store, folders)))
     return sorted(int(result["bucket"]) for result in done if result["repeated"])
+
+
+def _seconds(spilled: Int) -> float:
+    """Seconds of one core for rows that were spilled to these places."""
+    return float(spilled[:, 2].sum()) / ROWS_PER_S
 
 
 def write_all(
     store: Store,
     folders: Folders,
     chosen: Sequence[tuple[int, int, int]],
-    places: dict[int, Int],
+    spilled: dict[int, Int],
     columns: Sequence[Column],
     repeats: tuple[int, list[int]],
-    crew: Crew,
+    places: Places,
 ) -> Iterator[Written]:
     """Write every partition's leaf; results in nested order.
 
@@ -95,21 +84,26 @@ def write_all(
     ----------
     chosen : sequence of (order, pixel, rows)
         Partitions by number.
-    places : dict
-        Where the rows of each partition were spilled.
+    spilled : dict
+        Where the rows of each partition lie.
     repeats : (bits, buckets)
         Hash bits of ids, and the buckets with repeated ids.
-    crew : Crew
-        Who writes.
+    places : Places
+        Where the work may run.
     """
     items = [
-        {"number": n, "order": part[0], "pixel": part[1], "places": places[n].tobytes()}
-        for n, part in enumerate(chosen)
+        Item(
+            f"{order}/{pixel}",
+            {"number": n, "order": order, "pixel": pixel, "places": spilled[n].tobytes()},
+            rows / ROWS_PER_S,
+        )
+        for n, (order, pixel, rows) in enumerate(chosen)
     ]
+    stage = Stage("partitions", _LeafWriter, (store, folders, tuple(columns), repeats))
     # Results are handed on in order, so that what is made of them does not depend on scheduling.
     waiting: dict[int, Written] = {}
     following = 0
-    for result in _apply(items, _LeafWriter, (store, folders, tuple(columns), repeats), crew):
+    for result in places.stream(items, stage):
         number, duplicates = result.pop("number"), result.pop("duplicates")
         circle = {name: float(result.pop(name)) for name in ("ra", "dec", "radius")}
         leaf = Leaf(**result)
@@ -118,34 +112,6 @@ def write_all(
         while following in waiting:
             yield waiting.pop(following)
             following += 1
-
-
-def _apply(
-    items: list[dict[str, Any]],
-    worker: type,
-    arguments: tuple[Any, ...],
-    crew: Crew,
-) -> Iterator[dict[str, Any]]:
-    """`worker` applied to all items, by threads of this process or by Ray; in no fixed order."""
-    ray = sys.modules.get("ray")
-    large = len(items) > 1 and crew.workers > 1 and crew.rows >= crew.ray_rows
-    if large and ray is not None and ray.is_initialized():
-        from surveyproc import cluster
-
-        yield from cluster.stream(items, worker, workers=crew.workers, arguments=arguments)
-        return
-    call = worker(*arguments)
-    threads = max(1, min(crew.workers, os.cpu_count() or 1))
-    with ThreadPoolExecutor(threads) as pool:
-        # At most twice as many results as threads wait, so memory does not grow with the items.
-        running: set[Future[dict[str, Any]]] = set()
-        for item in items:
-            running.add(pool.submit(call, item))
-            if len(running) >= 2 * threads:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        for future in as_completed(running):
-            yield future.result()
 
 
 def _triples(data: bytes) -> Int:

@@ -1,20 +1,21 @@
-"""Objects of a HATS catalog that have a label: an LSDB crossmatch, spread over the Ray cluster."""
+"""Objects of a HATS catalog that have a label: an LSDB crossmatch, wherever there is room."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from lsdb import from_dataframe, open_catalog  # type: ignore[attr-defined]
-from ray.util.dask import ray_dask_get
 from upath import UPath
 
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import Labels
 from surveyproc.errors import InputError
+from surveyproc.places import Places
 from surveyproc.storage import Store
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec")
@@ -26,17 +27,18 @@ FINEST_ORDER = 9
 # LSDB lists all pixels of about this size along the edges of its partitions: for 1 arcsec that is
 # millions, and takes it 10 s.
 LEAST_MARGIN_ARCSEC = 60.0
+# Reading and matching a leaf of 100,000 rows, on one core.
+LEAF_S = 0.1
 
 
 def match_labels(
-    store: Store, catalog_key: str, labels: Labels, columns: Sequence[str]
+    store: Store, catalog_key: str, labels: Labels, columns: Sequence[str], places: Places
 ) -> pa.Table:
     """Every object of a catalog within the labels' radius of a label, with the nearest's redshift.
 
     No label is given twice: of several objects whose nearest it is, the nearest one has it.
 
-    One Dask task a leaf, run by Ray, which must have been started (`cluster.session`); leaves far
-    from all labels are not read.
+    One Dask task a leaf; leaves far from all labels are not read.
 
     Parameters
     ----------
@@ -48,6 +50,8 @@ def match_labels(
         Known redshifts. They may lie anywhere, also where the catalog has no object.
     columns : sequence of str
         Columns of the catalog to take along; those that it lacks are left out.
+    places : Places
+        Where the tasks may run: by Dask in this process, or by Ray.
 
     Returns
     -------
@@ -102,7 +106,7 @@ def match_labels(
         if "do not overlap" in str(error):
             raise nothing from error
         raise
-    with dask.config.set(scheduler=ray_dask_get):
+    with dask.config.set(**_scheduler(places, len(objects.partitions))):
         found = matched.compute(progress_bar=False)
     if not len(found):
         raise nothing
@@ -116,3 +120,14 @@ def match_labels(
     )
     order = np.lexsort((table["object_id"].to_numpy(), table[hats.SPATIAL].to_numpy()))
     return table.replace_schema_metadata().take(pa.array(order)).combine_chunks()
+
+
+def _scheduler(places: Places, leaves: int) -> dict[str, Any]:
+    """What tells Dask to run its tasks where the work is to run."""
+    if places.choose("label match", leaves * LEAF_S) == "here":
+        # Its threads would gain little: the tasks are of pandas, which holds Python's lock.
+        return {"scheduler": "synchronous"}
+    places.cluster()
+    from ray.util.dask import ray_dask_get
+
+    return {"scheduler": ray_dask_get}

@@ -21,11 +21,19 @@ def properties_file(document: Mapping[str, str]) -> bytes:
 
 
 def point_map(histogram: NDArray[np.int64]) -> bytes:
-    """A FITS map of rows a HEALPix pixel (nested), which readers take as the coverage."""
-    # Importing hats takes over a second; whoever only reads leaves does without.
-    from hats.io.file_io.file_io import write_fits_image
+    """A FITS map of rows a HEALPix pixel (nested), which readers take as the coverage.
+
+    As `hats.io.file_io.write_fits_image` writes it, by the library that it writes it with: to
+    import hats takes seconds.
+    """
+    from cdshealpix import cdshealpix
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "point_map.fits"
-        write_fits_image(histogram, path)
+        if np.count_nonzero(histogram) < len(histogram) / 2:
+            order = (len(histogram) // 12).bit_length() // 2
+            _, pixels, values = cdshealpix.to_explicit(order, np.int64(0), histogram)
+            cdshealpix.write_skymap_explicit(order, pixels, values, str(path))
+        else:
+            cdshealpix.write_skymap_implicit(histogram, str(path))
         return path.read_bytes()

@@ -13,7 +13,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from surveyproc import cluster
 from surveyproc.config import ImagesSection, SurveyConfig
 from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.images.build import BandError, build_cube, clear_debris, read_record
@@ -21,15 +20,20 @@ from surveyproc.images.cube import TILES_KEY, TILES_SCHEMA, cube_key
 from surveyproc.images.fits import Plane, Problem, planes_of
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import checksum, reading, unreadable
+from surveyproc.places import DIED, Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
 from surveyproc.storage import Store, fingerprint
 from surveyproc.urls import file_name, public_url
 
 # Part of every cube's version: raise it when the same input makes other cubes.
 FORMAT = 1
-# Headers of more files than this are read by the cluster, in groups.
-SCAN_HERE = 256
+# Headers are read in groups of so many files.
 SCAN_GROUP = 32
+# Measured on two cores (benchmarks/ingest.py): a core makes 100 MB of cubes in a second, and reads
+# the headers of 100 files.
+PIXELS_PER_S = 25e6
+FILES_PER_S = 100.0
+LEDGER = "runs/ingest/begun"
 
 
 @dataclass
@@ -62,7 +66,7 @@ class TilesSummary:
 
 
 def ingest_tiles(
-    config: SurveyConfig, store: Store, *, workers: int, keep_last: bool = False
+    config: SurveyConfig, store: Store, places: Places, *, keep_last: bool = False
 ) -> TilesSummary:
     """Bring the survey's FITS files into cubes; what is there already is left alone.
 
@@ -72,8 +76,8 @@ def ingest_tiles(
         The survey.
     store : Store
         Its root.
-    workers : int
-        Processes; a Ray session must be open (see `surveyproc.cluster.session`).
+    places : Places
+        Where the work may run.
     keep_last : bool
         A tile that loses bands because its files are broken or cannot be read keeps the cube and
         the row it had, and that is no error: see `TilesSummary.kept`. One whose files are gone
@@ -92,17 +96,14 @@ def ingest_tiles(
     if not paths:  # a survey of catalogs alone
         _write_table(store, [])
         return TilesSummary()
-    planes, problems = _scan(paths, config.images, workers)
+    planes, problems = _scan(paths, config.images, places)
     groups = group_planes(planes, problems, config.images.bands)
     before = _former_rows(store)
     failures = _unread(problems, before)
     summary = TilesSummary(problems=[one.message for one in problems if not one.unread])
     troubled = {one.tile for one in problems}
     items = [
-        {
-            "tile": tile,
-            "planes": [plane for kinds in bands.values() for plane in kinds.values()],
-        }
+        _item(tile, [plane for kinds in bands.values() for plane in kinds.values()])
         for tile, bands in sorted(groups.items())
         if bands and tile not in failures
     ]
@@ -110,13 +111,14 @@ def ingest_tiles(
         if not bands and tile not in failures:
             summary.problems.append(f"tile {tile}: no usable band; skipped")
     rows: list[dict[str, Any]] = []
-    results = cluster.stream(
-        items,
+    stage = Stage(
+        "tiles",
         _TileWorker,
-        workers=workers,
-        arguments=(store.url, config.images.mask_bits),
+        (store.url, config.images.mask_bits),
         died=_TileWorker.nothing,
+        ledger=Ledger(store, LEDGER),
     )
+    results = places.stream(items, stage)
     with Meter("ingest, images", objects=len(items), units=len(items), noun="tiles") as meter:
         for outcome in results:
             summary.bytes += outcome["bytes"]
@@ -207,22 +209,22 @@ def _unread(problems: Sequence[Problem], before: dict[str, dict[str, Any]]) -> d
     return failures
 
 
+def _item(tile: str, planes: list[Plane]) -> Item:
+    pixels = sum(plane.shape[0] * plane.shape[1] for plane in planes)
+    return Item(tile, {"tile": tile, "planes": planes}, pixels / PIXELS_PER_S)
+
+
 def _scan(
-    paths: Sequence[str], images: ImagesSection, workers: int
+    paths: Sequence[str], images: ImagesSection, places: Places
 ) -> tuple[list[Plane], list[Problem]]:
     planes: list[Plane] = []
     problems: list[Problem] = []
-    if len(paths) <= SCAN_HERE:
-        for path in paths:
-            found, bad = planes_of(path, images)
-            planes += found
-            problems += bad
-    else:
-        groups = [paths[i : i + SCAN_GROUP] for i in range(0, len(paths), SCAN_GROUP)]
-        for result in cluster.stream(groups, _ScanWorker, workers=workers, arguments=(images,)):
-            planes += result[0]
-            problems += result[1]
-    # Results of the cluster come in any order.
+    groups = [paths[i : i + SCAN_GROUP] for i in range(0, len(paths), SCAN_GROUP)]
+    items = [Item(group[0], group, len(group) / FILES_PER_S) for group in groups]
+    for found, bad in places.stream(items, Stage("headers", _ScanWorker, (images,))):
+        planes += found
+        problems += bad
+    # Results come in any order.
     planes.sort(key=lambda plane: (plane.path, plane.hdu))
     problems.sort(key=lambda problem: problem.message)
     return planes, problems
@@ -316,7 +318,7 @@ class _TileWorker:
         return outcome
 
     @staticmethod
-    def nothing(item: dict[str, Any], failure: str = cluster.DIED) -> dict[str, Any]:
+    def nothing(item: dict[str, Any], failure: str = DIED) -> dict[str, Any]:
         """The result of a tile of which nothing is known but, perhaps, what failed."""
         return {
             "tile": item["tile"],

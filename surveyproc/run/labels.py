@@ -12,6 +12,7 @@ from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError
 from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.places import Places
 from surveyproc.run.products import build_product
 from surveyproc.run.training_cube import build_training_cube
 from surveyproc.storage import Store
@@ -41,7 +42,7 @@ def untrained(config: SurveyConfig, section: ProductSection) -> RedshiftNetwork:
 
 
 def measured_training_set(
-    config: SurveyConfig, store: Store, section: ProductSection, *, workers: int
+    config: SurveyConfig, store: Store, section: ProductSection, places: Places
 ) -> TrainingSet:
     """What the survey holds of every object that has a label, sorted by position on the sky.
 
@@ -67,9 +68,9 @@ def measured_training_set(
         config,
         store,
         section,
+        places,
         bands=[survey[band] for band in reads.images],
         cutout=reads.cutout + 2 * section.training.shift if reads.cutout else 0,
-        workers=workers,
     )
     table = cube.index
     lone = cube.record["labels"] - table.num_rows

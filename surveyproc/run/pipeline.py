@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from surveyproc import cluster
 from surveyproc.catalogs import hats
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import (
@@ -21,9 +20,11 @@ from surveyproc.errors import (
     UnreachableError,
 )
 from surveyproc.images.cutouts import CutoutReader
+from surveyproc.places import DIED, Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
 from surveyproc.run import attempts, commit, unit
 from surveyproc.run.adopt import adopt
+from surveyproc.run.cost import seconds_per_object
 from surveyproc.run.plan import Plan, Unit, make_plan
 from surveyproc.storage import Store, digest, parse_table
 
@@ -96,7 +97,7 @@ class Outcome:
 
 
 class UnitWorker:
-    """Lives in a worker process: holds models and tile list, turns units into leaves.
+    """Lives in a worker process or thread: holds models and tile list, turns units into leaves.
 
     Parameters
     ----------
@@ -107,7 +108,6 @@ class UnitWorker:
     """
 
     def __init__(self, config: SurveyConfig, run: str) -> None:
-        unit.use_one_thread()
         self.store = Store(config.root)
         self.plan = make_plan(config, self.store)
         if self.plan.run != run:
@@ -115,8 +115,7 @@ class UnitWorker:
                 f"inputs changed while the run was under way (planned {run}, found "
                 f"{self.plan.run}): repeat the command"
             )
-        for product in self.plan.products:
-            product.prepare()
+        unit.prepare(self.plan.products)
         self.units = {planned.name: planned for planned in self.plan.units}
         bands, size = unit.image_needs(self.plan.products, config.images.bands)
         self.reader = CutoutReader(self.store, list(self.plan.tiles), bands) if size else None
@@ -140,7 +139,7 @@ class UnitWorker:
     @staticmethod
     def died(task: Task) -> Outcome:
         """What became of a task whose process died."""
-        return Outcome(task.unit, error=cluster.DIED, crowded=True)
+        return Outcome(task.unit, error=DIED, crowded=True)
 
     def process(self, planned: Unit, quarantine: str) -> commit.Commit:
         """Leaf first, commit record after it."""
@@ -181,7 +180,7 @@ class UnitWorker:
         return parse_table(pa.BufferReader(data), columns).select(columns)
 
 
-def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
+def compute_pending(config: SurveyConfig, store: Store, plan: Plan, places: Places) -> Computed:
     """Give every unit of `plan` a leaf and a commit record.
 
     Units that an earlier release has are copied; the rest are computed. A unit that fails is tried
@@ -195,19 +194,16 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
     """
     started = time.monotonic()
     commit.forget_damaged(store, plan)
-    attempts.release_quarantined(store, plan)
+    killers = attempts.release_quarantined(store, plan)
     pending = commit.pending(store, plan)
     if pending:
         write_plan(store, plan)
     adopted = adopt(store, plan)
     todo = commit.pending(store, plan)
-    work = Work(config, store, plan)
+    work = Work(config, store, plan, places, killers)
     if todo:
-        with (
-            cluster.session(config.run.address, config.run.workers) as workers,
-            Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter,
-        ):
-            work.finish([one.name for one in todo], workers, meter)
+        with Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter:
+            work.finish([one.name for one in todo], meter)
     done = Computed(
         resumed=len(plan.units) - len(pending),
         adopted=adopted,
@@ -229,6 +225,13 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan) -> Computed:
 class Work:
     """The pending units of one run, until each is done, quarantined or failed.
 
+    Parameters
+    ----------
+    config, store, plan, places
+        The survey, its root, the run, and where it may run.
+    killers : collection of str
+        Units that killed a process in an earlier run; they get one of their own.
+
     Attributes
     ----------
     rows : int
@@ -239,21 +242,30 @@ class Work:
         Unit to the errors of its attempts, of units that are not done.
     """
 
-    def __init__(self, config: SurveyConfig, store: Store, plan: Plan) -> None:
-        self.config, self.store, self.plan = config, store, plan
+    def __init__(
+        self,
+        config: SurveyConfig,
+        store: Store,
+        plan: Plan,
+        places: Places,
+        killers: Collection[str] = (),
+    ) -> None:
+        self.config, self.store, self.plan, self.places = config, store, plan, places
+        self.killers = set(killers)
+        seconds = seconds_per_object(store, plan)
+        self.seconds = {one.name: one.rows * seconds for one in plan.units}
         self.rows = 0
         self.quarantined: list[str] = []
         self.failed: list[str] = []
         self.errors = attempts.recorded(store, plan.run_key)
 
-    def finish(self, units: list[str], workers: int, meter: Meter) -> None:
+    def finish(self, units: list[str], meter: Meter) -> None:
         """All attempts at these units: together first, what died of it one by one after that."""
         together, alone = self.tasks(units), list[Task]()
         while together or alone:
             again = [
-                outcome
-                for tasks, size in ((together, workers), (alone, 1))
-                for outcome in self.attempt(tasks, size, meter)
+                *self.attempt(together, meter),
+                *self.attempt(alone, meter, alone=True),
             ]
             crowded = {outcome.unit for outcome in again if outcome.crowded}
             tasks = self.tasks([outcome.unit for outcome in again])
@@ -265,22 +277,30 @@ class Work:
         most = self.config.run.attempts
         return [Task(name, _reason(self.errors.get(name, ()), most)) for name in units]
 
-    def attempt(self, tasks: list[Task], workers: int, meter: Meter) -> list[Outcome]:
-        """Do all tasks once; those that are to be tried again."""
+    def item(self, task: Task) -> Item:
+        """The task as work to be done somewhere."""
+        errors = self.errors.get(task.unit, ())
+        apart = task.unit in self.killers or DIED in errors
+        return Item(task.unit, task, self.seconds[task.unit], apart)
+
+    def attempt(self, tasks: list[Task], meter: Meter, *, alone: bool = False) -> list[Outcome]:
+        """Do all tasks once, `alone` one after the other; those that are to be tried again."""
         given_up = {task.unit: task.quarantine for task in tasks if task.quarantine}
         again, dead = [], list[str]()
-        for outcome in cluster.stream(
-            tasks,
+        stage = Stage(
+            "units",
             UnitWorker,
-            workers=workers,
-            arguments=(self.config, self.plan.run),
+            (self.config, self.plan.run),
             died=UnitWorker.died,
             deaths=1,
-        ):
+            ledger=Ledger(self.store, f"{self.plan.run_key}/begun"),
+        )
+        for outcome in self.places.stream([*map(self.item, tasks)], stage, alone=alone):
             reason = given_up.get(outcome.unit, "")
-            dead = [*dead, outcome.unit] if outcome.error == cluster.DIED else []
+            dead = [*dead, outcome.unit] if outcome.error == DIED else []
             if outcome.error and not reason:
                 self.note_failure(outcome)
+            workers = 1 if alone else self.places.workers
             if len(dead) >= max(DEATHS, 3 * workers):
                 self.forgive([name for name in dead if name not in given_up])
                 raise ClusterError(

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import surveyproc
-from surveyproc import cluster, schemas
+from surveyproc import schemas
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import Labels, read_labels
 from surveyproc.catalogs.match import match_labels
@@ -20,9 +20,11 @@ from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.images.cutouts import CutoutReader
+from surveyproc.places import Item, Ledger, Places, Stage
 from surveyproc.product import Batch, Inputs, Product
 from surveyproc.progress import Meter
 from surveyproc.run import unit
+from surveyproc.run.cost import IMAGE_S, expected_seconds
 from surveyproc.run.plan import OUTPUT_REVISION
 from surveyproc.run.products import build_product, check_columns
 from surveyproc.schemas import Column
@@ -71,15 +73,15 @@ def build_training_cube(
     config: SurveyConfig,
     store: Store,
     section: ProductSection,
+    places: Places,
     *,
     bands: Sequence[str],
     cutout: int,
-    workers: int,
 ) -> TrainingCube:
     """Every object that has a label: its cutouts, photometry, E(B-V) and known redshift.
 
     The cube's name is a hash of all it is made of: built before, it is returned at once; killed
-    and asked for again, it ends in the same bytes. Ray must have been started, unless it is there.
+    and asked for again, it ends in the same bytes.
 
     Parameters
     ----------
@@ -89,12 +91,12 @@ def build_training_cube(
         Its root.
     section : ProductSection
         The product to train. Its labels are matched, and the products listed before it measure.
+    places : Places
+        Where the work may run.
     bands : sequence of str
         Bands of the cutouts in the order wanted, under the survey's names.
     cutout : int
         Side of the cutouts in pixels; 0 for a cube of columns alone.
-    workers : int
-        Worker processes.
 
     Returns
     -------
@@ -117,23 +119,29 @@ def build_training_cube(
     if store.exists(f"{inputs.key}/{cube.RECORD}"):
         return TrainingCube.open(store, inputs.key)
     taken = _catalog_columns(config, inputs.catalog, inputs.products)
-    matched = match_labels(store, inputs.catalog.key, inputs.labels, taken)
+    matched = match_labels(store, inputs.catalog.key, inputs.labels, taken, places)
     starts = range(0, matched.num_rows, SHARD)
     # Taken, not sliced: a slice is pickled with all of the table behind it.
-    items = [
-        (number, matched.take(pa.array(range(start, min(start + SHARD, matched.num_rows)))))
-        for number, start in enumerate(starts)
+    tables = [
+        matched.take(pa.array(range(start, min(start + SHARD, matched.num_rows))))
+        for start in starts
     ]
+    seconds = sum(expected_seconds(one) for one in inputs.products) + (IMAGE_S if cutout else 0.0)
+    items = [
+        Item(str(number), (number, table), table.num_rows * seconds)
+        for number, table in enumerate(tables)
+    ]
+    stage = Stage(
+        "shards",
+        ShardWorker,
+        (config, section, inputs.key, tuple(bands), cutout),
+        ledger=Ledger(store, f"{inputs.key}/begun"),
+    )
     if cutout:
         cube.write_header(store, inputs.key, matched.num_rows, len(bands), cutout)
     parts: dict[int, pa.Table] = {}
     with Meter("training cube", objects=matched.num_rows, units=len(items)) as meter:
-        for number, table, nbytes in cluster.stream(
-            items,
-            ShardWorker,
-            workers=workers,
-            arguments=(config, section, inputs.key, tuple(bands), cutout),
-        ):
+        for number, table, nbytes in places.stream(items, stage):
             parts[number] = table
             meter.advance(objects=table.num_rows, nbytes=nbytes)
     index = pa.concat_tables([parts[number] for number in sorted(parts)])
@@ -184,9 +192,9 @@ class ShardWorker:
         bands: tuple[str, ...],
         cutout: int,
     ) -> None:
-        unit.use_one_thread()
         self.store, self.config, self.key = Store(config.root), config, key
         self.products: tuple[Product, ...] = _products_before(section, config, self.store)
+        unit.prepare(self.products)
         self.shape = (len(bands), cutout, cutout)
         if cutout:
             self.products += (CutoutProduct(bands, cutout),)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from surveyproc import schemas
@@ -208,6 +208,19 @@ def _list_array(values: NDArray[Any], column: Column) -> pa.Array:
     return pa.compute.if_else(missing, pa.scalar(None, lists.type), lists)
 
 
-def use_one_thread() -> None:
-    """One thread for linear algebra: workers are processes, one a core (docs/design.md, speed)."""
-    torch.set_num_threads(1)
+def prepare(products: Sequence[Product]) -> None:
+    """Load what the products need; from then on torch works with one thread.
+
+    Workers are processes or threads, one a core (docs/design.md, speed), and results must not
+    depend on how many threads share a sum.
+
+    Raises
+    ------
+    InputError
+        If a model cannot be loaded.
+    """
+    for product in products:
+        product.prepare()
+    # Whoever needs torch has imported it by now.
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)

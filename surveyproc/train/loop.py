@@ -1,4 +1,4 @@
-"""Training on Ray Train: data-parallel workers, resumed when killed.
+"""A training from table to package: in this process or in many, resumed when killed.
 
 A training is known by the hash of its data and settings. Its run lies in
 `runs/train-<name>/<hash>/` while it goes on; when it is done, the model package holds the hash, so
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,20 @@ import torch
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
-from surveyproc import __version__, cluster
+from surveyproc import __version__
 from surveyproc.config import TrainingSection
 from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.models.base import RedshiftNetwork, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
+from surveyproc.places import Places, opened
 from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.storage import Store, fingerprint
+from surveyproc.train.apart import train_apart
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitSettings, FitState
+from surveyproc.train.job import DATA, Job, histories
 from surveyproc.train.measure import cutouts_of, flux_of, measure
-from surveyproc.train.workers import DATA, Job, progress, train_members, train_together
 
 RECIPE = 4
 """Raised when a change of the loop or the features changes the weights it ends with."""
@@ -65,8 +67,8 @@ class Recipe:
     fit : FitSettings
         Epochs, rates, batch, seed, band dropout.
     workers : int
-        Ray Train workers; gradients are averaged over them, so another number gives other weights.
-        1 if there are several networks.
+        Processes that share the gradients of a network; another number gives other weights. 1 if
+        there are several networks.
     folds, members : int
         Parts of the sky that are held out in turn, and networks of each.
     held_out_share : float
@@ -102,14 +104,14 @@ def train(
     architecture: str | None = None,
     network: Mapping[str, Any] | None = None,
     fit_options: Mapping[str, Any] | None = None,
-    address: str = "local",
+    places: Places | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Package:
     """Train a network and make it the current version of model `name`.
 
-    Asked for again with the same data and settings it returns the package that is there, without
-    starting Ray. Killed at any moment and asked for again it goes on from the last checkpoint, and
-    ends with the same weights as an undisturbed training.
+    Asked for again with the same data and settings it returns the package that is there. Killed at
+    any moment and asked for again it goes on from the last checkpoint, and ends with the same
+    weights as an undisturbed training.
 
     Parameters
     ----------
@@ -127,8 +129,8 @@ def train(
         Settings of the architecture.
     fit_options : mapping, optional
         Other fields of `FitSettings`; they beat the settings.
-    address : str
-        Ray cluster, as for `cluster.session`, unless Ray runs already.
+    places : Places, optional
+        Where the work may run; by default wherever it suits.
     say : callable, optional
         Told one line an event, and of the epochs at most every five seconds; by default the lines
         are printed on standard error.
@@ -194,12 +196,8 @@ def train(
     try:
         _write_data(store, job, usable, fold, scaling)
         _write_starts(store, job, usable, fold, recipe)
-        with cluster.session(address) as processes:
-            if recipe.networks > 1:
-                states = train_members(job, recipe.networks, processes, tell)
-            else:
-                with _watch(store, folder, recipe, name, tell):
-                    states = [train_together(job, recipe.workers, tell)]
+        with _watch(store, folder, recipe, name, tell):
+            states = _trained(job, recipe, places, tell)
     except (SurveyError, OSError):
         # Another process may have finished this training and removed the folder under us.
         done = find_trained(store, name, key)
@@ -214,6 +212,19 @@ def train(
     tell(f"train {name}: version {package.version}")
     _clear(store, folder)
     return package
+
+
+def _trained(
+    job: Job, recipe: Recipe, places: Places | None, tell: Callable[[str], None]
+) -> list[FitState]:
+    """The last state of every network of the recipe."""
+    with opened() if places is None else nullcontext(places) as where:
+        if recipe.workers == 1:
+            return train_apart(job, recipe.networks, where)
+        where.need_ray("network", f"training.workers = {recipe.workers}")
+        from surveyproc.train.together import train_together
+
+        return [train_together(job, recipe.workers, tell)]
 
 
 def _fit_settings(
@@ -337,27 +348,30 @@ def _print(line: str) -> None:
 def _watch(
     store: Store, folder: str, recipe: Recipe, name: str, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Tell of the last epoch, and log it, every five seconds while the block runs.
+    """Tell of the last epochs, and log them, every five seconds while the block runs.
 
-    Read from the checkpoints: the workers are other processes, and so is what controls them.
+    Read from the store: the workers may be other processes.
     """
     over = threading.Event()
+    told: dict[int, int] = {}
+
+    def look() -> None:
+        for number, history in sorted(histories(store, folder).items()):
+            if len(history) <= told.get(number, 0):
+                continue
+            _write_log(store, folder, number, history)
+            told[number], last = len(history), history[-1]
+            which = f"network {number + 1} of {recipe.networks}, " if recipe.networks > 1 else ""
+            tell(
+                f"train {name}: {which}epoch {last['epoch']} of {recipe.fit.total_epochs}, loss "
+                f"{last['loss']:.4f}"
+            )
 
     def watch() -> None:
-        told = 0
         while not over.wait(PLAIN_INTERVAL_S):
-            try:
-                history = progress(store, folder).get("history", [])
-                if len(history) > told:
-                    _write_log(store, folder, 0, history)
-            except StoreError:
-                continue  # read while it is written
-            if len(history) > told:
-                told, last = len(history), history[-1]
-                tell(
-                    f"train {name}: epoch {last['epoch']} of {recipe.fit.total_epochs}, loss "
-                    f"{last['loss']:.4f}"
-                )
+            # What is read while it is written, or was not there in time, is told the next time.
+            with suppress(StoreError):
+                look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

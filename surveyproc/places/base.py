@@ -1,0 +1,184 @@
+"""What the places of work have in common: items, stages, and what a dead process leaves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from surveyproc.errors import ClusterError
+from surveyproc.storage import Store
+
+DEATHS = 5
+"""How often a worker process may die with an item, unless the stage says otherwise."""
+DIED = "its process died (killed for memory, or a crash outside Python)"
+"""What is said of an item that left no error."""
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of work.
+
+    Attributes
+    ----------
+    name : str
+        The same whenever the same work is asked for: by it an item that ended a command is known
+        to the next one.
+    payload : object
+        What the worker is called with: a small description of the work.
+    seconds : float
+        What it is expected to take one core; it decides where work runs, not what comes of it.
+    apart : bool
+        Whether it must have a process of its own, because it killed one before.
+    """
+
+    name: str
+    payload: Any
+    seconds: float = 0.0
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is done with the items of one kind, wherever that is.
+
+    Attributes
+    ----------
+    what : str
+        What the items are, in the plural: `units`, `tiles`.
+    worker : class or function
+        A class (made once a process, or a thread, with `arguments`, then called with each payload)
+        or a function of a payload. Called twice with a payload it must do no harm.
+    arguments : tuple
+        Of the class.
+    died : function
+        Gives the result of a payload that has killed `deaths` processes. Unless given, such an item
+        ends it all.
+    deaths : int
+        Processes that may die with an item before it is given up. One that went with its whole
+        node counts only together with others, up to `DEATHS`.
+    gpus : bool
+        Whether each process has a share of the cluster's GPUs, one at most.
+    threads : bool
+        Whether threads of one process may do several items at once.
+    ledger : Ledger, optional
+        Where items that are under way are noted, if a crash would end the command itself.
+    """
+
+    what: str
+    worker: type | Callable[[Any], Any]
+    arguments: tuple[Any, ...] = ()
+    died: Callable[[Any], Any] | None = None
+    deaths: int = DEATHS
+    gpus: bool = False
+    threads: bool = True
+    ledger: Ledger | None = None
+
+    def make(self) -> Callable[[Any], Any]:
+        """The worker, ready to be called."""
+        made = isinstance(self.worker, type)
+        work: Callable[[Any], Any] = self.worker(*self.arguments) if made else self.worker
+        return work
+
+    def give_up(self, payload: Any) -> Any:
+        """The result of a payload that killed every process it was given to.
+
+        Raises
+        ------
+        ClusterError
+            If the stage has none for it.
+        """
+        if self.died is not None:
+            return self.died(payload)
+        raise ClusterError(
+            f"{self.deaths} worker processes died one after the other with {str(payload)[:200]}: "
+            f"{DIED}"
+        )
+
+
+class Place(Protocol):
+    """Somewhere work can be done."""
+
+    def stream(self, items: Iterable[Item], stage: Stage) -> Iterator[tuple[Item, Any]]:
+        """Every item with its result, as they finish, in no fixed order.
+
+        Raises
+        ------
+        SurveyError
+            The first one that the worker raised, as it is.
+        """
+
+
+class Ledger:
+    """Notes, in the store, of the items that this process has begun and not ended.
+
+    Who finds a note of a process that is gone knows which item ended it, or was under way when
+    somebody killed it.
+
+    Parameters
+    ----------
+    store : Store
+        Where.
+    key : str
+        Folder of the notes.
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
+
+    def begin(self, name: str) -> str:
+        """Note that an item is under way; the note's key, for `end`."""
+        key = f"{self.key}/{uuid.uuid4().hex}.json"
+        self.store.put_json(key, {"item": name, **_process(os.getpid())})
+        return key
+
+    def end(self, *notes: str) -> None:
+        """Take notes back."""
+        for key in notes:
+            self.store.remove(key)
+
+    def left(self) -> dict[str, list[str]]:
+        """Items that other processes left under way when they ended, and the notes of each."""
+        found: dict[str, list[str]] = {}
+        for name in self.store.names(self.key):
+            note = self.store.read_json(f"{self.key}/{name}")
+            if note is not None and not _lives(note):
+                found.setdefault(note.pop("item"), []).append(f"{self.key}/{name}")
+        return found
+
+
+def _process(number: int) -> dict[str, Any]:
+    """What tells a process from all others, also from a later one of the same number.
+
+    Raises
+    ------
+    OSError
+        If there is no such process (where /proc tells of processes).
+    """
+    born = ""
+    if PROC.is_dir():
+        # The name of the program, in brackets, may hold anything; 20 fields later: ticks since
+        # the machine started, which is told by the other file.
+        born = (PROC / str(number) / "stat").read_text().rpartition(")")[2].split()[19]
+        born += (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    return {"host": socket.gethostname(), "process": number, "born": born}
+
+
+def _lives(note: dict[str, Any]) -> bool:
+    """Whether the process of a note is on this machine; of others nobody here can tell."""
+    try:
+        os.kill(note["process"], 0)
+    except PermissionError:
+        pass  # somebody else's
+    except OSError:
+        return False
+    try:
+        now = _process(note["process"])
+    except OSError:
+        return False
+    return all(note[key] == value for key, value in now.items())

@@ -1,0 +1,194 @@
+"""The Ray cluster a command works on: started and stopped by itself, or the one it is told of.
+
+Items are Ray tasks, not blocks of Ray Data: see docs/design.md, "Where work runs".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Ray samples these when it is imported. Its C++ core warns on standard error about what it tries
+# again; what matters comes back as an exception.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+
+import ray
+import ray.cloudpickle
+import ray.exceptions
+
+from surveyproc.errors import ClusterError, SurveyError
+from surveyproc.places.base import DEATHS, Item, Stage
+
+CONNECT_S = 15.0
+DIED_WITH_IT = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
+"""A process died with an item. The other two: its node, or the node that held its result."""
+LOST = (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
+
+
+@contextmanager
+def session(
+    address: str = "local", workers: int | None = None, niceness: int = 0
+) -> Iterator[Cluster]:
+    """A Ray cluster for the duration of the block; in a process that has one already, that one.
+
+    Parameters
+    ----------
+    address : str
+        "local" starts a cluster of this machine's CPUs that ends with the block, except where
+        `RAY_ADDRESS` names one, as inside a Ray job; anything else is handed to `ray.init`.
+    workers : int, optional
+        Worker processes wanted; by default one a CPU of the cluster as it is now. A cluster of
+        this machine gives no more than that; another one may grow, so it is asked for them all.
+    niceness : int
+        Of the worker processes, 0 to 19, if the cluster is our own.
+
+    Raises
+    ------
+    ClusterError
+        If no cluster answers at the address, or none can be started.
+    """
+    if ray.is_initialized():
+        yield Cluster(min(_cpus(), workers or _cpus()))
+        return
+    if address == "local":
+        address = os.environ.get("RAY_ADDRESS", address)
+    own = address == "local"
+    local: dict[str, Any] = {"include_dashboard": False} if own else {}
+    if own:
+        os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112
+    try:
+        _knock(address)
+        with _silent_stderr():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # a node that starts too slowly is a bare Exception
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ClusterError(f"run.address: no Ray cluster at {address!r}: {said[0]}") from error
+    try:
+        yield Cluster(min(_cpus(), workers or _cpus()) if own else workers or _cpus())
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Connect to a `host:port` once: Ray itself would try a dead address for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's core announces its log level on the descriptor itself; errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _gpus() -> float:
+    return float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+
+
+def _cpus() -> int:
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1)))
+
+
+class Cluster:
+    """The processes of a Ray cluster. They stay between stages, and with them what they imported.
+
+    Parameters
+    ----------
+    workers : int
+        Items done at once, each by a process that reserves one CPU.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def stream(
+        self, items: Iterable[Item], stage: Stage, workers: int | None = None
+    ) -> Iterator[tuple[Item, Any]]:
+        """As `Place.stream`, by at most `workers` processes, if that is less than there are.
+
+        The item of a process that dies is given out again. There is no limit on the time an item
+        may take; Ray itself knows which processes live.
+
+        Raises
+        ------
+        ClusterError
+            If Ray itself fails (the head or the last node died), or an item kills every process.
+        SurveyError
+            The first one that the worker raised, as it is.
+        """
+        most = min(self.workers, workers or self.workers)
+        # Where Ray runs no more at once anyway, those to come wait there, and none for the driver.
+        ahead = 2 * most if most >= _cpus() else most
+        waiting, running = deque(items), dict[Any, Item]()
+        gpus = _gpus() / max(1, min(most, len(waiting))) if stage.gpus else 0.0
+        do = ray.remote(_do).options(num_cpus=1, num_gpus=min(1.0, gpus), max_retries=0)
+        recipe = ray.cloudpickle.dumps((stage.worker, stage.arguments))  # type: ignore[no-untyped-call]
+        token, deaths, losses = uuid.uuid4().hex, Counter[str](), Counter[str]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < ahead:
+                    item = waiting.popleft()
+                    running[do.remote(token, recipe, item.payload)] = item
+                (done,), _ = ray.wait(list(running))
+                item = running.pop(done)
+                try:
+                    result = ray.get(done)
+                except DIED_WITH_IT:
+                    deaths[item.name] += 1
+                except LOST:
+                    losses[item.name] += 1
+                else:
+                    if isinstance(result, SurveyError):
+                        raise result
+                    yield item, result
+                    continue
+                died, lost = deaths[item.name], losses[item.name]
+                if died >= stage.deaths or died + lost >= max(DEATHS, stage.deaths):
+                    yield item, stage.give_up(item.payload)
+                else:
+                    waiting.append(item)
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise  # a defect of ours, with its traceback
+            raise ClusterError(
+                f"the Ray cluster failed: {str(error).strip().splitlines()[0]} What was finished "
+                "is kept: repeat the command"
+            ) from error
+        finally:
+            for one in running:
+                ray.cancel(one, force=True)
+
+
+_made: dict[str, Callable[[Any], Any]] = {}
+"""In a worker process: the worker of the stage that is going on."""
+
+
+def _do(token: str, recipe: bytes, payload: Any) -> Any:
+    """One item, in a worker process. Our own errors travel as data: Ray would wrap them."""
+    try:
+        if token not in _made:
+            _made.clear()
+            worker, arguments = ray.cloudpickle.loads(recipe)
+            _made[token] = Stage("", worker, arguments).make()
+        return _made[token](payload)
+    except SurveyError as error:
+        return error

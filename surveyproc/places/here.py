@@ -1,0 +1,145 @@
+"""Work in this very process: for what is done before a worker process would have started."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from surveyproc.places.base import Item, Stage
+
+
+@dataclass
+class Pace:
+    """What items took, beside what they were expected to.
+
+    Attributes
+    ----------
+    expected, wall, cpu : float
+        Seconds of all of them: as told beforehand, on the clock, and of a processor. Making the
+        worker is not in it.
+    """
+
+    expected: float = 0.0
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+class Here:
+    """This process, a worker in each of a few threads.
+
+    The kernels release Python's lock (linear algebra, sorting, compression, file access), so that
+    two threads keep two cores busy. An item that ended an earlier command, so that its note was
+    left in the ledger, is given a process of its own.
+
+    Parameters
+    ----------
+    threads : int
+        With one, items are done in the thread that asks for the results.
+
+    Attributes
+    ----------
+    pace : Pace
+        What the items that are done took.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.pace = Pace()
+
+    def stream(self, items: Iterable[Item], stage: Stage) -> Iterator[tuple[Item, Any]]:
+        """As `Place.stream`. The next item is taken only when there is a thread free for it."""
+        one = _Worker(stage, self.pace)
+        with _torch_as_it_was():
+            if self.threads == 1:
+                yield from map(one, items)
+            else:
+                yield from _side_by_side(items, one, self.threads)
+
+
+def _side_by_side(
+    items: Iterable[Item], one: Callable[[Item], tuple[Item, Any]], threads: int
+) -> Iterator[tuple[Item, Any]]:
+    with ThreadPoolExecutor(threads) as pool:
+        running: set[Future[tuple[Item, Any]]] = set()
+        for item in items:
+            running.add(pool.submit(one, item))
+            if len(running) >= threads:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+class _Worker:
+    """Does one item after the other in each thread that calls it, noting what is under way."""
+
+    def __init__(self, stage: Stage, pace: Pace) -> None:
+        self.stage, self.pace, self.made = stage, pace, threading.local()
+        self.lock = threading.Lock()
+        self.left = stage.ledger.left() if stage.ledger else {}
+
+    def __call__(self, item: Item) -> tuple[Item, Any]:
+        ledger, left = self.stage.ledger, self.left.get(item.name, [])
+        if item.apart or left:
+            result, ended = _apart(self.stage, item.payload)
+            if ledger and ended:
+                ledger.end(*left)
+            return item, result
+        note = ledger.begin(item.name) if ledger else ""
+        try:
+            if not hasattr(self.made, "work"):
+                self.made.work = self.stage.make()
+            wall, cpu = time.monotonic(), time.thread_time()
+            result = self.made.work(item.payload)
+            with self.lock:
+                self.pace.expected += item.seconds
+                self.pace.wall += time.monotonic() - wall
+                self.pace.cpu += time.thread_time() - cpu
+            return item, result
+        finally:
+            if ledger:
+                ledger.end(note)
+
+
+def _apart(stage: Stage, payload: Any) -> tuple[Any, bool]:
+    """The result of a payload in a process of its own, and whether that lived to give it."""
+    for _ in range(stage.deaths):
+        # Not forked: this process has threads.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                done = pool.submit(_do, stage.worker, stage.arguments, payload)
+                return done.result(), True
+            except BrokenProcessPool:
+                continue
+    return stage.give_up(payload), False
+
+
+def _do(worker: Any, arguments: tuple[Any, ...], payload: Any) -> Any:
+    return Stage("", worker, arguments).make()(payload)
+
+
+@contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """Workers set torch to one thread; whoever called us gets its own number back."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)

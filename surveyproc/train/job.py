@@ -1,0 +1,100 @@
+"""A training as its workers need to know it.
+
+What they read lies in the training's folder: `data.safetensors` (all rows) and
+`start-<k>.safetensors` (network k before its first step), the same bytes whenever the same training
+is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.models.package import read_tensors
+from surveyproc.storage import Store
+from surveyproc.train.cube import TrainingCube
+from surveyproc.train.examples import BandDropout, Examples
+from surveyproc.train.fit import FitSettings
+
+DATA = "data.safetensors"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know; everything else lies in the folder.
+
+    Attributes
+    ----------
+    root, folder : str
+        The store, and the training's folder in it.
+    architecture, bands, network :
+        What `build` needs.
+    fit : FitSettings
+        Of network 0; network k has its seed plus k.
+    folds : int
+        Network k holds out the rows of fold k % folds.
+    cube : str or None
+        Key of the training cube.
+    """
+
+    root: str
+    folder: str
+    architecture: str
+    bands: tuple[str, ...]
+    network: dict[str, Any]
+    fit: FitSettings
+    folds: int
+    cube: str | None
+
+    def load(self, number: int) -> tuple[RedshiftNetwork, Examples, FitSettings]:
+        """Network before its first step, examples and settings of one network."""
+        store = Store(self.root)
+        settings = replace(self.fit, seed=self.fit.seed + number)
+        network = build(self.architecture, self.bands, self.network)
+        start = f"{self.folder}/start-{number}.safetensors"
+        network.load_state_dict(read_tensors(store.read(start), start))
+        where = f"{self.folder}/{DATA}"
+        tensors = read_tensors(store.read(where), where)
+        held_out = tensors.pop("fold") == number % self.folds
+        examples = Examples(
+            reads=network.reads,
+            tensors=tensors,
+            held_out=held_out,
+            cube=None if self.cube is None else TrainingCube.open(store, self.cube),
+            dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
+            seed=settings.seed,
+        )
+        return network, examples, settings
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """One thread, and sums in a fixed order, so that the same steps give the same weights."""
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(threads)
+
+
+def history_key(folder: str, number: int) -> str:
+    """Where the losses of a network's epochs lie while it is trained."""
+    return f"{folder}/history-{number}.json"
+
+
+def histories(store: Store, folder: str) -> dict[int, list[dict[str, float]]]:
+    """Network to the losses of its epochs, as far as they were saved."""
+    found = {}
+    for name in store.names(folder):
+        if name.startswith("history-"):
+            number = int(name.removeprefix("history-").removesuffix(".json"))
+            found[number] = list(store.read_json(f"{folder}/{name}") or [])
+    return found
