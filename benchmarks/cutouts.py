@@ -15,11 +15,12 @@ import numpy as np
 from astropy.nddata import Cutout2D
 from ingest import write_tiles
 
-from surveyproc import cluster, sky
+from surveyproc import sky
 from surveyproc.config import load
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.images.ingest import ingest_tiles
+from surveyproc.places import opened
 from surveyproc.storage import Store
 
 SIZE = 64
@@ -35,8 +36,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         config = load(write_tiles(Path(name), 1, options.side, "ugriz"))
         store = Store(config.root)
-        with cluster.session() as workers:
-            ingest_tiles(config, store, workers=workers)
+        with opened() as places:
+            ingest_tiles(config, store, places)
         tiles = read_tiles(store)
         pixels = rng.uniform(SIZE, options.side - SIZE, size=(options.objects, 2))
         ra, dec = sky.wcs_from_header(tiles[0].wcs).all_pix2world(pixels, 0).T

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from surveyproc import cluster, verbs
+from surveyproc import verbs
 from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.config import load
 from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package
+from surveyproc.places import opened
 from surveyproc.storage import Store
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.loop import train
@@ -65,9 +66,9 @@ def main() -> None:
         folder = Path(name)
         config = load(write_survey(folder, options.rows, options.partition_rows))
         store = Store(config.root)
-        with cluster.session() as workers:
+        with opened() as places:
             started = time.perf_counter()
-            ingest_catalog(config, store, workers=workers)
+            ingest_catalog(config, store, places)
             show("ingest of the catalog", options.rows, time.perf_counter() - started)
             labels = np.load(folder / "labels.npz")
             settings = config.product("photoz").training

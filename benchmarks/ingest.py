@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from surveyproc import cluster
 from surveyproc.config import load
 from surveyproc.images.ingest import ingest_tiles
+from surveyproc.places import opened
 from surveyproc.storage import Store
 
 
@@ -59,9 +59,9 @@ def main() -> None:
         nbytes = sum(path.stat().st_size for path in (folder / "tiles").iterdir())
         print(f"{nbytes / 1e6:.0f} MB in {options.tiles} tiles of {len(options.bands)} bands")
         print("   cp MB/s  ingest MB/s  again MB/s  ratio")
-        with cluster.session() as workers:
+        with opened() as places:
             # Processes start and import once; a survey has thousands of tiles.
-            ingest_tiles(config, Store(str(folder / "warm")), workers=workers)
+            ingest_tiles(config, Store(str(folder / "warm")), places)
             for _ in range(options.repeats):
                 shutil.rmtree(folder / "copy", ignore_errors=True)
                 shutil.rmtree(folder / "store", ignore_errors=True)
@@ -71,10 +71,10 @@ def main() -> None:
                 copying = time.perf_counter() - started
                 subprocess.run(["sync"], check=True)
                 started = time.perf_counter()
-                ingest_tiles(config, Store(config.root), workers=workers)
+                ingest_tiles(config, Store(config.root), places)
                 ingesting = time.perf_counter() - started
                 started = time.perf_counter()
-                ingest_tiles(config, Store(config.root), workers=workers)
+                ingest_tiles(config, Store(config.root), places)
                 again = time.perf_counter() - started
                 copied, made, repeated = (nbytes / 1e6 / s for s in (copying, ingesting, again))
                 print(

@@ -36,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesRegressor
 
-from surveyproc import cluster, verbs
+from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.evaluate.compare import paired_bootstrap
 from surveyproc.evaluate.redshift import dz_bias, dz_nmad, dz_outlier_fraction, scaled_error
@@ -44,6 +44,7 @@ from surveyproc.images.augment import centre
 from surveyproc.models.base import RedshiftNetwork, build, count_parameters
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
+from surveyproc.places import opened
 from surveyproc.run.labels import measured_training_set
 from surveyproc.simulate import simulate
 from surveyproc.storage import Store
@@ -101,9 +102,9 @@ def survey(folder: Path, objects: int) -> None:
     # The catalog's own product is not trained here, and must not stand before this one.
     alone = [one for one in config.products if one.name != "photoz"]
     config = config.model_copy(update={"products": alone})
-    with cluster.session(config.run.address, config.run.workers) as workers:
+    with opened(config.run) as places:
         verbs.ingest(config)
-        found = measured_training_set(config, Store(config.root), product, workers=workers)
+        found = measured_training_set(config, Store(config.root), product, places)
     truth = pq.read_table(folder / "truth.parquet", columns=["object_id", "spec"]).to_pandas()
     spec = truth.set_index("object_id").spec[found.cube.index["object_id"].to_numpy()].to_numpy()
     keep = np.isfinite(found.redshift) & ~found.no_image & (found.redshift < BINS[2])

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestRegressor
 
-from surveyproc import cluster
 from surveyproc.config import TrainingSection
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.models.photoz import PhotozProduct
+from surveyproc.places import opened
 from surveyproc.storage import Store
 from surveyproc.train.data import TrainingSet, from_labels, sky_split
 from surveyproc.train.loop import train
@@ -119,7 +119,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"network": [], "forest": []}
     scaling = fit_scaling(training.flux, training.flux_err, training.bands)
     features = 2 * len(training.bands) - 1
-    with tempfile.TemporaryDirectory() as root, cluster.session():
+    with tempfile.TemporaryDirectory() as root, opened():
         for seed in range(args.seeds):
             started = time.monotonic()
             package = train(

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 BANDS = "grizy"
 SIDE, OVERLAP, CUTOUT, PIXEL = 2048, 128, 64, 0.2
-PLUGIN = '''
+PLUGIN = """
 from types import SimpleNamespace
 
 import torch
@@ -79,7 +79,7 @@ class PlainCnn(RedshiftNetwork):
 @register("plaincnn")
 def build(name, bands, settings):
     return PlainCnn(bands)
-'''
+"""
 
 
 def write_survey(folder: Path) -> None:
@@ -254,7 +254,8 @@ def main() -> None:
                 command = [str(python), "-c", SAVE, str(folder / "weights.pt"), str(store)]
                 timed(command, environment)
                 for verb in ("ingest", "run", "nightly", "nightly", "report"):
-                    seconds = timed([str(python), "-m", "surveyproc", verb, str(survey)], environment)
+                    command = [str(python), "-m", "surveyproc", verb, str(survey)]
+                    seconds = timed(command, environment)
                     found.setdefault(f"{name}: {verb}", []).append(seconds)
                 check(survey)
         for name, seconds in found.items():

@@ -9,13 +9,15 @@ import os
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from surveyproc.config import TOLERANCE, SurveyConfig, load
 from surveyproc.errors import SurveyError
+
+# `--help` answers at once: what only some verbs need is imported by them.
+if TYPE_CHECKING:
+    from surveyproc.config import SurveyConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +42,8 @@ def _ray_aside() -> AbstractContextManager[Any]:
 
 
 def _load(survey: Path, overrides: list[str] | None) -> SurveyConfig:
+    from surveyproc.config import load
+
     return load(survey, overrides or ())
 
 
@@ -107,6 +111,7 @@ def train(
             # A network without PDFs has point estimates only.
             best = found.get("median") or found["point"]
             lines.append(f"  {rows.replace('_', ' ')}: {_metrics(best)}")
+        lines += _place_lines(one)
     _show(done, as_json, lines)
 
 
@@ -241,8 +246,9 @@ def releases(
         typer.Option(metavar="A B", help="Rows added, removed and changed from A to B."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, help="With --diff: relative change that counts as none.")
-    ] = TOLERANCE,
+        float | None,
+        typer.Option(min=0.0, help="With --diff: relative change that counts as none; 1e-6."),
+    ] = None,
     rollback: Annotated[
         str | None,
         typer.Option(metavar="RELEASE", help="Send readers to this release instead."),
@@ -489,6 +495,8 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
+    from rich.console import Console
+
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"[bold red]error:[/] {_escaped(message)}"
     )

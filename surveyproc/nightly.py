@@ -39,7 +39,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
         `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
         before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `units`
-        (in all, affected, adopted, computed, resumed, quarantined), `quarantined` (names of the
+        (in all, affected, adopted, computed, resumed, quarantined), `places` (where the work ran,
+        and why), `quarantined` (names of the
         units that the published release lacks), `gates` (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases).
         An error is in it, not raised, because the scheduler wants both. If the store cannot take
@@ -59,7 +60,6 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     try:
         summary["before"] = _published(config, store)
         with opened(config.run) as places:
-            summary["places"] = places.chosen
             _night(config, store, summary, places)
         summary["exit_code"] = 0
     except SurveyError as error:
@@ -86,6 +86,7 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
 
 def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places) -> None:
     record = _refresh(config, store, summary, places)
+    summary["places"] = places.told()
     plan = make_plan(config, store)
     last = summary["before"]
     known = set(commit.recorded(store, run_key(last))) if last else set()
@@ -115,6 +116,7 @@ def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, 
 
     done = verbs.run(config, gates)
     summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
+    summary["places"] += done.get("places", [])
     if done["did"] == "published":
         if last and last != done["release"]:
             summary["diff"] = diff.diff(store, config.survey.name, last, done["release"], TOLERANCE)

@@ -48,7 +48,7 @@ class Batch:
     images : float32 ndarray, shape (n, band, y, x), or None
         Cutouts in nanojansky a pixel; NaN where no pixel exists, is masked, or a band is absent.
     variance : float32 ndarray, shape (n, band, y, x), or None
-        Variance in nanojansky squared; NaN where unknown. None if the survey has no weights.
+        Variance in nanojansky squared; NaN where unknown. None if no tile of the batch has weights.
     offsets : float32 ndarray, shape (n, 2), or None
         (x, y) of the object minus the cutout's central pixel (index cutout // 2), in pixels,
         within [-0.5, 0.5].

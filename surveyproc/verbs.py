@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from surveyproc import release, schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
-from surveyproc.config import ProductSection, SurveyConfig
+from surveyproc.config import TOLERANCE, ProductSection, SurveyConfig
 from surveyproc.diff import diff as compare_releases
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
@@ -37,7 +37,7 @@ def ingest(config: SurveyConfig) -> dict[str, Any]:
     with opened(config.run) as places:
         tiles = ingest_tiles(config, store, places)
         catalog = ingest_catalog(config, store, places)
-    return {"tiles": tiles, "catalog": catalog, "places": places.chosen}
+    return {"tiles": tiles, "catalog": catalog, "places": places.told()}
 
 
 def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
@@ -81,7 +81,12 @@ def _train_one(config: SurveyConfig, section: ProductSection, places: Places) ->
         name=section.model,
         places=places,
     )
-    return {"model": section.model, "version": package.version, "metrics": package.metrics}
+    return {
+        "model": section.model,
+        "version": package.version,
+        "metrics": package.metrics,
+        "places": places.told(),
+    }
 
 
 def plan(config: SurveyConfig) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, 
         "units_computed": computed.units,
         "rows_computed": computed.rows,
         "seconds_computing": computed.seconds,
-        "places": places.chosen,
+        "places": places.told(),
         "seconds": time.monotonic() - started,
     }
 
@@ -326,9 +331,12 @@ def releases(config: SurveyConfig) -> dict[str, Any]:
     }
 
 
-def diff(config: SurveyConfig, first: str, second: str, tolerance: float) -> dict[str, Any]:
+def diff(
+    config: SurveyConfig, first: str, second: str, tolerance: float | None = None
+) -> dict[str, Any]:
     """Rows added, removed and changed between two releases; see `surveyproc.diff.diff`."""
-    return compare_releases(Store(config.root), config.survey.name, first, second, tolerance)
+    least = TOLERANCE if tolerance is None else tolerance
+    return compare_releases(Store(config.root), config.survey.name, first, second, least)
 
 
 def rollback(config: SurveyConfig, to: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import ray
 
-from surveyproc import cluster
+from surveyproc.places import Item, Stage
+from surveyproc.places.cluster import session
 
 ITEMS, NBYTES = 12, 1_500_000
 
@@ -36,9 +37,10 @@ if __name__ == "__main__":
 
     answers = sys.stdout
     # Ray prints on standard output what it has to say of nodes.
-    with redirect_stdout(sys.stderr), cluster.session(sys.argv[1], workers=3):
-        results = cluster.stream(range(ITEMS), Worker, workers=3, arguments=(sys.argv[2],))
-        first, node, _ = next(results)
+    with redirect_stdout(sys.stderr), session(sys.argv[1], workers=3) as cluster:
+        items = [Item(str(number), number) for number in range(ITEMS)]
+        results = cluster.stream(items, Stage("items", Worker, (sys.argv[2],)))
+        _, (first, node, _) = next(results)
         print(first, node, file=answers, flush=True)
         sys.stdin.readline()
-        print(sorted([first, *(number for number, _, _ in results)]), file=answers)
+        print(sorted([first, *(number for _, (number, _, _) in results)]), file=answers)

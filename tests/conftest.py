@@ -1,4 +1,4 @@
-"""Shared fixtures: real survey data where it is present, and one Ray session for all tests."""
+"""Shared fixtures: real survey data where it is present, a small survey, one Ray for all tests."""
 
 import functools
 import os
@@ -9,9 +9,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import where
 
-from surveyproc import cluster, verbs
+from surveyproc import verbs
 from surveyproc.config import load
+from surveyproc.places import Places
 from surveyproc.simulate import simulate
 
 TESTS = Path(__file__).parent
@@ -32,14 +34,16 @@ def survey_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def workers() -> Iterator[int]:
-    """Worker processes of a local Ray that ends with the tests."""
-    with cluster.session(workers=2) as count:
-        yield count
+def ray_session() -> Iterator[Places]:
+    """A local Ray of two processes, which ends with the tests."""
+    places = where.on_ray()
+    places.cluster()
+    yield places
+    places.close()
 
 
 @pytest.fixture(scope="session")
-def trained_survey(tmp_path_factory: pytest.TempPathFactory, workers: int) -> Path:
+def trained_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """240 simulated objects in 9 bands, ingested, the network trained. Do not change it."""
     folder = tmp_path_factory.mktemp("survey")
     survey = simulate(folder / "sim", objects=240, seed=3, workers=1).config

@@ -40,15 +40,17 @@ KINDS = (
     ("worker", "disk"),
     ("driver", "disk"),
     ("session", "disk"),
+    ("here", "disk"),
     ("node", "disk"),
     ("worker", "s3"),
     ("driver", "s3"),
     ("session", "s3"),
+    ("here", "s3"),
     ("node", "s3"),
     ("store", "s3"),
 )
-"""What is killed, and where the survey lies. A session is the driver and the Ray that it started;
-the others use a cluster of three nodes, which stays."""
+"""What is killed, and where the survey lies: a session is the driver and the Ray that it started,
+"here" a driver that works itself; the others use a cluster of three nodes, which stays."""
 VERBS = (("ingest", "run"), ("nightly",))
 """How a trial makes its release: the commands that are killed and repeated."""
 TWICE = (("twice", "disk"), ("twice", "s3"))
@@ -166,14 +168,15 @@ def trial(
         shutil.copytree(place.folder / before, root)
     survey = place.folder / "survey" / "survey.toml"
     settings = ["--set", f"survey.root={root}", *SETTINGS]
-    if kind != "session":
-        settings += ["--set", f"run.address={place.nodes.address}"]
+    own = {"session": "run.place=ray", "here": "run.place=here"}
+    settings += ["--set", own.get(kind, f"run.address={place.nodes.address}")]
     story = []
     if kind == "twice":
         story.append(twice(command("run", survey, *settings)))
     else:
         for verb in verbs:
-            delay = rng.uniform(0.2, 1.0) * place.seconds[verb]
+            least, most = (0.5, 3.0) if kind == "here" else (0.2, 1.0)
+            delay = rng.uniform(least, most) * (1.0 if kind == "here" else place.seconds[verb])
             what = kill_at(place, command(verb, survey, *settings), kind, delay, rng)
             story.append(f"{verb}: {what}")
             call(verb, survey, *settings)
@@ -217,7 +220,7 @@ def kill_at(place: Arena, started: list[str], kind: str, delay: float, rng: rand
     with contextlib.suppress(subprocess.TimeoutExpired):
         driver.wait(delay)
         return f"ended before {at}"
-    if kind in ("driver", "session"):
+    if kind in ("driver", "session", "here"):
         everything = [psutil.Process(driver.pid)]
         everything += everything[0].children(recursive=True) if kind == "session" else []
         for process in everything:

@@ -64,7 +64,7 @@ class Nodes:
 def is_worker(process):
     """Whether a process computes units, cubes or partitions."""
     try:
-        return " ".join(process.cmdline()).startswith("ray::Map")
+        return " ".join(process.cmdline()).startswith("ray::_do")
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

@@ -9,11 +9,13 @@ from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.simulate import simulate
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def images_model(workers, tmp_path_factory):
+def images_model(tmp_path_factory):
     """The package of the network of images, hardly trained."""
     folder = tmp_path_factory.mktemp("simulated")
     simulate(folder, objects=300, workers=2, pixel_scale=0.3)
@@ -33,7 +35,7 @@ def images_model(workers, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kids_viking(survey_data, images_model, workers, tmp_path_factory):
+def kids_viking(survey_data, images_model, tmp_path_factory):
     store = tmp_path_factory.mktemp("kids_viking") / "store"
     config = load(
         EXAMPLES / "kids_viking" / "survey.toml",

@@ -1,12 +1,16 @@
 """Workers that fail on one unit, as a file in the survey's store tells them to, or on one tile.
 
-In a module of its own: Ray's worker processes import it by name.
+In a module of its own: other processes import it by name. As a program it runs a survey with such
+workers: `python unit_troubles.py survey.toml` and settings.
 """
 
 import os
 import signal
+import sys
 
+from surveyproc.cli import main
 from surveyproc.images import ingest
+from surveyproc.run import pipeline
 from surveyproc.run.pipeline import UnitWorker
 from surveyproc.storage import Store
 
@@ -36,3 +40,13 @@ class DeadlyTileWorker(ingest._TileWorker):
         if item["tile"] == "t01":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(item)
+
+
+if __name__ == "__main__":
+    # Not __main__'s: other processes import the class from this module by name.
+    import unit_troubles
+
+    pipeline.UnitWorker = unit_troubles.TroubledWorker
+    sets = [word for setting in sys.argv[2:] for word in ("--set", setting)]
+    sys.argv = ["surveyproc", "run", sys.argv[1], "--json", *sets]
+    main()

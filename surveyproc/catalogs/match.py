@@ -106,7 +106,7 @@ def match_labels(
         if "do not overlap" in str(error):
             raise nothing from error
         raise
-    with dask.config.set(**_scheduler(places, len(objects.partitions))):
+    with dask.config.set(**_scheduler(places, objects.npartitions)):
         found = matched.compute(progress_bar=False)
     if not len(found):
         raise nothing

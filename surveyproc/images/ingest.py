@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -279,12 +279,6 @@ def group_planes(
     return groups
 
 
-@lru_cache(maxsize=1024)
-def _checksum(path: str, state: tuple[Any, ...]) -> tuple[str, int]:
-    """Checksum of a file as it is now; one with many tiles is read once a process."""
-    return checksum(path)
-
-
 def _state(path: str) -> tuple[Any, ...]:
     """What changes if the file does, as far as that can be told without reading it."""
     if "://" in path:
@@ -304,11 +298,16 @@ class _TileWorker:
 
     def __init__(self, url: str, mask_bits: int | None) -> None:
         self.store, self.mask_bits = Store(url), mask_bits
+        # A file of many tiles is read once a worker, and no longer: in one process a later ingest
+        # may find other bytes in a file that looks the same.
+        self.checksum = lru_cache(maxsize=1024)(lambda path, state: checksum(path))
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         outcome = self.nothing(item, "")
         try:
-            outcome |= _make_tile(self.store, item["tile"], item["planes"], self.mask_bits)
+            outcome |= _make_tile(
+                self.store, item["tile"], item["planes"], self.mask_bits, self.checksum
+            )
         except InputError as error:
             outcome["problems"] = [f"tile {item['tile']}: {error}"]
         except UnreachableError:
@@ -331,12 +330,16 @@ class _TileWorker:
 
 
 def _make_tile(
-    store: Store, tile: str, planes: list[Plane], mask_bits: int | None
+    store: Store,
+    tile: str,
+    planes: list[Plane],
+    mask_bits: int | None,
+    checksum_of: Callable[[str, tuple[Any, ...]], tuple[str, int]],
 ) -> dict[str, Any]:
     """The cube of one tile and its row in the table of tiles."""
     paths = sorted({plane.path for plane in planes})
     before = {path: _state(path) for path in paths}
-    sums = {path: _checksum(path, before[path]) for path in paths}
+    sums = {path: checksum_of(path, before[path]) for path in paths}
     nbytes = sum(size for _, size in sums.values())
     version = fingerprint(
         {

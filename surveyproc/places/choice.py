@@ -51,24 +51,17 @@ class Places:
     run : RunSection
         `place`, `workers`, `address`, `niceness`.
 
-    Attributes
-    ----------
-    chosen : list of dict
-        What was decided, in order: `what` (the items: `units`, `tiles`), `place` (`here` or `ray`)
-        and `why`.
-    workers : int
-        Items done at once, as far as can be known before Ray is asked.
     """
 
     def __init__(self, run: RunSection) -> None:
         self.run = run
-        self.chosen: list[dict[str, str]] = []
+        self._told: dict[tuple[str, str], str] = {}
         self._open = ExitStack()
         self._cluster: Cluster | None = None
 
     @property
     def workers(self) -> int:
-        """Items done at once."""
+        """Items done at once, as far as can be known before Ray is asked."""
         return self._cluster.workers if self._cluster else self.run.workers or _cores()
 
     def cluster(self) -> Cluster:
@@ -87,7 +80,7 @@ class Places:
         self._open.close()
 
     def choose(self, what: str, seconds: float) -> str:
-        """`here` or `ray`, for work that would take one core so many seconds; noted in `chosen`."""
+        """`here` or `ray`, for work that would take one core so many seconds; see `told`."""
         place, why = self._choice(seconds)
         self._note(what, place, why)
         return place
@@ -182,9 +175,22 @@ class Places:
         return ray_pays(left, busy, self.workers, self._start())
 
     def _note(self, what: str, place: str, why: str) -> None:
-        choice = {"what": what, "place": place, "why": why}
-        if choice not in self.chosen:
-            self.chosen.append(choice)
+        # Units that are tried again are no news.
+        self._told.setdefault((what, place), why)
+
+    def told(self) -> list[dict[str, str]]:
+        """What was decided since this was last asked, in order.
+
+        Returns
+        -------
+        list of dict
+            `what` (the items: `units`, `tiles`), `place` (`here` or `ray`) and `why`.
+        """
+        told = [
+            {"what": what, "place": where, "why": why} for (what, where), why in self._told.items()
+        ]
+        self._told.clear()
+        return told
 
 
 def _cores() -> int:

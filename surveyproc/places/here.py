@@ -68,6 +68,7 @@ class Here:
                 yield from map(one, items)
             else:
                 yield from _side_by_side(items, one, self.threads)
+        one.forget()
 
 
 def _side_by_side(
@@ -92,13 +93,14 @@ class _Worker:
         self.stage, self.pace, self.made = stage, pace, threading.local()
         self.lock = threading.Lock()
         self.left = stage.ledger.left() if stage.ledger else {}
+        self.deadly = set[str]()
 
     def __call__(self, item: Item) -> tuple[Item, Any]:
         ledger, left = self.stage.ledger, self.left.get(item.name, [])
         if item.apart or left:
             result, ended = _apart(self.stage, item.payload)
-            if ledger and ended:
-                ledger.end(*left)
+            if not ended:
+                self.deadly.add(item.name)
             return item, result
         note = ledger.begin(item.name) if ledger else ""
         try:
@@ -114,6 +116,15 @@ class _Worker:
         finally:
             if ledger:
                 ledger.end(note)
+
+    def forget(self) -> None:
+        """Take back the notes found, but those of items that killed processes again.
+
+        Those of other items than were to be done are of work that is done.
+        """
+        for name, notes in self.left.items():
+            if name not in self.deadly and self.stage.ledger:
+                self.stage.ledger.end(*notes)
 
 
 def _apart(stage: Stage, payload: Any) -> tuple[Any, bool]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from surveyproc import schemas
@@ -55,15 +56,31 @@ def compute(
         for product in products:
             written = product.compute(_narrow(batch, bands, product, available))
             for column in product.columns:
-                values = np.asarray(written[column.name])
-                if len(values) != len(index):
-                    raise SurveyError(
-                        f"product {product.name} gave {len(values)} values of {column.name} for "
-                        f"{len(index)} objects"
-                    )
+                values = _values(product, column, written, len(index))
                 output[column.name][index] = values
                 available[column.name] = values
     return output
+
+
+def _values(
+    product: Product, column: Column, written: Mapping[str, NDArray[Any]], rows: int
+) -> NDArray[Any]:
+    """What a product wrote into a column, if it is what it declared."""
+    if column.name not in written:
+        raise SurveyError(f"product {product.name} gave no {column.name}")
+    values = np.asarray(written[column.name])
+    shape = (rows, column.length) if column.length else (rows,)
+    if values.shape != shape:
+        raise SurveyError(
+            f"product {product.name} gave {column.name} the shape {values.shape} for {rows} "
+            f"objects; {shape} is declared"
+        )
+    whole = column.dtype != "string" and np.dtype(column.dtype).kind in "iu"
+    if whole and values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise SurveyError(
+            f"product {product.name} gave {column.name} values that are no whole numbers"
+        )
+    return values
 
 
 def image_needs(products: Sequence[Product], survey_bands: Sequence[str]) -> tuple[list[str], int]:
@@ -104,8 +121,7 @@ def _catalog_inputs(products: Sequence[Product], table: pa.Table) -> set[str]:
 
 
 def _as_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    if column.null_count and not pa.types.is_floating(column.type):
-        column = column.cast(pa.float64()) if pa.types.is_integer(column.type) else column
+    # Whole numbers with nulls become floats, the nulls NaN.
     values: NDArray[Any] = column.to_numpy()
     return values
 
@@ -205,7 +221,7 @@ def _list_array(values: NDArray[Any], column: Column) -> pa.Array:
     offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * column.length)
     lists = pa.ListArray.from_arrays(offsets, flat)
     missing = pa.array(np.isnan(values).all(axis=1))
-    return pa.compute.if_else(missing, pa.scalar(None, lists.type), lists)
+    return pc.if_else(missing, pa.scalar(None, lists.type), lists)
 
 
 def prepare(products: Sequence[Product]) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import where
 from astropy.table import MaskedColumn, Table
 
 from surveyproc.catalogs import hats
-from surveyproc.catalogs.ingest import ingest_catalog
+from surveyproc.catalogs.ingest import SPILL_BYTES, CatalogSummary, ingest_catalog
 from surveyproc.config import SurveyConfig
+from surveyproc.places import Places
 from surveyproc.storage import Store
 
 KEY = "catalogs/test"
@@ -50,11 +52,19 @@ def sky_table(rows: int, seed: int = 0) -> Table:
     return table
 
 
-def run(root: Path, source: Path | str, *, workers: int = 1, batch: int | None = None, **catalog):
-    limits = {key: catalog.pop(key) for key in ("spill_bytes", "ray_rows") if key in catalog}
+def run(
+    root: Path,
+    source: Path | str,
+    *,
+    places: Places = where.HERE,
+    batch: int | None = None,
+    spill_bytes: int = SPILL_BYTES,
+    **catalog: object,
+) -> tuple[Store, CatalogSummary]:
     config = survey(root, source, **catalog)
     store = Store(config.root)
-    return store, ingest_catalog(config, store, workers=workers, rows_per_batch=batch, **limits)
+    summary = ingest_catalog(config, store, places, rows_per_batch=batch, spill_bytes=spill_bytes)
+    return store, summary
 
 
 def all_rows(store: Store) -> pa.Table:

@@ -19,8 +19,13 @@ from sums import sums
 from surveyproc import schemas, sky
 from surveyproc.catalogs import hats, leaves
 from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.config import RunSection
 from surveyproc.errors import InputError
+from surveyproc.places import Places
 from surveyproc.storage import Store
+
+ONE = Places(RunSection(place="here", workers=1))
+"""This process, one thread."""
 
 
 @pytest.fixture
@@ -176,14 +181,15 @@ def check_partitions(store: Store, limit: int) -> None:
 def test_bytes_do_not_depend_on_batches_spills_or_threads(tmp_path, fits):
     run(tmp_path / "a", fits, partition_rows=400)
     expected = sums(tmp_path / "a" / KEY)
-    run(tmp_path / "b", fits, partition_rows=400, batch=77, spill_bytes=5_000, workers=3)
+    run(tmp_path / "b", fits, partition_rows=400, batch=77, spill_bytes=5_000, places=ONE)
     assert sums(tmp_path / "b" / KEY) == expected
     assert not (tmp_path / "b" / KEY / ".spill").exists()
 
 
-def test_bytes_do_not_depend_on_ray(tmp_path, fits, workers):
+@pytest.mark.ray
+def test_bytes_do_not_depend_on_ray(tmp_path, fits, ray_session):
     run(tmp_path / "a", fits, partition_rows=400)
-    _, summary = run(tmp_path / "b", fits, partition_rows=400, workers=workers, ray_rows=0)
+    _, summary = run(tmp_path / "b", fits, partition_rows=400, places=ray_session)
     assert summary.rows_out == 3000
     assert sums(tmp_path / "b" / KEY) == sums(tmp_path / "a" / KEY)
 
@@ -305,4 +311,4 @@ def test_threads_fail_loudly(tmp_path, fits, monkeypatch):
 
     monkeypatch.setattr(leaves.hats, "write_leaf", broken)
     with pytest.raises(OSError, match="no such disk"):
-        run(tmp_path / "s", fits, partition_rows=300, workers=2)
+        run(tmp_path / "s", fits, partition_rows=300)

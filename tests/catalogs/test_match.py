@@ -1,9 +1,10 @@
-"""Labels matched by LSDB on Ray, held against brute force."""
+"""Labels matched by LSDB, held against brute force."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import where
 from sample_tables import survey
 
 from surveyproc.catalogs.crossmatch import nearest
@@ -38,7 +39,7 @@ def ingest(tmp_path, ra, dec, partition_rows=200, **more):
     section = config.catalog.model_copy(update={"partition_rows": partition_rows})
     config = config.model_copy(update={"catalog": section})
     store = Store(config.root)
-    ingest_catalog(config, store, workers=1)
+    ingest_catalog(config, store, where.HERE)
     return store
 
 
@@ -50,7 +51,7 @@ def sky(tmp_path_factory):
     return ingest(tmp_path_factory.mktemp("sky"), ra, dec, size=size, redshift=-size), ra, dec
 
 
-def test_the_nearest_label_of_every_object(sky, workers):
+def test_the_nearest_label_of_every_object(sky):
     store, ra, dec = sky
     random = np.random.default_rng(2)
     near = random.permutation(len(ra))[:900]
@@ -61,7 +62,7 @@ def test_the_nearest_label_of_every_object(sky, workers):
         [np.clip(dec[near] + random.normal(0, RADIUS / 3600, 900), -90, 90), more_dec]
     )
     labels = Labels(label_ra, label_dec, random.random(len(label_ra)), RADIUS)
-    found = match_labels(store, KEY, labels, ["size", "absent", "redshift"])
+    found = match_labels(store, KEY, labels, ["size", "absent", "redshift"], where.HERE)
     assert found.column_names == ["object_id", "ra", "dec", "_healpix_29", "redshift", "size"]
     index, distance = nearest(ra, dec, label_ra, label_dec, RADIUS)
     owner = {}
@@ -79,7 +80,17 @@ def test_the_nearest_label_of_every_object(sky, workers):
     assert order == sorted(order)
 
 
-def test_a_label_on_the_other_side_of_a_partitions_edge(tmp_path, workers):
+@pytest.mark.ray
+def test_ray_matches_the_same(sky, ray_session):
+    store, ra, dec = sky
+    labels = Labels(ra[:40], dec[:40], np.arange(40.0), RADIUS)
+    here, there = (
+        match_labels(store, KEY, labels, ["size"], places) for places in (where.HERE, ray_session)
+    )
+    assert there.equals(here)
+
+
+def test_a_label_on_the_other_side_of_a_partitions_edge(tmp_path):
     # RA 0 and RA 45 at dec 0 are corners of HEALPix pixels of order 0: object and label lie in
     # different ones, and the catalog has no object in the label's.
     ra, dec = np.array([0.0001, 359.9, 45.1]), np.array([0.0, 0.1, 0.0001])
@@ -87,21 +98,21 @@ def test_a_label_on_the_other_side_of_a_partitions_edge(tmp_path, workers):
     labels = Labels(
         np.array([359.9999, 45.1, 200.0]), np.array([0.0, -0.0001, 10.0]), np.arange(3.0), 1.0
     )
-    found = match_labels(store, KEY, labels, [])
+    found = match_labels(store, KEY, labels, [], where.HERE)
     assert dict(
         zip(found["object_id"].to_pylist(), found["redshift"].to_pylist(), strict=True)
     ) == {2: 0.0, 0: 1.0}
 
 
-def test_a_label_belongs_to_one_of_two_close_objects(tmp_path, workers):
+def test_a_label_belongs_to_one_of_two_close_objects(tmp_path):
     store = ingest(tmp_path, np.array([10.0, 10.0 + 0.8 / 3600]), np.zeros(2))
     labels = Labels(np.array([10.0 + 0.5 / 3600]), np.zeros(1), np.ones(1), 1.0)
-    assert match_labels(store, KEY, labels, [])["object_id"].to_pylist() == [0]
+    assert match_labels(store, KEY, labels, [], where.HERE)["object_id"].to_pylist() == [0]
 
 
 @pytest.mark.parametrize("ra", [10.5, 200.0])
-def test_labels_of_nothing_are_named(tmp_path, workers, ra):
+def test_labels_of_nothing_are_named(tmp_path, ra):
     store = ingest(tmp_path, np.array([10.0, 11.0]), np.zeros(2))
     labels = Labels(np.array([ra]), np.zeros(1), np.ones(1), 1.0)
     with pytest.raises(InputError, match=r"no object of .* 1.0 arcsec of one of 1 labels: check"):
-        match_labels(store, KEY, labels, [])
+        match_labels(store, KEY, labels, [], where.HERE)

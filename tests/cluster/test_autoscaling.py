@@ -7,22 +7,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from ray_head import environment, free_port, head
 
 SCRIPT = """
 import os, sys, time
-from surveyproc import cluster
+import ray
+from surveyproc.places import Item, Stage
+from surveyproc.places.cluster import session
 
 class Slow:
     def __call__(self, number):
         time.sleep(1)
         return {"number": number, "pid": os.getpid()}
 
-with cluster.session(sys.argv[1], workers=3) as workers:
-    assert cluster.ray.cluster_resources().get("CPU", 0) == 0
-    done = list(cluster.stream(range(9), Slow, workers=workers))
-print(workers, sorted(row["number"] for row in done), len({row["pid"] for row in done}))
+with session(sys.argv[1], workers=3) as cluster:
+    assert ray.cluster_resources().get("CPU", 0) == 0
+    items = [Item(str(number), number) for number in range(9)]
+    done = [row for _, row in cluster.stream(items, Stage("items", Slow))]
+print(cluster.workers, sorted(row["number"] for row in done), len({row["pid"] for row in done}))
 """
 
 
@@ -61,6 +65,9 @@ def own_ip():
         return probe.getsockname()[0]
 
 
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_cluster_grows_to_the_workers_asked_for_as_far_as_it_can(tmp_path, tmp_path_factory):
     port = free_port()
     address = f"{own_ip()}:{port}"

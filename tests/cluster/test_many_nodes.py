@@ -21,6 +21,7 @@ from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store
 
 TIMEOUT_S = 300
+pytestmark = [pytest.mark.cluster, pytest.mark.kill, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOM = 4 << 30
 """Bytes that a cluster may take before its nodes kill workers."""
 

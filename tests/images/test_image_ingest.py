@@ -8,6 +8,7 @@ from pathlib import Path
 import fitsio
 import numpy as np
 import pytest
+import where
 import zarr
 from conftest_images import pixels, write
 
@@ -21,12 +22,10 @@ from surveyproc.measure.aperture import annulus_for, aperture_photometry
 from surveyproc.sky import pixel_positions, wcs_from_header
 from surveyproc.storage import Store
 
-pytestmark = pytest.mark.usefixtures("in_this_process")
 
-
-def run(config):
+def run(config, places=where.HERE):
     store = Store(config.root)
-    return ingest_tiles(config, store, workers=2), store
+    return ingest_tiles(config, store, places), store
 
 
 def whole(store, tile, bands=None):
@@ -39,6 +38,10 @@ def snapshot(root: str) -> dict[str, tuple[int, bytes]]:
         for path in sorted(Path(root).rglob("*"))
         if path.is_file()
     }
+
+
+def contents(root: str) -> dict[str, bytes]:
+    return {name: data for name, (_, data) in snapshot(root).items()}
 
 
 def write_two_bands(folder: Path) -> None:
@@ -135,10 +138,7 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
         run(make_config())
     monkeypatch.setattr(ingest, "build_cube", real)
     _, store = run(make_config())
-    undisturbed = snapshot(str(tmp_path / "reference"))
-    assert {k: v[1] for k, v in snapshot(store.root).items()} == {
-        k: v[1] for k, v in undisturbed.items()
-    }
+    assert contents(store.root) == contents(str(tmp_path / "reference"))
     assert not list((Path(store.root) / ".staging").iterdir())
 
 
@@ -203,16 +203,15 @@ def test_no_tiles_yet(tmp_path):
         read_tiles(Store(str(tmp_path)))
 
 
-def test_on_ray(tmp_path, make_config, workers, monkeypatch):
-    monkeypatch.undo()
+@pytest.mark.ray
+def test_on_ray(tmp_path, make_config, ray_session):
     write_two_bands(tmp_path)
     write(tmp_path / "b_g.fits", pixels(5), tile="T2")
-    monkeypatch.setattr(ingest, "SCAN_HERE", 1)
-    config = make_config()
-    store = Store(config.root)
-    summary = ingest_tiles(config, store, workers=workers)
+    _, here = run(make_config(root="here"))
+    summary, store = run(make_config(root="ray"), ray_session)
     assert (summary.tiles, summary.written) == (2, 2)
     assert [tile.id for tile in read_tiles(store)] == ["T1", "T2"]
+    assert contents(store.root) == contents(here.root)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs root to mount")
@@ -395,7 +394,7 @@ def test_a_file_of_an_unknown_tile_that_cannot_be_read_is_named(tmp_path, make_c
 def test_a_cube_that_lacks_a_part_is_built_anew(tmp_path, make_config, damage):
     write_two_bands(tmp_path)
     _, store = run(make_config())
-    before = {name: content for name, (_, content) in snapshot(store.root).items()}
+    before = contents(store.root)
     folder = Path(store.path(read_tiles(store)[0].key))
     if damage == "gone":
         (folder / "image/c/0/0/0").unlink()
@@ -405,7 +404,7 @@ def test_a_cube_that_lacks_a_part_is_built_anew(tmp_path, make_config, damage):
         (folder / ("image/zarr.json" if damage == "metadata" else "tile.json")).unlink()
     summary, _ = run(make_config())
     assert (summary.written, summary.unchanged) == (1, 0)
-    assert {name: content for name, (_, content) in snapshot(store.root).items()} == before
+    assert contents(store.root) == before
     assert run(make_config())[0].unchanged == 1
 
 

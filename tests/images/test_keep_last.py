@@ -3,13 +3,12 @@
 import os
 
 import pytest
+import where
 from conftest_images import pixels, write
 
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.storage import Store
-
-pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def survey(tmp_path, make_config):
 
 
 def night(config):
-    summary = ingest_tiles(config, Store(config.root), workers=1, keep_last=True)
+    summary = ingest_tiles(config, Store(config.root), where.HERE, keep_last=True)
     return summary, {tile.id: tile for tile in read_tiles(Store(config.root))}
 
 

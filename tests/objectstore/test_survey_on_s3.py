@@ -25,31 +25,36 @@ from surveyproc.nightly import nightly
 from surveyproc.simulate import simulate
 
 OBJECTS, BANDS = 90, ("g", "r", "i")
-# One start of Ray for two verbs. Its workers take the variables of this process.
+# One process, and one start of Ray if there is any, for two verbs.
 SCRIPT = """
 import json, sys
-from surveyproc import cluster, verbs
+from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.errors import SurveyError
+from surveyproc.places import opened
 config = load(sys.argv[1], sys.argv[2].split())
 try:
-    with cluster.session(workers=2):
+    with opened(config.run):
         verbs.ingest(config)
         print(json.dumps(verbs.run(config)))
 except SurveyError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
 TIMEOUT_S = 240
+BY_RAY = (pytest.mark.ray, pytest.mark.slow)
+pytestmark = pytest.mark.s3
 
 
-def start(survey: Path, root: str = "", script: str = SCRIPT) -> subprocess.Popen[str]:
+def start(
+    survey: Path, root: str = "", script: str = SCRIPT, place: str = "here"
+) -> subprocess.Popen[str]:
     overrides = f"survey.root={root}" if root else ""
     return subprocess.Popen(
         [sys.executable, "-c", script, str(survey), overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "SURVEYPROC_RUN_WORKERS": "2"},
+        env={**os.environ, "SURVEYPROC_RUN_WORKERS": "2", "SURVEYPROC_RUN_PLACE": place},
     )
 
 
@@ -91,8 +96,9 @@ def remote_survey(survey, bucket, tmp_path, proxy):
     return tmp_path / "survey.toml"
 
 
-def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, expected):
-    done = end(start(remote_survey))
+@pytest.mark.parametrize("place", ["here", pytest.param("ray", marks=BY_RAY)])
+def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, expected, place):
+    done = end(start(remote_survey, place=place))
     assert done["did"] == "published"
     per_unit = len([one for one in proxy.requests if one.key.startswith("store/")]) / done["units"]
     assert sums(f"{bucket}/store", is_leaf) == expected
@@ -112,18 +118,20 @@ def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, ex
     assert not proxy.counts()["PUT"]
 
 
-def test_faults_of_every_kind_give_the_same_leaves(remote_survey, bucket, proxy, expected):
+@pytest.mark.parametrize("place", ["here", pytest.param("ray", marks=BY_RAY)])
+def test_faults_of_every_kind_give_the_same_leaves(remote_survey, bucket, proxy, expected, place):
     proxy.faults = Faults.all(0.05)
-    done = end(start(remote_survey))
+    done = end(start(remote_survey, place=place))
     proxy.faults = Faults()
     assert set(proxy.met()) >= {"error", "slow_down", "reset", "truncate", "delay"}
     assert done["did"] == "published"
     assert sums(f"{bucket}/store", is_leaf) == expected
 
 
-def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected):
+@pytest.mark.parametrize("place", ["here", pytest.param("ray", marks=BY_RAY)])
+def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected, place):
     root = f"{bucket}/store"
-    drivers = [start(survey, root) for _ in range(2)]
+    drivers = [start(survey, root, place=place) for _ in range(2)]
     done = [end(driver) for driver in drivers]
     assert done[0]["url"] == done[1]["url"]
     assert sums(root, is_leaf) == expected
@@ -132,9 +140,12 @@ def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected):
     assert len(verbs.releases(config)["releases"]) == 1
 
 
-def test_a_store_that_goes_is_an_error_and_the_run_resumes(remote_survey, bucket, proxy, expected):
+@pytest.mark.parametrize("place", ["here", pytest.param("ray", marks=BY_RAY)])
+def test_a_store_that_goes_is_an_error_and_the_run_resumes(
+    remote_survey, bucket, proxy, expected, place
+):
     script = "import surveyproc.remote as r; r.PATIENCE_S = 4.0\n" + SCRIPT
-    driver = start(remote_survey, script=script)
+    driver = start(remote_survey, script=script, place=place)
     until = time.monotonic() + TIMEOUT_S
     while not any("/commits/" in one.key and one.method == "PUT" for one in proxy.requests):
         assert time.monotonic() < until

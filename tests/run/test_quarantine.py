@@ -1,16 +1,21 @@
 """Units that fail or kill their worker: tried again a few times, then given up, never for ever."""
 
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+import unit_troubles
 from sums import leaves, sums
 from unit_troubles import DeadlyTileWorker, TroubledWorker, make_trouble
 
-from surveyproc import cluster, schemas, verbs
+from surveyproc import schemas, verbs
 from surveyproc.catalogs.hats import leaf_key
 from surveyproc.config import load
 from surveyproc.errors import (
@@ -23,7 +28,9 @@ from surveyproc.errors import (
 )
 from surveyproc.images import ingest
 from surveyproc.models.package import load_package
+from surveyproc.places import Ledger
 from surveyproc.run import commit, pipeline
+from surveyproc.run.pipeline import Work
 from surveyproc.run.plan import make_plan
 from surveyproc.storage import Store, digest
 
@@ -35,55 +42,96 @@ def published(survey: Path) -> Path:
     return Path(verbs.releases(load(survey))["current"]["url"])
 
 
-def trouble(survey: Path, monkeypatch, how: str, times: int = 99, every: bool = False):
+def prepared(survey: Path, how: str, times: int, every: bool = False):
     config = load(survey)
     store = Store(config.root)
     plan = make_plan(config, store)
     make_trouble(store, "" if every else plan.units[SICK].name, how, times)
-    monkeypatch.setattr(pipeline, "UnitWorker", TroubledWorker)
     return store, plan
 
 
-@pytest.mark.parametrize("how", ["dies", "memory"])
-def test_a_unit_that_fails_once_is_tried_again(survey_copy, published_survey, monkeypatch, how):
+def trouble(survey: Path, monkeypatch, how: str, times: int = 99, every: bool = False):
+    monkeypatch.setattr(pipeline, "UnitWorker", TroubledWorker)
+    return prepared(survey, how, times, every)
+
+
+@pytest.mark.parametrize(
+    ("how", "place"),
+    [pytest.param("dies", "ray", marks=pytest.mark.ray), ("memory", "here")],
+)
+def test_a_unit_that_fails_once_is_tried_again(
+    survey_copy, published_survey, monkeypatch, request, how, place
+):
+    if place == "ray":
+        request.getfixturevalue("ray_session")
     store, plan = trouble(survey_copy, monkeypatch, how, times=1)
-    streams, stream = [], cluster.stream
+    attempts, attempt = [], Work.attempt
 
-    def noted(tasks, *arguments, workers, **more):
-        streams.append((len(tasks), workers))
-        return stream(tasks, *arguments, workers=workers, **more)
+    def noted(self, tasks, meter, *, alone=False):
+        attempts.append((len(tasks), alone))
+        return attempt(self, tasks, meter, alone=alone)
 
-    monkeypatch.setattr(cluster, "stream", noted)
-    verbs.run(load(survey_copy, ["run.workers=2"]))
+    monkeypatch.setattr(Work, "attempt", noted)
+    verbs.run(load(survey_copy, ["run.workers=2", f"run.place={place}"]))
     # All together first; what may have wanted for memory has the machine to itself after that.
-    assert [one for one in streams if one[0]] == [(len(plan.units), 2), (1, 1)]
+    assert [one for one in attempts if one[0]] == [(len(plan.units), False), (1, True)]
     assert leaves(survey_copy) == leaves(published_survey)
     assert store.names(f"{plan.run_key}/attempts") == []
 
 
-def test_a_unit_that_kills_every_worker_is_quarantined_and_retried_by_the_next_run(
-    survey_copy, published_survey, monkeypatch
+@pytest.mark.kill
+def test_a_unit_that_crashes_the_command_has_a_process_of_its_own_in_the_next_one(
+    survey_copy, published_survey
 ):
-    store, plan = trouble(survey_copy, monkeypatch, "dies")
+    store, plan = prepared(survey_copy, "dies", 1)
+    command = [sys.executable, unit_troubles.__file__, str(survey_copy), "run.place=here"]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    # Whoever was under way is not blamed: it may have been the user who killed the command.
+    assert store.names(f"{plan.run_key}/attempts") == []
+    under_way = Ledger(store, f"{plan.run_key}/begun").left()
+    assert plan.units[SICK].name in under_way
+    done = verbs.run(load(survey_copy, ["run.place=here"]))
+    assert (done["did"], done["quarantined"]) == ("published", [])
+    assert store.names(f"{plan.run_key}/begun") == []
+    assert leaves(survey_copy) == leaves(published_survey)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    "place", ["here", pytest.param("ray", marks=(pytest.mark.ray, pytest.mark.slow))]
+)
+def test_a_unit_that_kills_every_process_is_quarantined_and_retried_by_the_next_run(
+    survey_copy, published_survey, place
+):
+    """On Ray at once; here the command dies of it once, and the same command goes on."""
+    store, plan = prepared(survey_copy, "dies", 99)
     sick = plan.units[SICK]
-    with pytest.raises(GateError, match=f"quarantined +{sick.name}") as caught:
-        verbs.run(load(survey_copy))
-    assert caught.value.exit_code == 3
-    assert "its process died" in str(caught.value)
+    settings = [f"run.place={place}", "run.workers=1", "run.attempts=2"]
+    command = [sys.executable, unit_troubles.__file__, str(survey_copy), *settings]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if place == "here":
+        assert done.returncode == -signal.SIGKILL
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert re.search(f"quarantined +{sick.name}", done.stderr)
+    assert "its process died" in done.stderr
     assert commit.pending(store, plan) == []
     record = commit.read(store, plan.run_key, sick.name)
-    assert record.quarantined.startswith("3 attempts failed")
+    assert record.quarantined.startswith("2 attempts failed")
     assert record.leaf.rows == sick.rows
     assert record.flags["photoz"] == {"any": sick.rows, "quarantined": sick.rows}
     table = pq.read_table(store.path(f"{plan.release_key}/{leaf_key(sick.order, sick.pixel)}"))
     assert table["flux_r"].null_count == table["gaznet_c9_z_quantiles"].null_count == sick.rows
     assert table["ra"].null_count == 0
     assert set(table["photometry_flag"].to_pylist()) == {schemas.flag("quarantined")}
+    # Still deadly: the next run knows it, and no longer dies of it.
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 3, again.stderr
     # The trouble is over: only that unit is computed, and nothing shows that it ever was.
-    monkeypatch.undo()
     done = verbs.run(load(survey_copy))
     assert (done["units_computed"], done["units_resumed"]) == (1, len(plan.units) - 1)
     assert leaves(survey_copy) == leaves(published_survey)
+    assert store.names(f"{plan.run_key}/begun") == []
 
 
 def test_a_model_that_cannot_be_loaded_is_not_held_against_the_units(survey_copy, tmp_path):
@@ -137,14 +185,16 @@ def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
     assert verbs.validate(load(survey_copy))["problems"] == []
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_machine_on_which_every_process_dies_is_not_held_against_the_units(
-    survey_copy, published_survey, monkeypatch
+    survey_copy, published_survey, monkeypatch, ray_session
 ):
     store, plan = trouble(survey_copy, monkeypatch, "dies", every=True)
     monkeypatch.setattr(pipeline, "DEATHS", 4)
     for _ in range(load(survey_copy).run.attempts):
         with pytest.raises(ClusterError, match=r"the processes of \d+ units in a row died"):
-            verbs.run(load(survey_copy, ["run.workers=1"]))
+            verbs.run(load(survey_copy, ["run.workers=1", "run.place=ray"]))
     assert store.names(f"{plan.run_key}/attempts") == []
     monkeypatch.undo()
     assert verbs.run(load(survey_copy))["quarantined"] == []
@@ -164,11 +214,12 @@ def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):
     assert verbs.run(config)["quarantined"] == []
 
 
-def test_a_tile_that_kills_every_worker_fails_alone(survey_copy, monkeypatch):
+@pytest.mark.ray
+def test_a_tile_that_kills_every_worker_fails_alone(survey_copy, monkeypatch, ray_session):
     shutil.rmtree(survey_copy.parent / "store" / "images")
     monkeypatch.setattr(ingest, "_TileWorker", DeadlyTileWorker)
     with pytest.raises(StoreError, match="1 tiles or files failed") as caught:
-        verbs.ingest(load(survey_copy))
+        verbs.ingest(load(survey_copy, ["run.place=ray"]))
     assert "tile t01: its process died" in str(caught.value)
     monkeypatch.undo()
     assert verbs.ingest(load(survey_copy))["tiles"].written == 1

@@ -1,9 +1,12 @@
 """The whole way on a small simulated survey: every row once, readable everywhere, repeatable."""
 
 import json
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,9 +87,17 @@ def test_a_finished_run_repeated_touches_nothing(published_survey):
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
 
-def test_same_bytes_for_any_number_of_workers(published_survey, survey_copy):
-    verbs.run(load(survey_copy, ["run.workers=1"]))
-    assert leaves(survey_copy) == leaves(published_survey)
+@pytest.mark.ray
+def test_the_same_bytes_everywhere(published_survey, survey_copy, ray_session):
+    """Two threads, one thread, and the processes of Ray; told from the configuration alone."""
+    expected = leaves(published_survey)
+    for settings in (["run.place=here", "run.workers=1"], ["run.place=ray", "run.workers=2"]):
+        shutil.rmtree(survey_copy.parent / "store/releases", ignore_errors=True)
+        shutil.rmtree(survey_copy.parent / "store/runs")
+        done = verbs.run(load(survey_copy, settings))
+        where_units_ran = {one["place"] for one in done["places"] if one["what"] == "units"}
+        assert where_units_ran == {settings[0].removeprefix("run.place=")}
+        assert leaves(survey_copy) == expected
 
 
 def test_resume_computes_only_what_has_no_record(published_survey, tmp_path):
@@ -147,6 +158,30 @@ def test_a_catalog_that_changes_under_a_plan_is_noticed(survey_copy):
         pq.write_table(table.set_column(1, "ra", pc.add(table["ra"], 1e-3)), stream)
     with pytest.raises(UnitsFailedError, match="is not the leaf that was ingested"):
         verbs.run(config)
+
+
+@pytest.mark.kill
+def test_killed_here_at_any_moment_the_same_command_ends_in_the_same_bytes(
+    survey_copy, published_survey
+):
+    rng = random.Random(4)
+    command = [sys.executable, "-m", "surveyproc", "run", str(survey_copy)]
+    settings = ["--set", "run.place=here", "--json"]
+    kills = 0
+    for _ in range(3):
+        driver = subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL)
+        commits = survey_copy.parent / "store/runs"
+        goal = rng.randrange(12)
+        while driver.poll() is None and len([*commits.glob("r*/commits/*.json")]) < goal:
+            time.sleep(0.005)
+        driver.kill()
+        kills += driver.wait() == -signal.SIGKILL
+    assert kills
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["did"] in ("published", "nothing")
+    assert leaves(survey_copy) == leaves(published_survey)
+    assert verbs.validate(load(survey_copy))["problems"] == []
+    assert not any(path.is_file() for path in commits.glob("r*/begun/*"))
 
 
 def test_two_drivers_at_once_end_in_one_valid_release(survey_copy, published_survey):

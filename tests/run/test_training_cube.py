@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import where
 
 from surveyproc import schemas
 from surveyproc.catalogs.ingest import catalog_key, ingest_catalog
@@ -30,16 +31,16 @@ def survey(trained_survey):
 
 
 @pytest.fixture(scope="module")
-def built(survey, workers):
+def built(survey):
     config, store = survey
     section = config.product("photoz")
-    return build_training_cube(config, store, section, bands=BANDS, cutout=SIDE, workers=workers)
+    return build_training_cube(config, store, section, where.HERE, bands=BANDS, cutout=SIDE)
 
 
-def test_labelled_objects_with_their_photometry(survey, built, workers):
+def test_labelled_objects_with_their_photometry(survey, built):
     config, store = survey
     index = built.index
-    measured = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    measured = measured_training_set(config, store, config.product("photoz"), where.HERE)
     assert built.n == len(measured) == index.num_rows
     for name in ("ra", "dec", "redshift"):
         np.testing.assert_array_equal(index[name].to_numpy(), getattr(measured, name))
@@ -72,7 +73,7 @@ def test_a_finished_cube_is_not_built_again(survey, built, monkeypatch):
     config, store = survey
     monkeypatch.setattr(training_cube, "match_labels", None)
     section = config.product("photoz")
-    again = build_training_cube(config, store, section, bands=BANDS, cutout=SIDE, workers=1)
+    again = build_training_cube(config, store, section, where.HERE, bands=BANDS, cutout=SIDE)
     assert again == built
 
 
@@ -80,7 +81,7 @@ def content(store, key):
     return {name: store.read(f"{key}/{name}") for name in store.sizes(key)}
 
 
-def test_killed_and_repeated_it_ends_in_the_same_bytes(survey_copy, built, workers):
+def test_killed_and_repeated_it_ends_in_the_same_bytes(survey_copy, built):
     config = load(survey_copy)
     store, section = Store(config.root), config.product("photoz")
     store.remove("training")
@@ -89,9 +90,18 @@ def test_killed_and_repeated_it_ends_in_the_same_bytes(survey_copy, built, worke
     del half["cube.json"], half["index.parquet"]
     for name, data in half.items():
         store.put(f"{built.key}/{name}", data[:1000])
-    again = build_training_cube(config, store, section, bands=BANDS, cutout=SIDE, workers=1)
+    again = build_training_cube(config, store, section, where.HERE, bands=BANDS, cutout=SIDE)
     assert again.key == built.key
     assert content(store, again.key) == content(built.store, built.key)
+
+
+@pytest.mark.ray
+def test_ray_builds_the_same_bytes(survey_copy, built, ray_session):
+    config = load(survey_copy)
+    store, section = Store(config.root), config.product("photoz")
+    store.remove("training")
+    made = build_training_cube(config, store, section, ray_session, bands=BANDS, cutout=SIDE)
+    assert content(store, made.key) == content(built.store, built.key)
 
 
 def test_what_decides_the_content_decides_the_name(survey, built):
@@ -119,7 +129,7 @@ def test_what_decides_the_content_decides_the_name(survey, built):
     assert len({built.key, *others}) == 5
 
 
-def test_inputs_that_change_under_way_are_noticed(survey_copy, workers, monkeypatch):
+def test_inputs_that_change_under_way_are_noticed(survey_copy, monkeypatch):
     config = load(survey_copy)
     store, section = Store(config.root), config.product("photoz")
     key, original = catalog_key(config.survey.name), training_cube.match_labels
@@ -133,7 +143,7 @@ def test_inputs_that_change_under_way_are_noticed(survey_copy, workers, monkeypa
 
     monkeypatch.setattr(training_cube, "match_labels", match_and_ingest)
     with pytest.raises(SurveyError, match="changed while the training cube was built"):
-        build_training_cube(config, store, section, bands=(), cutout=0, workers=1)
+        build_training_cube(config, store, section, where.HERE, bands=(), cutout=0)
     assert not [name for name in store.sizes("training") if name.endswith("cube.json")]
 
 
@@ -169,14 +179,14 @@ def catalog_survey(tmp_path, reddening=None):
         }
     )
     store = Store(config.root)
-    ingest_catalog(config, store, workers=1)
+    ingest_catalog(config, store, where.HERE)
     return config, store
 
 
-def test_reddening_and_fluxes_of_the_catalog_over_several_shards(tmp_path, workers):
+def test_reddening_and_fluxes_of_the_catalog_over_several_shards(tmp_path):
     config, store = catalog_survey(tmp_path, "dust")
     section = config.product("photoz")
-    made = build_training_cube(config, store, section, bands=(), cutout=0, workers=workers)
+    made = build_training_cube(config, store, section, where.HERE, bands=(), cutout=0)
     names = ["object_id", "ra", "dec", "redshift", "ebv", "flux_g"]
     assert (made.index.column_names, made.shards) == (names, 3)
     columns = {name: made.index[name].to_numpy() for name in names}
@@ -196,16 +206,16 @@ def test_reddening_and_fluxes_of_the_catalog_over_several_shards(tmp_path, worke
 def test_a_reddening_that_is_no_number_is_named(tmp_path, reddening):
     config, store = catalog_survey(tmp_path, reddening)
     with pytest.raises(ConfigError, match=rf"catalog\.reddening: .*'{reddening}'"):
-        build_training_cube(config, store, config.products[0], bands=(), cutout=0, workers=1)
+        build_training_cube(config, store, config.products[0], where.HERE, bands=(), cutout=0)
 
 
-def test_bands_and_tiles_that_are_not_there_are_named(tmp_path, workers):
+def test_bands_and_tiles_that_are_not_there_are_named(tmp_path):
     config, store = catalog_survey(tmp_path)
     section = config.product("photoz")
     with pytest.raises(ConfigError, match=r"W1 is not in images\.bands"):
-        build_training_cube(config, store, section, bands=("W1",), cutout=8, workers=1)
+        build_training_cube(config, store, section, where.HERE, bands=("W1",), cutout=8)
     with pytest.raises(InputError, match="ingest"):
-        build_training_cube(config, store, section, bands=("g",), cutout=8, workers=1)
+        build_training_cube(config, store, section, where.HERE, bands=("g",), cutout=8)
     bare = section.model_copy(update={"training": None})
     with pytest.raises(ConfigError, match="training"):
-        build_training_cube(config, store, bare, bands=(), cutout=0, workers=1)
+        build_training_cube(config, store, bare, where.HERE, bands=(), cutout=0)

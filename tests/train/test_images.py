@@ -39,12 +39,13 @@ def with_product(survey, model, network, more=""):
 @pytest.mark.parametrize(
     ("model", "network", "more"),
     [
-        ("gaznet-1", f"{{ {TINY} }}", ""),
+        pytest.param("gaznet-1", f"{{ {TINY} }}", "", marks=pytest.mark.slow),
         ("gaznet-i4", f"{{ {TINY} }}", "folds = 2"),
-        (
+        pytest.param(
             "multimodal-2",
             "{ width = 0.03, bins = [40, 0.0, 4.0], modality_dropout = 3 }",
             'patience = 1\nprecision = "bfloat16"\naccumulate = 2',
+            marks=pytest.mark.slow,
         ),
         (
             "multimodal-3",
@@ -53,7 +54,7 @@ def with_product(survey, model, network, more=""):
         ),
     ],
 )
-def test_images_to_published_redshifts(survey_copy, workers, model, network, more):
+def test_images_to_published_redshifts(survey_copy, model, network, more):
     config = with_product(survey_copy, model, network, more)
     done = verbs.train(config, "photoz_images")["photoz_images"]
     assert done["metrics"]["held_out"]["point"]["n"] > 0
@@ -88,7 +89,7 @@ def test_images_to_published_redshifts(survey_copy, workers, model, network, mor
     assert column in Path(write_report(config)["report"]).read_text()
 
 
-def test_labels_beyond_the_bins_are_named(survey_copy, workers):
+def test_labels_beyond_the_bins_are_named(survey_copy):
     config = with_product(survey_copy, "multimodal", "{ width = 0.03, bins = [10, 0.0, 0.2] }")
     with pytest.raises(InputError, match=r"outside the range of the network, 0 to 0\.2"):
         verbs.train(config, "photoz_images")

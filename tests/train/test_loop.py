@@ -1,10 +1,8 @@
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -14,17 +12,19 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import where
+from sums import sums
 
-from surveyproc import cluster
-from surveyproc.config import TrainingSection
+from surveyproc.config import RunSection, TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError, SurveyError
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.inference import predict
 from surveyproc.models.photoz import PhotozProduct
+from surveyproc.places import Places
 from surveyproc.product import Batch
 from surveyproc.storage import Store
-from surveyproc.train import loop, workers
+from surveyproc.train import apart, job, loop
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitState
 from surveyproc.train.loop import train
@@ -41,11 +41,11 @@ def training_set(n=900):
 
 
 def settings(**keys):
-    base = {"source": "x", "redshift": "z", "epochs": 10, "batch_size": 64, "workers": 2}
+    base = {"source": "x", "redshift": "z", "epochs": 10, "batch_size": 64, "workers": 1}
     return TrainingSection(**(base | keys))
 
 
-def go(root, data=None, say=None, **keys):
+def go(root, data=None, say=None, places=where.HERE, **keys):
     return train(
         data or training_set(),
         settings=settings(**keys),
@@ -54,21 +54,17 @@ def go(root, data=None, say=None, **keys):
         network=NET,
         # A dozen steps an epoch: workers are killed within epochs.
         fit_options={"checkpoint_steps": 5},
+        places=places,
         say=say,
     )
 
 
-def checkpoints(root):
-    return list(Path(root).glob("runs/train-gaznet-c4/*/ray/checkpoint_*/state.json"))
-
-
-def recorded_epochs(root):
-    """Of the checkpoint that a second call goes on from."""
+def epochs(root, number=0):
+    """Of a network, as far as they were saved."""
     for path in Path(root).glob("runs/train-gaznet-c4/*"):
         # Read while it is written, or gone meanwhile.
-        with suppress(StoreError):
-            found = workers.progress(Store(str(root)), str(path.relative_to(root)))
-            return len(found.get("history", []))
+        with suppress(StoreError, KeyError):
+            return len(job.histories(Store(str(root)), f"runs/train-gaznet-c4/{path.name}")[number])
 
 
 def wait_for(found, seconds=120.0):
@@ -80,15 +76,17 @@ def wait_for(found, seconds=120.0):
 
 
 @pytest.fixture(scope="module")
-def ray_session():
-    with cluster.session():
-        yield
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_session, tmp_path_factory):
+def undisturbed(tmp_path_factory):
+    """A training in this process, never interrupted."""
     root = tmp_path_factory.mktemp("undisturbed")
     return root, go(root)
+
+
+@pytest.fixture
+def saved_often(monkeypatch):
+    """Every state is saved, and told of."""
+    monkeypatch.setattr(apart, "SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(loop, "PLAIN_INTERVAL_S", 0.02)
 
 
 def same_weights(first, second):
@@ -99,8 +97,8 @@ def same_weights(first, second):
 
 
 @pytest.mark.parametrize("folds", [1, 2])
-def test_rows_of_the_test_change_no_weight(ray_session, tmp_path, folds):
-    chosen = {"epochs": 1, "workers": 1, "folds": folds, "test_share": 0.3}
+def test_rows_of_the_test_change_no_weight(tmp_path, folds):
+    chosen = {"epochs": 1, "folds": folds, "test_share": 0.3}
     data, said = training_set(), []
     package = go(tmp_path / "a", data, said.append, **chosen)
     record = package.document["training"]
@@ -117,8 +115,8 @@ def test_rows_of_the_test_change_no_weight(ray_session, tmp_path, folds):
     assert again.metrics["test"] != package.metrics["test"]
 
 
-def test_redshifts_and_dropped_bands_are_set(ray_session, tmp_path):
-    chosen = {"epochs": 1, "workers": 1, "redshifts": [0.2, 1.0], "dropped_rows": 0.0}
+def test_redshifts_and_dropped_bands_are_set(tmp_path):
+    chosen = {"epochs": 1, "redshifts": [0.2, 1.0], "dropped_rows": 0.0}
     data, said = training_set(), []
     package = go(tmp_path, data, said.append, **chosen)
     inside = int(((data.redshift > 0.2) & (data.redshift < 1.0)).sum())
@@ -132,118 +130,143 @@ def test_trains_a_usable_model_and_records_how(undisturbed):
     record = package.document["training"]
     assert len(record["loss_curve"]) == 20
     assert record["rows_training"][0] + record["rows_held_out"][0] == record["rows"] == 900
-    assert record["recipe"]["workers"] == 2
+    assert record["recipe"]["workers"] == 1
     assert package.metrics["held_out"]["median"]["nmad"] < 0.05
     data = training_set()
     columns = {f"flux_{band}": data.flux[:50, k] for k, band in enumerate(data.bands)}
     out = PhotozProduct(package).compute(Batch(columns, np.zeros(50, np.int32)))
     assert np.median(np.abs(out["gaznet_c4_z_median"] - data.redshift[:50])) < 0.1
-    assert not checkpoints(root)
+    assert [path.name for path in root.glob("runs/train-gaznet-c4/*/*")] == ["log"]
+
+
+def test_workers_that_share_gradients_need_ray(tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.workers = 2 needs Ray"):
+        go(tmp_path, workers=2)
 
 
 def test_repeating_a_finished_training_does_nothing(undisturbed):
     root, package = undisturbed
     before = {p: p.stat().st_mtime_ns for p in Path(root).rglob("*") if p.is_file()}
-    started = time.monotonic()
-    again = go(root)
-    assert time.monotonic() - started < 1.0
-    same_weights(again, package)
+    same_weights(go(root), package)
     assert before == {p: p.stat().st_mtime_ns for p in Path(root).rglob("*") if p.is_file()}
 
 
-def test_worker_killed_in_mid_training_changes_nothing(undisturbed, tmp_path):
-    killed = []
-
-    def kill():
-        wait_for(lambda: len(checkpoints(tmp_path)) >= 2)
-        # Only workers of the cluster that this process started.
-        workers = [
-            child
-            for child in psutil.Process().children(recursive=True)
-            if child.cmdline() and child.cmdline()[0].startswith("ray::RayTrainWorker")
-        ]
-        os.kill(workers[0].pid, signal.SIGKILL)
-        killed.append(workers[0].pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    package = go(tmp_path)
-    thread.join()
-    assert killed
-    same_weights(package, undisturbed[1])
+@pytest.mark.ray
+@pytest.mark.parametrize("members", [1, 2])
+def test_bytes_do_not_depend_on_ray(ray_session, tmp_path, members):
+    go(tmp_path / "here", members=members, epochs=2)
+    go(tmp_path / "ray", members=members, epochs=2, places=ray_session)
+    assert sums(tmp_path / "ray/models") == sums(tmp_path / "here/models")
 
 
 DRIVER = """
 import sys
 sys.path.insert(0, {here!r})
-from test_loop import go
-go({root!r})
+import where
+from test_loop import apart, go
+apart.SAVE_INTERVAL_S = 0.0
+go({root!r}, {keys})
 """
 
 
-def test_command_killed_and_repeated_goes_on(undisturbed, tmp_path):
-    code = DRIVER.format(here=str(Path(__file__).parent), root=str(tmp_path))
+def kill_driver(root, ready, keys=""):
+    """Train in a process of its own, killed when it is `ready`."""
+    code = DRIVER.format(here=str(Path(__file__).parent), root=str(root), keys=keys)
     driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     family = []
     try:
-        wait_for(lambda: recorded_epochs(tmp_path))
+        wait_for(ready)
         family = psutil.Process(driver.pid).children(recursive=True)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     psutil.wait_procs(family, timeout=30)
-    assert not (tmp_path / "models").exists()
-    for path in checkpoints(tmp_path):
-        # A mark in the history, to see that the second call went on from there.
-        tensors = path.with_name("state.safetensors")
-        state = FitState.from_bytes(tensors.read_bytes())
-        if state.history:
-            state.history[0]["loss"] = 123.0
-            tensors.write_bytes(state.to_bytes())
-    said = []
-    package = go(tmp_path, say=said.append)
-    assert any("goes on after epoch" in line for line in said)
-    expected = undisturbed[1]
+    assert not (root / "models").exists()
+
+
+def mark(path):
+    """A sign in the history of a saved state, to see that a second call goes on from there."""
+    state = FitState.from_bytes(path.read_bytes())
+    if state.history:
+        state.history[0]["loss"] = 123.0
+        path.write_bytes(state.to_bytes())
+
+
+def went_on_to_the_same(package, expected):
+    """From the marked states, as `expected` which was never interrupted."""
     assert all(torch.equal(package.tensors[k], expected.tensors[k]) for k in expected.tensors)
-    curve, whole = (p.document["training"]["loss_curve"] for p in (package, expected))
-    assert curve[0]["loss"] == 123.0
-    assert curve[1:] == whole[1:]
+    curves, whole = (p.document["training"]["loss_curve"] for p in (package, expected))
+    if package.document["members"] == 1:
+        curves, whole = [curves], [whole]
+    for curve, one in zip(curves, whole, strict=True):
+        assert curve[0]["loss"] == 123.0
+        assert curve[1:] == one[1:]
 
 
-def test_another_process_that_finishes_first_is_no_harm(undisturbed, tmp_path, monkeypatch):
-    original = loop.train_together
+@pytest.mark.kill
+@pytest.mark.parametrize("members", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_and_repeated_it_goes_on(tmp_path, members):
+    whole = go(tmp_path / "whole", members=members)
+    root = tmp_path / "cut"
+    kill_driver(root, lambda: epochs(root, members - 1), f"members={members}")
+    for state in root.glob("runs/train-gaznet-c4/*/network-*.safetensors"):
+        mark(state)
+    went_on_to_the_same(go(root, members=members), whole)
 
-    def overtaken(job, count, tell):
-        monkeypatch.setattr(loop, "train_together", original)
-        shutil.copytree(undisturbed[0] / "models", tmp_path / "models")
-        Store(job.root).remove(job.folder)
-        return original(job, count, tell)
 
-    monkeypatch.setattr(loop, "train_together", overtaken)
-    monkeypatch.setattr(workers, "MAX_FAILURES", 0)
+class Overtaken(Places):
+    """Places of a process that another one overtakes, whose finished survey is copied."""
+
+    def __init__(self, run, finished, root):
+        super().__init__(run)
+        self.finished, self.root = finished, root
+
+    def overtake(self):
+        if not (self.root / "models").exists():
+            shutil.copytree(self.finished / "models", self.root / "models")
+            shutil.rmtree(self.root / "runs")
+
+    def stream(self, *arguments, **keys):
+        self.overtake()
+        return super().stream(*arguments, **keys)
+
+    def need_ray(self, *arguments):
+        self.overtake()
+        return super().need_ray(*arguments)
+
+
+def test_another_process_that_finishes_first_is_no_harm(undisturbed, tmp_path):
+    places = Overtaken(RunSection(place="here"), undisturbed[0], tmp_path)
     said = []
-    same_weights(go(tmp_path, say=said.append), undisturbed[1])
+    same_weights(go(tmp_path, None, said.append, places), undisturbed[1])
     assert any("trained by another process" in line for line in said)
     assert not list(tmp_path.glob("runs/train-gaznet-c4/*"))
 
 
-def test_a_failure_without_another_process_is_told(ray_session, tmp_path, monkeypatch):
-    def broken(*_):
-        raise SurveyError("no luck")
+def test_a_failure_without_another_process_is_told(tmp_path):
+    class Unlucky(Places):
+        def stream(self, *_, **__):
+            raise SurveyError("no luck")
 
-    monkeypatch.setattr(loop, "train_together", broken)
     with pytest.raises(SurveyError, match="no luck"):
-        go(tmp_path)
+        go(tmp_path, places=Unlucky(RunSection()))
 
 
-def test_epochs_and_loss_are_told_while_it_goes_on(undisturbed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "PLAIN_INTERVAL_S", 0.05)
+def test_epochs_and_loss_are_told_while_it_goes_on(tmp_path, saved_often, capsys):
     go(tmp_path)
     lines = capsys.readouterr().err
     assert re.search(r"^train gaznet-c4: epoch \d+ of 20, loss -?\d+\.\d+$", lines, re.MULTILINE)
 
 
-def test_folds_hold_out_the_whole_sky_between_them(ray_session, tmp_path):
+def test_epochs_of_members_are_told(tmp_path, saved_often):
+    said = []
+    go(tmp_path, None, said.append, members=2, epochs=6)
+    for number in (1, 2):
+        line = rf"train gaznet-c4: network {number} of 2, epoch \d+ of 12, loss -?\d+\.\d+"
+        assert any(re.fullmatch(line, one) for one in said)
+
+
+def test_folds_hold_out_the_whole_sky_between_them(tmp_path):
     said = []
     package = go(tmp_path, None, said.append, folds=3, epochs=4)
     assert package.metrics["held_out"]["median"]["n"] == 900
@@ -263,7 +286,7 @@ def test_folds_hold_out_the_whole_sky_between_them(ray_session, tmp_path):
     assert again.version == package.version
 
 
-def test_members_of_each_fold_are_judged_by_their_mean(ray_session, tmp_path):
+def test_members_of_each_fold_are_judged_by_their_mean(tmp_path):
     data = training_set()
     package = go(tmp_path, data, folds=2, members=2, epochs=1)
     networks = list(package.network().members)
@@ -277,7 +300,7 @@ def test_members_of_each_fold_are_judged_by_their_mean(ray_session, tmp_path):
     assert package.metrics["held_out"]["median"]["nmad"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_all_labels_may_be_trained_with(ray_session, tmp_path):
+def test_all_labels_may_be_trained_with(tmp_path):
     package = go(tmp_path, held_out_share=0.0, test_share=0.2, members=2, epochs=1)
     record = package.document["training"]
     assert record["rows_held_out"] == [0]
@@ -300,39 +323,16 @@ def test_what_is_said_beats_what_suits_the_network():
     assert said.rates == (0.1,)
 
 
-def test_members_killed_go_on_and_end_the_same(ray_session, tmp_path):
-    keys = {"members": 2, "epochs": 4}
-    whole = go(tmp_path / "whole", **keys)
-    code = DRIVER.format(here=str(Path(__file__).parent), root=str(tmp_path / "cut"))
-    code = code.rstrip().removesuffix(")") + ", members=2, epochs=4)"
-    driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    try:
-        found = tmp_path / "cut" / "runs"
-        wait_for(lambda: list(found.glob("train-gaznet-c4/*/start-1.safetensors")))
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    same_weights(go(tmp_path / "cut", **keys), whole)
-
-
-def test_gpus_too_few_for_the_workers_are_told(ray_session, tmp_path, monkeypatch):
-    resources = {**workers.ray.cluster_resources(), "GPU": 1.0}
-    monkeypatch.setattr(workers.ray, "cluster_resources", lambda: resources)
-    said = []
-    go(tmp_path, None, said.append, epochs=1)
-    assert any("1 GPUs are too few for training.workers = 2" in line for line in said)
-
-
 def test_batches_that_workers_cannot_share(tmp_path):
     with pytest.raises(InputError, match=r"batch_size = 65 cannot be shared evenly"):
-        go(tmp_path, batch_size=65)
+        go(tmp_path, batch_size=65, workers=2)
 
 
 def test_set_smaller_than_a_batch(tmp_path):
     with pytest.raises(InputError, match="batch_size"):
         go(tmp_path, training_set(60))
     with pytest.raises(InputError, match="batch_size"):
-        go(tmp_path, batch_size=1)
+        go(tmp_path, batch_size=1, workers=2)
     assert not (tmp_path / "models").exists()
 
 

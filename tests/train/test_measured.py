@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import where
 
 from surveyproc import verbs
 from surveyproc.catalogs.ingest import ingest_catalog
@@ -43,13 +44,13 @@ def catalog_survey(tmp_path, **photoz):
         }
     )
     store = Store(config.root)
-    ingest_catalog(config, store, workers=1)
+    ingest_catalog(config, store, where.HERE)
     return config, store
 
 
-def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path, workers):
+def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path):
     config, store = catalog_survey(tmp_path, bands={"K": "Ks"})
-    found = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    found = measured_training_set(config, store, config.product("photoz"), where.HERE)
     assert found.bands == ("g", "r", "K")
     order = np.argsort(found.ra)
     number = np.arange(ROWS)[::2]
@@ -65,10 +66,10 @@ def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path, workers):
 def test_band_maps_that_are_not_one_to_one_are_refused(tmp_path, bands):
     config, store = catalog_survey(tmp_path, bands=bands)
     with pytest.raises(ConfigError, match=r"products\.photoz\.bands"):
-        measured_training_set(config, store, config.product("photoz"), workers=1)
+        measured_training_set(config, store, config.product("photoz"), where.HERE)
 
 
-def test_some_bands_of_the_survey(tmp_path, workers):
+def test_some_bands_of_the_survey(tmp_path):
     config, store = catalog_survey(tmp_path)
     section = config.product("photoz")
 
@@ -76,7 +77,7 @@ def test_some_bands_of_the_survey(tmp_path, workers):
         training = section.training.model_copy(update={"bands": list(bands)})
         chosen = section.model_copy(update={"training": training})
         whole = config.model_copy(update={"products": [chosen]})
-        return measured_training_set(whole, store, chosen, workers=workers)
+        return measured_training_set(whole, store, chosen, where.HERE)
 
     assert found("Ks", "g").bands == ("g", "Ks")
     assert found("Ks", "g").flux.shape == (ROWS // 2, 2)
@@ -84,23 +85,23 @@ def test_some_bands_of_the_survey(tmp_path, workers):
         found("g", "y")
 
 
-def test_labels_without_a_redshift_are_counted(tmp_path, workers):
+def test_labels_without_a_redshift_are_counted(tmp_path):
     config, store = catalog_survey(tmp_path)
     labels = pq.read_table(tmp_path / "labels.parquet")
     z = labels["z"].to_numpy().copy()
     z[[0, 2]] = np.nan
     pq.write_table(labels.set_column(2, "z", pa.array(z)), tmp_path / "labels.parquet")
-    found = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    found = measured_training_set(config, store, config.product("photoz"), where.HERE)
     assert len(found) == ROWS // 2 - 2
     assert found.dropped == {"labels without a redshift": 2}
 
 
-def test_labels_that_no_object_is_left_for_are_counted(tmp_path, workers):
+def test_labels_that_no_object_is_left_for_are_counted(tmp_path):
     config, store = catalog_survey(tmp_path)
     labels = pq.read_table(tmp_path / "labels.parquet")
     moved = labels.set_column(0, "ra", pa.array(labels["ra"].to_numpy() + 5e-6))
     pq.write_table(pa.concat_tables([labels, moved]), tmp_path / "labels.parquet")
-    found = measured_training_set(config, store, config.product("photoz"), workers=workers)
+    found = measured_training_set(config, store, config.product("photoz"), where.HERE)
     assert len(found) == ROWS // 2
     assert found.dropped == {"labels without an object of their own": ROWS // 2}
 
@@ -112,7 +113,7 @@ def test_settings_that_a_network_refuses_name_the_product_before_any_training(tm
     assert store.names("training") == []
 
 
-def test_a_model_may_have_another_name_than_its_network(tmp_path, workers):
+def test_a_model_may_have_another_name_than_its_network(tmp_path):
     network = {"members": 2, "width": 8, "depth": 1, "errors": False}
     config, store = catalog_survey(tmp_path, model="my-own", architecture="tabm", network=network)
     section = config.product("photoz")
@@ -132,17 +133,17 @@ def test_fluxes_that_nobody_has_are_named(tmp_path):
     images = config.images.model_copy(update={"bands": ["g", "r", "Ks", "W1"]})
     config = config.model_copy(update={"images": images})
     with pytest.raises(ConfigError, match=r"flux_W1.* neither the catalog nor"):
-        measured_training_set(config, store, config.product("photoz"), workers=1)
+        measured_training_set(config, store, config.product("photoz"), where.HERE)
 
 
-def test_measured_photometry_of_every_band_of_the_survey(trained_survey, workers):
+def test_measured_photometry_of_every_band_of_the_survey(trained_survey):
     config = load(trained_survey)
     last = config.images.bands[-1]
     plain = config.product("photoz").model_copy(update={"bands": {}})
     renamed = plain.model_copy(update={"bands": {"other": last}})
     for section, name in ((plain, last), (renamed, "other")):
         whole = config.model_copy(update={"products": [config.products[0], section]})
-        found = measured_training_set(whole, Store(config.root), section, workers=workers)
+        found = measured_training_set(whole, Store(config.root), section, where.HERE)
         assert found.bands == (*config.images.bands[:-1], name)
         assert np.isfinite(found.flux).mean() > 0.8
         assert np.isfinite(found.flux_err).mean() > 0.8

@@ -1,0 +1,357 @@
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surveyproc.errors import SurveyError
+from surveyproc.images.cutouts import Cutouts
+from surveyproc.product import Inputs, Product
+from surveyproc.run import unit
+from surveyproc.schemas import Column, flag
+
+NO_IMAGE, EDGE = flag("no_image"), flag("edge")
+
+
+class Made:
+    """A product made of a function from a batch to its values; it keeps the batches it saw."""
+
+    version = "1"
+
+    def __init__(self, name, work, gives=None, **inputs):
+        self.name, self.work, self.inputs = name, work, Inputs(**inputs)
+        self.columns = (
+            *(gives or [Column(f"{name}_value", "float64")]),
+            Column(f"{name}_flag", "int32"),
+        )
+        self.seen, self.prepared = [], 0
+
+    def prepare(self):
+        self.prepared += 1
+
+    def compute(self, batch):
+        self.seen.append(batch)
+        values = self.work(batch)
+        if not isinstance(values, dict):
+            values = {f"{self.name}_value": values}
+        return {f"{self.name}_flag": batch.flags, **values}
+
+
+def coded(bands, size):
+    """Pixels that tell their band and how far, in y and x, they are from the object's pixel."""
+    far = np.arange(size) - size // 2
+    plane = far[:, None] * 100 + far
+    return np.stack([plane + 10_000 * ord(band) for band in bands]).astype(np.float32)
+
+
+class Reader:
+    """Stands in for a CutoutReader: some rows are covered, and come in an order of their own."""
+
+    def __init__(self, bands, covered=(), weights=True):
+        self.bands, self.covered, self.weights = tuple(bands), list(covered), weights
+        self.asked = []
+
+    def batches(self, ra, dec, size, rows):
+        self.asked.append((len(ra), size, rows))
+        for start in range(0, len(self.covered), 2):
+            index = np.array(self.covered[start : start + 2], np.int64)
+            images = np.repeat(coded(self.bands, size)[None], len(index), axis=0)
+            yield Cutouts(
+                index=index,
+                images=images,
+                variance=images + 1 if self.weights else None,
+                offsets=np.full((len(index), 2), 0.25, np.float32),
+                positions=np.stack([ra[index], dec[index]], axis=-1),
+                tiles=np.full(len(index), "t", dtype=object),
+                pixel_scale=np.full(len(index), 0.2),
+                flags=np.full(len(index), EDGE, np.int32),
+            )
+
+
+def table_of(rows, **columns):
+    number = np.arange(rows)
+    return pa.table({"ra": number / 8, "dec": -number / 8, "number": number, **columns})
+
+
+def sizes(product):
+    return [len(batch.flags) for batch in product.seen]
+
+
+def test_every_row_has_its_own_values_in_the_order_of_the_table():
+    pair = Column("p_pair", "float32", length=2)
+    text = Column("p_text", "string")
+
+    def work(batch):
+        number = batch.columns["number"]
+        return {
+            "p_pair": np.stack([number, -number], axis=-1),
+            "p_text": np.array([f"n{one}" for one in number], dtype=object),
+        }
+
+    product = Made("p", work, [pair, text], bands=("g",), cutout=3, columns=("number",))
+    assert isinstance(product, Product)
+    reader = Reader("g", covered=[6, 1, 4, 0, 3])
+    output = unit.compute(table_of(8), [product], reader)
+    assert list(output) == ["p_pair", "p_text", "p_flag"]
+    np.testing.assert_array_equal(output["p_pair"], [[n, -n] for n in range(8)])
+    assert output["p_pair"].dtype == np.float32
+    assert output["p_text"].tolist() == [f"n{n}" for n in range(8)]
+    expected = [EDGE, EDGE, NO_IMAGE, EDGE, EDGE, NO_IMAGE, EDGE, NO_IMAGE]
+    assert output["p_flag"].tolist() == expected
+    assert sizes(product) == [2, 2, 1, 3]
+
+
+def test_a_product_sees_the_columns_of_those_before_it_and_what_it_asked_for():
+    order = []
+
+    def noting(name, work):
+        def noted(batch):
+            order.append(name)
+            return work(batch)
+
+        return noted
+
+    first = Made("a", noting("a", lambda b: b.columns["number"] + 0.5), columns=("number",))
+    second = Made("b", noting("b", lambda b: 2 * b.columns["a_value"]), columns=("a_value",))
+    third = Made(
+        "c",
+        noting("c", lambda b: b.columns["b_value"] + b.columns["ra"]),
+        columns=("ra", "b_value", "a_flag"),
+    )
+    output = unit.compute(table_of(5), [first, second, third], None)
+    np.testing.assert_array_equal(output["c_value"], 2 * (np.arange(5) + 0.5) + np.arange(5) / 8)
+    assert order == ["a", "b", "c"]
+    assert [list(one.seen[0].columns) for one in (first, second, third)] == [
+        ["number"],
+        ["a_value"],
+        ["ra", "b_value", "a_flag"],
+    ]
+    with pytest.raises(KeyError, match="a_value"):
+        unit.compute(table_of(5), [second, first], None)
+
+
+@pytest.mark.parametrize("shape", [(0,), (4,), (6,), (5, 1), ()])
+def test_a_product_that_gives_another_number_of_values_is_named(shape):
+    product = Made("short", lambda batch: np.zeros(shape))
+    told = re.escape(f"short gave short_value the shape {shape} for 5 objects; (5,) is declared")
+    with pytest.raises(SurveyError, match=told):
+        unit.compute(table_of(5), [product], None)
+
+
+LIST = Column("lists_value", "float32", length=3)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 4)])
+def test_lists_of_another_length_are_named(shape):
+    product = Made("lists", lambda batch: np.zeros(shape), [LIST])
+    with pytest.raises(SurveyError, match=r"lists gave lists_value .* \(3, 3\) is declared"):
+        unit.compute(table_of(3), [product], None)
+
+
+def test_whole_numbers_that_are_none_and_columns_that_are_absent_are_named():
+    numbers = Made("counts", lambda batch: np.full(2, np.nan), [Column("counts_value", "int32")])
+    with pytest.raises(SurveyError, match="counts gave counts_value values that are no whole"):
+        unit.compute(table_of(2), [numbers], None)
+    absent = Made("absent", lambda batch: np.zeros(2))
+    absent.compute = lambda batch: {}
+    with pytest.raises(SurveyError, match="absent gave no absent_"):
+        unit.compute(table_of(2), [absent], None)
+
+
+def test_objects_without_a_tile_come_with_nan_pixels_after_all_others():
+    product = Made("p", lambda b: b.columns["number"], bands=("r", "g"), cutout=4,
+                   columns=("number",))  # fmt: skip
+    output = unit.compute(table_of(4), [product], Reader("gr", covered=[2]))
+    assert output["p_value"].tolist() == [0, 1, 2, 3]
+    assert output["p_flag"].tolist() == [NO_IMAGE, NO_IMAGE, EDGE, NO_IMAGE]
+    covered, alone = product.seen
+    assert covered.columns["number"].tolist() == [2]
+    assert (covered.tiles.tolist(), covered.pixel_scale.tolist()) == (["t"], [0.2])
+    assert covered.positions.tolist() == [[0.25, -0.25]]
+    assert covered.offsets.tolist() == [[0.25, 0.25]]
+    assert alone.columns["number"].tolist() == [0, 1, 3]
+    assert alone.images.shape == (3, 2, 4, 4)
+    assert np.isnan(alone.images).all()
+    assert np.isnan(alone.positions).all()
+    assert np.isnan(alone.pixel_scale).all()
+    assert alone.tiles.tolist() == [None] * 3
+    assert not alone.offsets.any()
+
+
+def test_batches_of_columns_depend_on_the_number_of_rows_alone():
+    rows = unit.COLUMN_ROWS + 1
+    output, shapes = [], []
+    for shift in (0, 7):
+        product = Made("p", lambda b: b.columns["x"], columns=("x",))
+        table = table_of(rows, x=np.arange(rows) + shift)
+        output.append(unit.compute(table, [product], None)["p_value"])
+        shapes.append(sizes(product))
+        assert all(batch.images is None and not batch.flags.any() for batch in product.seen)
+    assert shapes == [[unit.COLUMN_ROWS, 1]] * 2
+    np.testing.assert_array_equal(output[0], np.arange(rows))
+    np.testing.assert_array_equal(output[1], output[0] + 7)
+
+
+def test_batches_of_images_hold_no_more_than_agreed_and_pixels_are_read_once():
+    rows = unit.IMAGE_ROWS + 3
+    small = Made("s", lambda b: b.columns["number"], bands=("g",), cutout=1, columns=("number",))
+    large = Made("l", lambda b: b.columns["s_value"], bands=("g",), cutout=2, columns=("s_value",))
+    reader = Reader("g", covered=[5, 3])
+    output = unit.compute(table_of(rows), [small, large], reader)
+    assert reader.asked == [(rows, 2, unit.IMAGE_ROWS)]
+    assert sizes(small) == sizes(large) == [2, unit.IMAGE_ROWS, 1]
+    np.testing.assert_array_equal(output["l_value"], np.arange(rows))
+
+
+def test_no_rows_no_batches():
+    product = Made("p", lambda b: 1 / 0, bands=("g",), cutout=3)
+    for reader in (None, Reader("g")):
+        output = unit.compute(table_of(0), [product], reader)
+        assert {name: len(values) for name, values in output.items()} == {"p_value": 0, "p_flag": 0}
+    assert unit.to_table(table_of(0), output, product.columns).num_rows == 0
+
+
+BANDS = "ugriz"
+own_bands = st.lists(st.sampled_from(BANDS), min_size=1, max_size=5, unique=True)
+
+
+@given(
+    wanted=st.lists(st.tuples(own_bands, st.integers(1, 9)), min_size=1, max_size=3),
+    weights=st.booleans(),
+)
+def test_each_product_has_its_bands_and_the_object_in_the_middle(wanted, weights):
+    products = [
+        Made(f"p{number}", lambda b: b.flags, bands=tuple(bands), cutout=size)
+        for number, (bands, size) in enumerate(wanted)
+    ]
+    needed, _ = unit.image_needs(products, BANDS)
+    unit.compute(table_of(1), products, Reader(needed, covered=[0], weights=weights))
+    for product in products:
+        ((batch,), asked) = product.seen, product.inputs
+        expected = coded(asked.bands, asked.cutout)
+        np.testing.assert_array_equal(batch.images, [expected])
+        assert expected[0, asked.cutout // 2, asked.cutout // 2] == 10_000 * ord(asked.bands[0])
+        if weights:
+            np.testing.assert_array_equal(batch.variance, [expected + 1])
+        else:
+            assert batch.variance is None
+
+
+def test_a_product_of_columns_sees_no_pixels_and_no_flags_of_them():
+    images = Made("i", lambda b: b.flags, bands=("g",), cutout=3)
+    columns = Made("c", lambda b: b.columns["i_flag"], columns=("i_flag",))
+    output = unit.compute(table_of(3), [images, columns], Reader("g", covered=[1]))
+    assert output["c_value"].tolist() == [NO_IMAGE, EDGE, NO_IMAGE]
+    assert output["c_flag"].tolist() == [0, 0, 0]
+    assert all(batch.images is batch.variance is batch.tiles is None for batch in columns.seen)
+
+
+def test_nulls_of_the_catalog():
+    table = table_of(
+        3,
+        whole=pa.array([1, None, 3], pa.int32()),
+        full=pa.array([1, 2, 3], pa.int32()),
+        real=pa.array([0.5, None, 2.5], pa.float32()),
+        text=pa.array(["a", None, "c"]),
+    )
+    product = Made("p", lambda b: b.flags, columns=("whole", "full", "real", "text"))
+    unit.compute(table, [product], None)
+    seen = product.seen[0].columns
+    np.testing.assert_array_equal(seen["whole"], [1.0, np.nan, 3.0])
+    np.testing.assert_array_equal(seen["real"], [0.5, np.nan, 2.5])
+    assert seen["text"].tolist() == ["a", None, "c"]
+    types = {name: seen[name].dtype for name in ("whole", "full", "real")}
+    assert types == {"whole": np.float64, "full": np.int32, "real": np.float32}
+
+
+COLUMNS = (
+    Column("number", "int32"),
+    Column("text", "string"),
+    Column("list", "float32", length=2),
+    Column("real", "float32"),
+    Column("p_flag", "int32"),
+)
+
+
+def test_the_table_has_the_declared_columns_and_nulls():
+    nan = np.nan
+    output = {
+        "p_flag": np.array([0, 4, 1], np.int64),
+        "real": np.array([1.5, nan, np.inf]),
+        "list": np.array([[nan, nan], [nan, 1], [2, 3]]),
+        "text": np.array(["one", None, ""], dtype=object),
+    }
+    table = unit.to_table(table_of(3), output, COLUMNS)
+    table.validate(full=True)
+    assert table.schema == pa.schema(
+        {
+            "number": pa.int32(),
+            "text": pa.string(),
+            "list": pa.list_(pa.float32()),
+            "real": pa.float32(),
+            "p_flag": pa.int32(),
+        }
+    )
+    assert table["number"].to_pylist() == [0, 1, 2]
+    assert table["text"].to_pylist() == ["one", "", ""]
+    assert table["real"].to_pylist() == [1.5, None, np.inf]
+    assert table["p_flag"].to_pylist() == [0, 4, 1]
+    nothing, half, whole = table["list"].to_pylist()
+    assert nothing is None
+    np.testing.assert_array_equal(half, [nan, 1])
+    assert whole == [2, 3]
+
+
+def test_quarantined_rows_hold_nulls_and_the_flag_of_every_product():
+    more = [Column("real", "float32"), Column("list", "float32", length=2)]
+    products = [Made("p", None, more), Made("q", None, [Column("text", "string")])]
+    columns = [column for product in products for column in product.columns]
+    output = unit.quarantined(2, products)
+    again = [Made(one.name, lambda batch: output, one.columns[:-1]) for one in products]
+    computed = unit.compute(table_of(2), again, None)
+    assert list(output) == list(computed) == [column.name for column in columns]
+    assert [one.dtype for one in output.values()] == [one.dtype for one in computed.values()]
+    assert unit.to_table(table_of(2), output, columns).to_pylist() == 2 * [
+        {
+            "real": None,
+            "list": None,
+            "p_flag": flag("quarantined"),
+            "text": "",
+            "q_flag": flag("quarantined"),
+        }
+    ]
+
+
+def test_image_needs_are_the_union_in_the_order_of_the_survey():
+    products = [
+        Made("a", None, bands=("i", "g"), cutout=5),
+        Made("b", None, bands=("g", "u"), cutout=8),
+        Made("c", None, bands=("z",), columns=("number",)),  # reads columns of the band, no pixels
+    ]
+    assert unit.image_needs(products, BANDS) == (["u", "g", "i"], 8)
+    assert unit.image_needs(products[2:], BANDS) == ([], 0)
+    assert unit.image_needs([], BANDS) == ([], 0)
+
+
+def test_prepare_loads_each_product_and_no_torch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    products = [Made("a", None), Made("b", None)]
+    unit.prepare(products)
+    assert [product.prepared for product in products] == [1, 1]
+    assert "torch" not in sys.modules
+
+
+def test_prepare_gives_torch_one_thread_also_if_a_product_has_just_imported_it(monkeypatch):
+    threads = []
+    stand_in = SimpleNamespace(set_num_threads=threads.append)
+    # Put there and taken away, so that what was there comes back.
+    monkeypatch.setitem(sys.modules, "torch", stand_in)
+    del sys.modules["torch"]
+    product = Made("a", None)
+    product.prepare = lambda: sys.modules.update(torch=stand_in)
+    unit.prepare([product])
+    assert threads == [1]
