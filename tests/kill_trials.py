@@ -1,6 +1,7 @@
 """Kill a worker, a node, the driver, a whole session or the store; the same command finishes.
 
     python tests/kill_trials.py --trials 50 --seed 1
+    python tests/kill_trials.py --trials 10 --kind here
     python tests/kill_trials.py --trials 20 --twice
 
 prints a line a trial. Every trial makes a release of a small survey, by `ingest` and `run` or by
@@ -254,6 +255,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", choices=sorted({kind for kind, _ in KINDS}))
     parser.add_argument("--twice", action="store_true", help="two drivers at once, no kills")
     options = parser.parse_args()
     good = kills = 0
@@ -262,6 +264,7 @@ def main() -> None:
         print(f"undisturbed: {len(place.expected)} files, {took}", flush=True)
         kinds = TWICE if options.twice else KINDS
         kinds = [one for one in kinds if one[1] == "disk" or place.store]
+        kinds = [one for one in kinds if options.kind in (None, one[0])]
         for number in range(options.first, options.first + options.trials):
             kind, where = kinds[number % len(kinds)]
             rng = random.Random(f"{options.seed} {number}")

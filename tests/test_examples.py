@@ -4,10 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from sums import is_leaf, sums
 
 from surveyproc import verbs
-from surveyproc.config import load
+from surveyproc.config import RunSection, load
 from surveyproc.simulate import simulate
+from surveyproc.storage import Store
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,20 @@ def test_every_source_of_the_real_field_comes_out_once(kids_viking):
     # One source lies 0.25 px outside both tiles.
     assert done["flags"]["photometry"]["no_image"] == 1
     assert verbs.validate(config)["problems"] == []
+
+
+@pytest.mark.ray
+def test_ray_gives_the_same_bytes(kids_viking, ray_session):
+    config, done = kids_viking
+    expected = sums(done["url"], is_leaf)
+    assert {one["place"] for one in done["places"]} == {"here"}
+    store = Store(config.root)
+    for folder in (f"releases/{config.survey.name}", f"runs/{done['release']}"):
+        store.remove(folder)
+    on_ray = config.model_copy(update={"run": RunSection(place="ray", workers=2)})
+    again = verbs.run(on_ray)
+    assert {one["place"] for one in again["places"]} == {"ray"}
+    assert sums(again["url"], is_leaf) == expected
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import random
 import pytest
 from kill_trials import VERBS, arena, trial
 
+pytestmark = [pytest.mark.cluster, pytest.mark.kill, pytest.mark.slow, pytest.mark.timeout(600)]
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -16,6 +18,8 @@ def place(tmp_path_factory):
     ("kind", "where", "verbs"),
     [
         ("session", "disk", VERBS[0]),
+        ("here", "disk", VERBS[1]),
+        ("here", "s3", VERBS[0]),
         ("worker", "s3", VERBS[1]),
         ("driver", "s3", VERBS[0]),
         ("node", "disk", VERBS[1]),

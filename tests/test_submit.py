@@ -16,6 +16,7 @@ from surveyproc import submit
 from surveyproc.config import load
 from surveyproc.errors import ConfigError, InputError
 
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -99,6 +100,7 @@ def test_a_job_runs_the_shipped_code_and_its_log_is_followed(survey, address):
     assert "FAILED" in refused.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(survey, address):
     blocked(survey)
     with subprocess.Popen(
@@ -122,6 +124,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(survey, address):
     assert not driver.is_running()
 
 
+@pytest.mark.slow
 def test_a_driver_that_dies_is_started_again_by_the_same_command(survey, address):
     blocked(survey)
     detached = call(survey, address, "--verb", "ingest", "--detach", "--json")
@@ -133,6 +136,7 @@ def test_a_driver_that_dies_is_started_again_by_the_same_command(survey, address
     assert "40 rows in, 40 in 1 partitions" in again.stdout
 
 
+@pytest.mark.slow
 def test_ray_job_submit_runs_the_entry_points(survey, address):
     job = ["python", "jobs/ingest.py", survey]
     done = subprocess.run(

@@ -6,19 +6,20 @@ import multiprocessing
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
-    ProcessPoolExecutor,
     ThreadPoolExecutor,
     wait,
 )
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
+from surveyproc.errors import SurveyError
 from surveyproc.places.base import Item, Stage
 
 
@@ -129,19 +130,35 @@ class _Worker:
 
 def _apart(stage: Stage, payload: Any) -> tuple[Any, bool]:
     """The result of a payload in a process of its own, and whether that lived to give it."""
+    # Not forked: this process has threads.
+    context = multiprocessing.get_context("spawn")
     for _ in range(stage.deaths):
-        # Not forked: this process has threads.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            try:
-                done = pool.submit(_do, stage.worker, stage.arguments, payload)
-                return done.result(), True
-            except BrokenProcessPool:
-                continue
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_do, args=(theirs, stage.worker, stage.arguments, payload))
+        process.start()
+        theirs.close()
+        try:
+            result = ours.recv()
+        except EOFError:
+            process.join()
+            continue
+        process.join()
+        if isinstance(result, Exception):
+            raise result
+        return result, True
     return stage.give_up(payload), False
 
 
-def _do(worker: Any, arguments: tuple[Any, ...], payload: Any) -> Any:
-    return Stage("", worker, arguments).make()(payload)
+def _do(pipe: Connection, worker: Any, arguments: tuple[Any, ...], payload: Any) -> None:
+    """One item, in a process that ends with it, also if nobody is there any more to be told."""
+    try:
+        pipe.send(Stage("", worker, arguments).make()(payload))
+    except BrokenPipeError:
+        pass
+    except SurveyError as error:
+        pipe.send(error)
+    except Exception:
+        pipe.send(RuntimeError(traceback.format_exc()))
 
 
 @contextmanager

@@ -61,6 +61,9 @@ def slurm(scratch, *arguments):
     return status, (scratch / "job.log").read_text()
 
 
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_script_starts_a_cluster_with_a_token_and_runs_the_verb(scratch, tmp_path):
     rows = "".join(f"{i},{10 + i / 1000},-30\n" for i in range(20))
     (tmp_path / "sources.csv").write_text("object_id,ra,dec\n" + rows)

@@ -230,7 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate" and content:
             content, self.close_connection = content[: len(content) // 2], True
         if self.command != "HEAD":
-            self.wfile.write(content)
+            try:
+                self.wfile.write(content)
+            except ConnectionError:
+                self.close_connection = True  # the client has given up
 
     def answer(self, status: int, code: str) -> None:
         content = b"" if self.command == "HEAD" else ERROR.format(code).encode()

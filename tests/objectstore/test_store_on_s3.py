@@ -24,6 +24,8 @@ from surveyproc.images.cube import Cube, Tile
 from surveyproc.models.package import load_package
 from surveyproc.storage import Store
 
+pytestmark = pytest.mark.s3
+
 
 @pytest.fixture(params=["s3", "disk"])
 def store(request, tmp_path):

@@ -181,3 +181,10 @@ def test_the_pace_is_that_of_the_items_without_the_making_of_workers():
     list(here.stream(items(range(4), seconds=0.5), Stage("n", Slow)))
     assert here.pace.expected == 2.0
     assert here.pace.wall < 0.05
+
+
+def test_errors_of_a_process_apart_arrive_as_they_are():
+    with pytest.raises(InputError, match="number 4 is not welcome"):
+        list(Here(1).stream([Item("4", 4, apart=True)], Stage("n", refuse)))
+    with pytest.raises(RuntimeError, match="bad operand type"):
+        list(Here(1).stream([Item("x", "x", apart=True)], Stage("n", abs)))
