@@ -174,7 +174,8 @@ def publish(
         "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
         "flags": commit.total_flags(commits),
         "quarantined": sorted(record.unit for record in commits if record.quarantined),
-        "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        # Small releases follow one another within a second, and their order counts.
+        "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     }
     if not store.create(done_key(plan.run), as_json(current)):
         # Another driver of this run was first: what it says of the release stands.

@@ -129,7 +129,7 @@ def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_pat
     )
     listener.start()
     swaps = 0
-    while reader.poll() is None and (len(seen) < 10 or len(set(seen)) < 2):
+    while reader.poll() is None and (len(seen) < 5 or len(set(seen)) < 2):
         verbs.rollback(load(survey), (first, second)[swaps % 2])
         swaps += 1
     third = verbs.run(load(survey, ["products.photometry.aperture=1.6"]))["release"]

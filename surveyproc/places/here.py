@@ -14,12 +14,12 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from surveyproc.errors import SurveyError
+from surveyproc.errors import StoreError, SurveyError, UnreachableError
 from surveyproc.places.base import Item, Stage
 
 
@@ -103,7 +103,7 @@ class _Worker:
             if not ended:
                 self.deadly.add(item.name)
             return item, result
-        note = ledger.begin(item.name) if ledger else ""
+        note = self.begin(item)
         try:
             if not hasattr(self.made, "work"):
                 self.made.work = self.stage.make()
@@ -115,8 +115,17 @@ class _Worker:
                 self.pace.cpu += time.thread_time() - cpu
             return item, result
         finally:
-            if ledger:
+            if ledger and note:
                 ledger.end(note)
+
+    def begin(self, item: Item) -> str:
+        """The note that an item is under way; none where there is no ledger."""
+        try:
+            return self.stage.ledger.begin(item.name) if self.stage.ledger else ""
+        except UnreachableError:
+            raise
+        except StoreError:
+            return ""  # a full disk: the item itself will meet it, and say what it means for it
 
     def forget(self) -> None:
         """Take back the notes found, but those of items that killed processes again.
@@ -152,13 +161,13 @@ def _apart(stage: Stage, payload: Any) -> tuple[Any, bool]:
 def _do(pipe: Connection, worker: Any, arguments: tuple[Any, ...], payload: Any) -> None:
     """One item, in a process that ends with it, also if nobody is there any more to be told."""
     try:
-        pipe.send(Stage("", worker, arguments).make()(payload))
-    except BrokenPipeError:
-        pass
+        result = Stage("", worker, arguments).make()(payload)
     except SurveyError as error:
-        pipe.send(error)
+        result = error
     except Exception:
-        pipe.send(RuntimeError(traceback.format_exc()))
+        result = RuntimeError(traceback.format_exc())
+    with suppress(BrokenPipeError):
+        pipe.send(result)
 
 
 @contextmanager

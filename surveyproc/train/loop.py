@@ -355,7 +355,7 @@ def _watch(
     over = threading.Event()
     told: dict[int, int] = {}
 
-    def look() -> None:
+    def look(how: str = "") -> None:
         for number, history in sorted(histories(store, folder).items()):
             if len(history) <= told.get(number, 0):
                 continue
@@ -363,9 +363,11 @@ def _watch(
             told[number], last = len(history), history[-1]
             which = f"network {number + 1} of {recipe.networks}, " if recipe.networks > 1 else ""
             tell(
-                f"train {name}: {which}epoch {last['epoch']} of {recipe.fit.total_epochs}, loss "
-                f"{last['loss']:.4f}"
+                f"train {name}: {which}{how}epoch {last['epoch']} of {recipe.fit.total_epochs}, "
+                f"loss {last['loss']:.4f}"
             )
+
+    look("goes on after ")
 
     def watch() -> None:
         while not over.wait(PLAIN_INTERVAL_S):

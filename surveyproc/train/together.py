@@ -25,7 +25,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from surveyproc.errors import SurveyError
 from surveyproc.storage import Store
 from surveyproc.train.fit import FitSettings, FitState, fit
-from surveyproc.train.job import Job, deterministic, histories, history_key
+from surveyproc.train.job import Job, deterministic, history_key
 
 MAX_FAILURES = 3
 """Times that workers may die before the training is given up; the next call resumes it still."""
@@ -46,9 +46,6 @@ def train_together(job: Job, workers: int, tell: Callable[[str], None]) -> FitSt
     store = Store(job.root)
     place = store.url_of(job.folder)
     _repair(store, job.folder)
-    if history := histories(store, job.folder).get(0, []):
-        # Not their number: a stage may have ended early.
-        tell(f"train: goes on after epoch {history[-1]['epoch']} of {job.fit.total_epochs}")
     gpus = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
     if 0 < gpus < workers:
         tell(
@@ -145,9 +142,9 @@ def _train(document: dict[str, Any]) -> None:
     ):
         told = {"epoch": after.epoch, "step": after.step}
         if rank == 0:
-            store.put_json(history_key(job.folder, 0), after.history)
             with tempfile.TemporaryDirectory() as place:
                 (Path(place) / TENSORS).write_bytes(after.to_bytes())
                 ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(place))
+            store.put_json(history_key(job.folder, 0), after.history)
         else:
             ray.train.report(told)
