@@ -73,7 +73,9 @@ def session(
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ClusterError(f"run.address: no Ray cluster at {address!r}: {said[0]}") from error
     try:
-        yield Cluster(min(_cpus(), workers or _cpus()) if own else workers or _cpus())
+        wanted = workers or _cpus()
+        # A cluster of others may grow to what it is asked for, and should not beyond.
+        yield Cluster(min(_cpus(), wanted), full=wanted >= _cpus()) if own else Cluster(wanted)
     finally:
         ray.shutdown()
 
@@ -115,10 +117,13 @@ class Cluster:
     ----------
     workers : int
         Items done at once, each by a process that reserves one CPU.
+    full : bool
+        Whether that is all that there will ever be room for: then as many items again wait at Ray,
+        and no process for the driver.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, workers: int, *, full: bool = False) -> None:
+        self.workers, self.full = workers, full
 
     def stream(
         self, items: Iterable[Item], stage: Stage, workers: int | None = None
@@ -136,8 +141,7 @@ class Cluster:
             The first one that the worker raised, as it is.
         """
         most = min(self.workers, workers or self.workers)
-        # Where Ray runs no more at once anyway, those to come wait there, and none for the driver.
-        ahead = 2 * most if most >= _cpus() else most
+        ahead = 2 * most if self.full and most == self.workers else most
         waiting, running = deque(items), dict[Any, Item]()
         gpus = _gpus() / max(1, min(most, len(waiting))) if stage.gpus else 0.0
         do = ray.remote(_do).options(num_cpus=1, num_gpus=min(1.0, gpus), max_retries=0)
