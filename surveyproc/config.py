@@ -291,7 +291,10 @@ class RunSection(Section):
         description="Where work runs: in the command's own process, on Ray, or by its size.",
     )
     workers: int | None = Field(
-        None, ge=1, description="Worker processes, or threads in one process; all CPUs if absent."
+        None,
+        ge=1,
+        description="Worker processes, as many as CPUs if absent; in one process, at most four "
+        "threads.",
     )
     niceness: int = Field(
         0, ge=0, le=19, description="Of the worker processes of a Ray that the command starts."

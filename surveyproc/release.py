@@ -172,6 +172,7 @@ def publish(
         "duplicates": plan.catalog.duplicates,
         "partitions": len(plan.units),
         "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
+        "products": {product.name: product.version for product in plan.products},
         "flags": commit.total_flags(commits),
         "quarantined": sorted(record.unit for record in commits if record.quarantined),
         # Small releases follow one another within a second, and their order counts.

@@ -138,7 +138,8 @@ def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, 
         # What was quarantined failed again: there is nothing that the published release lacks.
         release.remove_release(store, planned.survey, planned.run)
         current = release.current_release(store, planned.survey)
-        return {**current, "did": "nothing", "seconds": time.monotonic() - started}
+        seconds = time.monotonic() - started
+        return {**current, "did": "nothing", "places": places.told(), "seconds": seconds}
     more = more_gates(planned, commits) if more_gates is not None else ()
     current = release.publish(store, planned, commits, config.gates, more)
     return {

@@ -40,7 +40,7 @@ if __name__ == "__main__":
     with redirect_stdout(sys.stderr), session(sys.argv[1], workers=3) as cluster:
         items = [Item(str(number), number) for number in range(ITEMS)]
         results = cluster.stream(items, Stage("items", Worker, (sys.argv[2],)))
-        _, (first, node, _) = next(results)
+        first, node, _ = next(results)
         print(first, node, file=answers, flush=True)
         sys.stdin.readline()
-        print(sorted([first, *(number for _, (number, _, _) in results)]), file=answers)
+        print(sorted([first, *(number for number, _, _ in results)]), file=answers)

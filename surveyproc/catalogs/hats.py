@@ -381,7 +381,7 @@ def metadata_problems(store: Store, key: str, leaves: Sequence[Leaf]) -> list[st
         footers = pq.read_metadata(pa.BufferReader(store.read(f"{key}/dataset/_metadata")))
         schema = leaf_schema(store, f"{key}/dataset/_common_metadata")
         properties = store.read(f"{key}/hats.properties").decode().splitlines()
-    except (StoreError, KeyError, pa.ArrowInvalid) as error:
+    except (StoreError, OSError, KeyError, ValueError, pa.ArrowException) as error:
         return [str(error)]
     right = {
         "dataset: other leaves than were written": set(leaf_keys(store, key)) == expected,

@@ -96,7 +96,7 @@ def ingest_tiles(
     if not paths:  # a survey of catalogs alone
         _write_table(store, [])
         return TilesSummary()
-    planes, problems = _scan(paths, config.images, places)
+    planes, problems = _scan(paths, config.images, store, places)
     groups = group_planes(planes, problems, config.images.bands)
     before = _former_rows(store)
     failures = _unread(problems, before)
@@ -111,12 +111,13 @@ def ingest_tiles(
         if not bands and tile not in failures:
             summary.problems.append(f"tile {tile}: no usable band; skipped")
     rows: list[dict[str, Any]] = []
+    ledger = Ledger(store, LEDGER)
     stage = Stage(
         "tiles",
         _TileWorker,
         (store.url, config.images.mask_bits),
         died=_TileWorker.nothing,
-        ledger=Ledger(store, LEDGER),
+        ledger=ledger,
     )
     results = places.stream(items, stage)
     with Meter("ingest, images", objects=len(items), units=len(items), noun="tiles") as meter:
@@ -131,6 +132,7 @@ def ingest_tiles(
                 summary.written += outcome["written"]
                 summary.unchanged += not outcome["written"]
             meter.advance(objects=1, nbytes=outcome["bytes"])
+    ledger.clear()
     summary.tiles = len(rows)
     summary.problems.sort()
     rows += [before[tile] for tile in failures if tile in before]
@@ -215,13 +217,14 @@ def _item(tile: str, planes: list[Plane]) -> Item:
 
 
 def _scan(
-    paths: Sequence[str], images: ImagesSection, places: Places
+    paths: Sequence[str], images: ImagesSection, store: Store, places: Places
 ) -> tuple[list[Plane], list[Problem]]:
     planes: list[Plane] = []
     problems: list[Problem] = []
     groups = [paths[i : i + SCAN_GROUP] for i in range(0, len(paths), SCAN_GROUP)]
     items = [Item(group[0], group, len(group) / FILES_PER_S) for group in groups]
-    for found, bad in places.stream(items, Stage("headers", _ScanWorker, (images,))):
+    ledger = Ledger(store, f"{LEDGER}-headers")
+    for found, bad in places.stream(items, Stage("headers", _ScanWorker, (images,), ledger=ledger)):
         planes += found
         problems += bad
     # Results come in any order.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from surveyproc.errors import ClusterError
-from surveyproc.storage import Store
+from surveyproc.errors import ClusterError, StoreError
+from surveyproc.storage import Store, as_json
 
 DEATHS = 5
 """How often a worker process may die with an item, unless the stage says otherwise."""
@@ -79,12 +80,6 @@ class Stage:
     threads: bool = True
     ledger: Ledger | None = None
 
-    def make(self) -> Callable[[Any], Any]:
-        """The worker, ready to be called."""
-        made = isinstance(self.worker, type)
-        work: Callable[[Any], Any] = self.worker(*self.arguments) if made else self.worker
-        return work
-
     def give_up(self, payload: Any) -> Any:
         """The result of a payload that killed every process it was given to.
 
@@ -101,17 +96,10 @@ class Stage:
         )
 
 
-class Place(Protocol):
-    """Somewhere work can be done."""
-
-    def stream(self, items: Iterable[Item], stage: Stage) -> Iterator[tuple[Item, Any]]:
-        """Every item with its result, as they finish, in no fixed order.
-
-        Raises
-        ------
-        SurveyError
-            The first one that the worker raised, as it is.
-        """
+def make(worker: type | Callable[[Any], Any], arguments: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """A worker, ready to be called: an instance of a class, or the function itself."""
+    made: Callable[[Any], Any] = worker(*arguments) if isinstance(worker, type) else worker
+    return made
 
 
 class Ledger:
@@ -134,13 +122,22 @@ class Ledger:
     def begin(self, name: str) -> str:
         """Note that an item is under way; the note's key, for `end`."""
         key = f"{self.key}/{uuid.uuid4().hex}.json"
-        self.store.put_json(key, {"item": name, **_process(os.getpid())})
+        document = as_json({"item": name, **_process(os.getpid())})
+        # It must outlive this process, not the machine.
+        with self.store.writing(key, lasting=False) as stream:
+            stream.write(document)
         return key
 
     def end(self, *notes: str) -> None:
-        """Take notes back."""
+        """Take notes back; one that stays costs its item a process of its own, no more."""
         for key in notes:
-            self.store.remove(key)
+            with suppress(StoreError):
+                self.store.remove(key)
+
+    def clear(self) -> None:
+        """Take back what processes that are gone left, when all work is done."""
+        for notes in self.left().values():
+            self.end(*notes)
 
     def left(self) -> dict[str, list[str]]:
         """Items that other processes left under way when they ended, and the notes of each."""
@@ -170,7 +167,7 @@ def _process(number: int) -> dict[str, Any]:
 
 
 def _lives(note: dict[str, Any]) -> bool:
-    """Whether the process of a note is on this machine; of others nobody here can tell."""
+    """Whether the process of a note is known to live; of other machines nobody here can tell."""
     try:
         os.kill(note["process"], 0)
     except PermissionError:

@@ -62,7 +62,10 @@ class Places:
     @property
     def workers(self) -> int:
         """Items done at once, as far as can be known before Ray is asked."""
-        return self._cluster.workers if self._cluster else self.run.workers or _cores()
+        if self._cluster:
+            return self._cluster.workers
+        wanted = self.run.workers or _cores()
+        return wanted if self._elsewhere() else min(wanted, _cores())
 
     def cluster(self) -> Cluster:
         """The Ray cluster, started if it does not run."""
@@ -79,14 +82,44 @@ class Places:
         self._cluster = None
         self._open.close()
 
-    def choose(self, what: str, seconds: float) -> str:
-        """`here` or `ray`, for work that would take one core so many seconds; see `told`."""
-        place, why = self._choice(seconds)
+    def choose(self, what: str, seconds: float, at_once: int = 1) -> str:
+        """`here` or `ray`; see `told`.
+
+        Parameters
+        ----------
+        what : str
+            The items, in the plural.
+        seconds : float
+            What they would take one core.
+        at_once : int
+            Items that this process would do side by side.
+        """
+        about = f"about {seconds:.0f} s of work" if seconds >= 1 else "less than a second of work"
+        # Nothing is known yet of how many cores that would keep busy: all, is assumed.
+        pays = ray_pays(seconds / at_once, at_once, self.workers, self._start())
+        start = "Ray runs already" if self._runs() else f"Ray takes {START_S:.0f} s to start"
+        return self._decide(what, pays, about if pays else f"{about}, and {start}")
+
+    def _decide(self, what: str, ray: bool, why: str) -> str:
+        place = "ray" if ray else "here"
+        if self.run.place != "auto":
+            place, why = self.run.place, f"run.place = {self.run.place!r}"
+        elif elsewhere := self._elsewhere():
+            place, why = "ray", elsewhere
         self._note(what, place, why)
         return place
 
-    def need_ray(self, what: str, why: str) -> Cluster:
-        """The Ray cluster, for work that cannot be done without.
+    def _choose_for(self, items: Sequence[Item], stage: Stage, at_once: int) -> str:
+        if stage.threads:
+            return self.choose(stage.what, sum(item.seconds for item in items), at_once)
+        if len(items) == 1:
+            return self._decide(stage.what, False, "one alone, nothing to share out")
+        several = self.workers > 1
+        why = f"{len(items)} of them, each with a process of its own"
+        return self._decide(stage.what, several, why if several else "one after the other")
+
+    def need_ray(self, what: str, why: str) -> None:
+        """Start Ray, for work that cannot be done without.
 
         Raises
         ------
@@ -96,18 +129,7 @@ class Places:
         if self.run.place == "here":
             raise ConfigError(f"run.place = 'here', but {why} needs Ray: change one of the two")
         self._note(what, "ray", why)
-        return self.cluster()
-
-    def _choice(self, seconds: float) -> tuple[str, str]:
-        if self.run.place != "auto":
-            return self.run.place, f"run.place = {self.run.place!r}"
-        if elsewhere := self._elsewhere():
-            return "ray", elsewhere
-        about = f"about {seconds:.0f} s of work" if seconds >= 1 else "less than a second of work"
-        # Nothing is known yet of how much of it goes side by side: all, is assumed.
-        if ray_pays(seconds / self.threads, self.threads, self.workers, self._start()):
-            return "ray", about
-        return "here", f"{about}, and Ray takes {self._start():.0f} s to start"
+        self.cluster()
 
     def _elsewhere(self) -> str:
         """Why the work was meant for a cluster of somebody else's; empty if it was not."""
@@ -120,9 +142,12 @@ class Places:
         """Threads of this process that work."""
         return min(self.workers, _cores(), MOST_THREADS)
 
-    def _start(self) -> float:
+    def _runs(self) -> bool:
         ray = sys.modules.get("ray")
-        return RUNNING_S if ray is not None and ray.is_initialized() else START_S
+        return ray is not None and bool(ray.is_initialized())
+
+    def _start(self) -> float:
+        return RUNNING_S if self._runs() else START_S
 
     def stream(self, items: Sequence[Item], stage: Stage, *, alone: bool = False) -> Iterator[Any]:
         """The result of every item, as they finish, in no fixed order.
@@ -146,17 +171,15 @@ class Places:
         if not items:
             return
         todo = deque(items)
-        if self.choose(stage.what, sum(item.seconds for item in items)) == "here":
-            threads = min(self.threads, len(items)) if stage.threads and not alone else 1
+        threads = min(self.threads, len(items)) if stage.threads and not alone else 1
+        if self._choose_for(items, stage, threads) == "here":
             here = Here(threads)
-            for _, result in here.stream(self._while_well(todo, here), stage):
-                yield result
+            yield from here.stream(self._while_well(todo, here), stage)
             if todo:
                 why = f"the last {len(todo)}, since they take longer than expected"
                 self._note(stage.what, "ray", why)
         if todo:
-            for _, result in self.cluster().stream(todo, stage, 1 if alone else None):
-                yield result
+            yield from self.cluster().stream(todo, stage, 1 if alone else None)
 
     def _while_well(self, todo: deque[Item], here: Here) -> Iterator[Item]:
         """Hand out items for as long as what those before took says that they are well here."""
@@ -165,8 +188,8 @@ class Places:
 
     def _too_much(self, todo: Iterable[Item], here: Here) -> bool:
         pace = here.pace
-        # As long as Ray takes to start is given to it: never twice of what was best, and a slow
-        # beginning proves nothing.
+        # As long as Ray takes to start is given to it: a slow beginning proves nothing, and little
+        # more than twice the time of the better place is the most that it takes.
         if self.run.place != "auto" or pace.wall < here.threads * self._start():
             return False
         left = sum(item.seconds for item in todo) * pace.wall / max(pace.expected, 1e-9)

@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # Ray samples these when it is imported. Its C++ core warns on standard error about what it tries
@@ -26,7 +26,7 @@ import ray.cloudpickle
 import ray.exceptions
 
 from surveyproc.errors import ClusterError, SurveyError
-from surveyproc.places.base import DEATHS, Item, Stage
+from surveyproc.places.base import DEATHS, Item, Stage, make
 
 CONNECT_S = 15.0
 DIED_WITH_IT = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
@@ -127,8 +127,10 @@ class Cluster:
 
     def stream(
         self, items: Iterable[Item], stage: Stage, workers: int | None = None
-    ) -> Iterator[tuple[Item, Any]]:
-        """As `Place.stream`, by at most `workers` processes, if that is less than there are.
+    ) -> Iterator[Any]:
+        """The result of every item, as they finish, in no fixed order.
+
+        At most `workers` items are done at once, if that is less than there are processes.
 
         The item of a process that dies is given out again. There is no limit on the time an item
         may take; Ray itself knows which processes live.
@@ -144,7 +146,10 @@ class Cluster:
         ahead = 2 * most if self.full and most == self.workers else most
         waiting, running = deque(items), dict[Any, Item]()
         gpus = _gpus() / max(1, min(most, len(waiting))) if stage.gpus else 0.0
-        do = ray.remote(_do).options(num_cpus=1, num_gpus=min(1.0, gpus), max_retries=0)
+        # Told of a GPU here, and not by `options`, Ray ends the process after each item: the next
+        # one may be given another GPU.
+        share: dict[str, Any] = {"num_gpus": min(1.0, gpus)} if gpus else {}
+        do = ray.remote(num_cpus=1, max_retries=0, **share)(_do)
         recipe = ray.cloudpickle.dumps((stage.worker, stage.arguments))  # type: ignore[no-untyped-call]
         token, deaths, losses = uuid.uuid4().hex, Counter[str](), Counter[str]()
         try:
@@ -163,23 +168,24 @@ class Cluster:
                 else:
                     if isinstance(result, SurveyError):
                         raise result
-                    yield item, result
+                    yield result
                     continue
                 died, lost = deaths[item.name], losses[item.name]
                 if died >= stage.deaths or died + lost >= max(DEATHS, stage.deaths):
-                    yield item, stage.give_up(item.payload)
+                    yield stage.give_up(item.payload)
                 else:
                     waiting.append(item)
         except (ray.exceptions.RayError, ConnectionError) as error:
             if isinstance(error, ray.exceptions.RayTaskError):
                 raise  # a defect of ours, with its traceback
+            said = str(error).strip().splitlines() or [type(error).__name__]
             raise ClusterError(
-                f"the Ray cluster failed: {str(error).strip().splitlines()[0]} What was finished "
-                "is kept: repeat the command"
+                f"the Ray cluster failed: {said[0]} What was finished is kept: repeat the command"
             ) from error
         finally:
-            for one in running:
-                ray.cancel(one, force=True)
+            with suppress(ray.exceptions.RayError):
+                for one in running:
+                    ray.cancel(one, force=True)
 
 
 _made: dict[str, Callable[[Any], Any]] = {}
@@ -192,7 +198,7 @@ def _do(token: str, recipe: bytes, payload: Any) -> Any:
         if token not in _made:
             _made.clear()
             worker, arguments = ray.cloudpickle.loads(recipe)
-            _made[token] = Stage("", worker, arguments).make()
+            _made[token] = make(worker, arguments)
         return _made[token](payload)
     except SurveyError as error:
         return error

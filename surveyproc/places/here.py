@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -20,7 +21,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from surveyproc.errors import StoreError, SurveyError, UnreachableError
-from surveyproc.places.base import Item, Stage
+from surveyproc.places.base import Item, Stage, make
+
+POLL_S = 0.2
+"""Between two looks, so that Ctrl-C reaches a thread that waits for a process."""
 
 
 @dataclass
@@ -61,30 +65,41 @@ class Here:
         self.threads = threads
         self.pace = Pace()
 
-    def stream(self, items: Iterable[Item], stage: Stage) -> Iterator[tuple[Item, Any]]:
-        """As `Place.stream`. The next item is taken only when there is a thread free for it."""
+    def stream(self, items: Iterable[Item], stage: Stage) -> Iterator[Any]:
+        """The result of every item, as they finish, in no fixed order.
+
+        The next item is taken only when there is a thread free for it. Where an earlier command was
+        cut off there is one thread: it may have been memory that ended it.
+
+        Raises
+        ------
+        SurveyError
+            The first one that the worker raised, as it is.
+        """
         one = _Worker(stage, self.pace)
         with _torch_as_it_was():
-            if self.threads == 1:
+            if self.threads == 1 or one.left:
                 yield from map(one, items)
             else:
                 yield from _side_by_side(items, one, self.threads)
         one.forget()
 
 
-def _side_by_side(
-    items: Iterable[Item], one: Callable[[Item], tuple[Item, Any]], threads: int
-) -> Iterator[tuple[Item, Any]]:
+def _side_by_side(items: Iterable[Item], one: _Worker, threads: int) -> Iterator[Any]:
     with ThreadPoolExecutor(threads) as pool:
-        running: set[Future[tuple[Item, Any]]] = set()
-        for item in items:
-            running.add(pool.submit(one, item))
-            if len(running) >= threads:
+        running: set[Future[Any]] = set()
+        try:
+            for item in items:
+                running.add(pool.submit(one, item))
+                if len(running) >= threads:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+        except KeyboardInterrupt:
+            one.interrupt()
+            raise
 
 
 class _Worker:
@@ -92,31 +107,28 @@ class _Worker:
 
     def __init__(self, stage: Stage, pace: Pace) -> None:
         self.stage, self.pace, self.made = stage, pace, threading.local()
-        self.lock = threading.Lock()
         self.left = stage.ledger.left() if stage.ledger else {}
-        self.deadly = set[str]()
+        self.lock, self.threads, self.interrupted = threading.Lock(), set[int](), False
+        self.done = set[str]()
 
-    def __call__(self, item: Item) -> tuple[Item, Any]:
-        ledger, left = self.stage.ledger, self.left.get(item.name, [])
-        if item.apart or left:
-            result, ended = _apart(self.stage, item.payload)
-            if not ended:
-                self.deadly.add(item.name)
-            return item, result
+    def __call__(self, item: Item) -> Any:
+        self.threads.add(threading.get_ident())
+        if item.apart or item.name in self.left:
+            return self.apart(item)
         note = self.begin(item)
         try:
             if not hasattr(self.made, "work"):
-                self.made.work = self.stage.make()
+                self.made.work = make(self.stage.worker, self.stage.arguments)
             wall, cpu = time.monotonic(), time.thread_time()
             result = self.made.work(item.payload)
             with self.lock:
                 self.pace.expected += item.seconds
                 self.pace.wall += time.monotonic() - wall
                 self.pace.cpu += time.thread_time() - cpu
-            return item, result
+            return result
         finally:
-            if ledger and note:
-                ledger.end(note)
+            if self.stage.ledger and note:
+                self.stage.ledger.end(note)
 
     def begin(self, item: Item) -> str:
         """The note that an item is under way; none where there is no ledger."""
@@ -127,41 +139,55 @@ class _Worker:
         except StoreError:
             return ""  # a full disk: the item itself will meet it, and say what it means for it
 
-    def forget(self) -> None:
-        """Take back the notes found, but those of items that killed processes again.
+    def apart(self, item: Item) -> Any:
+        """The result of an item in a process of its own."""
+        # Not forked: this process has threads.
+        context = multiprocessing.get_context("spawn")
+        for _ in range(self.stage.deaths):
+            ours, theirs = context.Pipe(duplex=False)
+            call = (theirs, self.stage.worker, self.stage.arguments, item.payload)
+            process = context.Process(target=_do, args=call, daemon=True)
+            process.start()
+            theirs.close()
+            try:
+                while not ours.poll(POLL_S):
+                    pass
+                result = ours.recv()
+            except EOFError:
+                if self.interrupted:
+                    raise KeyboardInterrupt from None
+                continue
+            finally:
+                process.kill()
+                process.join()
+            if isinstance(result, Exception):
+                raise result
+            self.done.add(item.name)
+            return result
+        return self.stage.give_up(item.payload)
 
-        Those of other items than were to be done are of work that is done.
+    def interrupt(self) -> None:
+        """End what the threads are doing, as Ctrl-C ends what the first thread does.
+
+        Python delivers it between two of its own instructions, so a kernel is done first.
         """
-        for name, notes in self.left.items():
-            if name not in self.deadly and self.stage.ledger:
-                self.stage.ledger.end(*notes)
+        self.interrupted = True
+        for thread in self.threads:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
+            )
 
-
-def _apart(stage: Stage, payload: Any) -> tuple[Any, bool]:
-    """The result of a payload in a process of its own, and whether that lived to give it."""
-    # Not forked: this process has threads.
-    context = multiprocessing.get_context("spawn")
-    for _ in range(stage.deaths):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_do, args=(theirs, stage.worker, stage.arguments, payload))
-        process.start()
-        theirs.close()
-        try:
-            result = ours.recv()
-        except EOFError:
-            process.join()
-            continue
-        process.join()
-        if isinstance(result, Exception):
-            raise result
-        return result, True
-    return stage.give_up(payload), False
+    def forget(self) -> None:
+        """Take back the notes of items that did not kill their process this time."""
+        for name in self.done & self.left.keys():
+            if self.stage.ledger:
+                self.stage.ledger.end(*self.left[name])
 
 
 def _do(pipe: Connection, worker: Any, arguments: tuple[Any, ...], payload: Any) -> None:
     """One item, in a process that ends with it, also if nobody is there any more to be told."""
     try:
-        result = Stage("", worker, arguments).make()(payload)
+        result = make(worker, arguments)(payload)
     except SurveyError as error:
         result = error
     except Exception:
@@ -172,7 +198,7 @@ def _do(pipe: Connection, worker: Any, arguments: tuple[Any, ...], payload: Any)
 
 @contextmanager
 def _torch_as_it_was() -> Iterator[None]:
-    """Workers set torch to one thread; whoever called us gets its own number back."""
+    """Workers set torch to one thread; if it was in use before, it gets its own number back."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
     try:

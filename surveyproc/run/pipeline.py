@@ -204,6 +204,7 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan, places: Plac
     if todo:
         with Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter:
             work.finish([one.name for one in todo], meter)
+        work.ledger.clear()
     done = Computed(
         resumed=len(plan.units) - len(pending),
         adopted=adopted,
@@ -252,6 +253,7 @@ class Work:
     ) -> None:
         self.config, self.store, self.plan, self.places = config, store, plan, places
         self.killers = set(killers)
+        self.ledger = Ledger(store, f"{plan.run_key}/begun")
         seconds = seconds_per_object(store, plan)
         self.seconds = {one.name: one.rows * seconds for one in plan.units}
         self.rows = 0
@@ -293,7 +295,7 @@ class Work:
             (self.config, self.plan.run),
             died=UnitWorker.died,
             deaths=1,
-            ledger=Ledger(self.store, f"{self.plan.run_key}/begun"),
+            ledger=self.ledger,
         )
         for outcome in self.places.stream([*map(self.item, tasks)], stage, alone=alone):
             reason = given_up.get(outcome.unit, "")

@@ -15,7 +15,6 @@ import surveyproc
 from surveyproc import schemas
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import Labels, read_labels
-from surveyproc.catalogs.match import match_labels
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import Tile, read_tiles
@@ -118,6 +117,9 @@ def build_training_cube(
     inputs = _inputs(config, store, section, bands, cutout)
     if store.exists(f"{inputs.key}/{cube.RECORD}"):
         return TrainingCube.open(store, inputs.key)
+    # LSDB takes seconds to import; a cube that is there needs none.
+    from surveyproc.catalogs.match import match_labels
+
     taken = _catalog_columns(config, inputs.catalog, inputs.products)
     matched = match_labels(store, inputs.catalog.key, inputs.labels, taken, places)
     starts = range(0, matched.num_rows, SHARD)

@@ -7,7 +7,6 @@ import time
 import torch
 
 from surveyproc.places import Item, Ledger, Places, Stage
-from surveyproc.places.choice import LONG_S
 from surveyproc.storage import Store
 from surveyproc.train.fit import FitState, fit
 from surveyproc.train.job import Job, deterministic, history_key
@@ -31,8 +30,7 @@ def train_apart(job: Job, networks: int, places: Places) -> list[FitState]:
         threads=False,
         ledger=Ledger(store, f"{job.folder}/begun"),
     )
-    seconds = 0.0 if networks == 1 else LONG_S
-    items = [Item(str(number), number, seconds) for number in range(networks)]
+    items = [Item(str(number), number) for number in range(networks)]
     for _ in places.stream(items, stage):
         pass
     return [FitState.from_bytes(store.read(_state_key(job, k))) for k in range(networks)]

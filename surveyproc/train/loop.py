@@ -221,7 +221,7 @@ def _trained(
     with opened() if places is None else nullcontext(places) as where:
         if recipe.workers == 1:
             return train_apart(job, recipe.networks, where)
-        where.need_ray("network", f"training.workers = {recipe.workers}")
+        where.need_ray("networks", f"training.workers = {recipe.workers}")
         from surveyproc.train.together import train_together
 
         return [train_together(job, recipe.workers, tell)]
@@ -372,7 +372,7 @@ def _watch(
     def watch() -> None:
         while not over.wait(PLAIN_INTERVAL_S):
             # What is read while it is written, or was not there in time, is told the next time.
-            with suppress(StoreError):
+            with suppress(StoreError, OSError):
                 look()
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -382,6 +382,7 @@ def _watch(
     finally:
         over.set()
         thread.join()
+    look()
 
 
 def _write_log(

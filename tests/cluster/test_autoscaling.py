@@ -25,7 +25,7 @@ class Slow:
 with session(sys.argv[1], workers=3) as cluster:
     assert ray.cluster_resources().get("CPU", 0) == 0
     items = [Item(str(number), number) for number in range(9)]
-    done = [row for _, row in cluster.stream(items, Stage("items", Slow))]
+    done = list(cluster.stream(items, Stage("items", Slow)))
 print(cluster.workers, sorted(row["number"] for row in done), len({row["pid"] for row in done}))
 """
 

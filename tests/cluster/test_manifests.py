@@ -133,7 +133,7 @@ def test_the_image_is_pinned_unprivileged_and_holds_no_secrets():
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     steps = [line for line in lines if line and not line.startswith("#")]
     version = re.fullmatch(r"FROM rayproject/ray:(\d+\.\d+\.\d+)-py311", steps[0])[1]
-    assert f'"ray[data,train,default]=={version}"' in " ".join(steps)
+    assert f'"ray[train,default]=={version}"' in " ".join(steps)
     assert steps[-1] == "USER 1000:100"
     assert not any("root" in step for step in steps if step.startswith("USER"))
     assert not re.search(r"(?i)token=(?!token)|secret|password|_key", "\n".join(steps).lower())

@@ -23,7 +23,7 @@ def items(numbers, **more):
 
 def results(here, numbers, worker, *arguments, **more):
     stage = Stage("n", worker, arguments, **more)
-    return [result for _, result in here.stream(items(numbers), stage)]
+    return list(here.stream(items(numbers), stage))
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ from surveyproc.places import Item, Ledger, Stage
 from surveyproc.places.here import Here
 from surveyproc.storage import Store
 stage = Stage("n", DiesOnce, (sys.argv[1],), ledger=Ledger(Store(sys.argv[2]), "begun"))
-for _, number in Here(int(sys.argv[3])).stream([Item(str(n), n) for n in range(5)], stage):
+for number in Here(int(sys.argv[3])).stream([Item(str(n), n) for n in range(5)], stage):
     print(number, flush=True)
 """
 
@@ -117,10 +117,10 @@ def test_a_crash_ends_the_command_and_the_next_one_gives_the_item_a_process_of_i
     left = ledger.left()
     assert "3" in left
     assert len(left) <= threads
-    stage = Stage("n", Squarer, (0,), ledger=ledger)
-    got = {item.name: result for item, result in Here(threads).stream(items(range(5)), stage)}
-    assert {name for name, row in got.items() if row["process"] != os.getpid()} == left.keys()
-    assert [got[str(n)]["square"] for n in range(5)] == [0, 1, 4, 9, 16]
+    rows = results(Here(threads), range(5), Squarer, 0, ledger=ledger)
+    assert sorted(row["square"] for row in rows) == [0, 1, 4, 9, 16]
+    elsewhere = {str(row["number"]) for row in rows if row["process"] != os.getpid()}
+    assert elsewhere == left.keys()
     assert ledger.left() == {}
 
 
@@ -149,14 +149,14 @@ def _told_by(process):
 def test_an_item_that_killed_a_process_before_has_one_of_its_own(ledger):
     stage = Stage("n", Deadly, died=Deadly.died, deaths=1, ledger=ledger)
     given = [Item("1", 1), Item("3", 3, apart=True)]
-    assert sorted(result for _, result in Here(2).stream(given, stage)) == [-3, 1]
+    assert sorted(Here(2).stream(given, stage)) == [-3, 1]
     with pytest.raises(ClusterError, match="2 worker processes died"):
         list(Here(1).stream(given[1:], Stage("n", Deadly, deaths=2)))
 
 
 def test_an_item_apart_that_dies_once_is_done_by_the_next_process(tmp_path):
     stage = Stage("n", DiesOnce, (str(tmp_path / "died"),))
-    assert [result for _, result in Here(1).stream([Item("3", 3, apart=True)], stage)] == [3]
+    assert list(Here(1).stream([Item("3", 3, apart=True)], stage)) == [3]
 
 
 def test_torch_has_its_threads_back():

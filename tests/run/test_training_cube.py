@@ -9,12 +9,12 @@ import pytest
 import where
 
 from surveyproc import schemas
+from surveyproc.catalogs import match
 from surveyproc.catalogs.ingest import catalog_key, ingest_catalog
 from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.cutouts import CutoutReader
-from surveyproc.run import training_cube
 from surveyproc.run.labels import measured_training_set
 from surveyproc.run.training_cube import build_training_cube
 from surveyproc.sky import healpix29
@@ -71,7 +71,7 @@ def test_cutouts_in_the_order_of_the_index(survey, built):
 
 def test_a_finished_cube_is_not_built_again(survey, built, monkeypatch):
     config, store = survey
-    monkeypatch.setattr(training_cube, "match_labels", None)
+    monkeypatch.setattr(match, "match_labels", None)
     section = config.product("photoz")
     again = build_training_cube(config, store, section, where.HERE, bands=BANDS, cutout=SIDE)
     assert again == built
@@ -132,7 +132,7 @@ def test_what_decides_the_content_decides_the_name(survey, built):
 def test_inputs_that_change_under_way_are_noticed(survey_copy, monkeypatch):
     config = load(survey_copy)
     store, section = Store(config.root), config.product("photoz")
-    key, original = catalog_key(config.survey.name), training_cube.match_labels
+    key, original = catalog_key(config.survey.name), match.match_labels
     store.remove("training")
 
     def match_and_ingest(*arguments):
@@ -141,7 +141,7 @@ def test_inputs_that_change_under_way_are_noticed(survey_copy, monkeypatch):
         store.put_json(f"{key}/ingest.json", {**record, "content": "other"})
         return found
 
-    monkeypatch.setattr(training_cube, "match_labels", match_and_ingest)
+    monkeypatch.setattr(match, "match_labels", match_and_ingest)
     with pytest.raises(SurveyError, match="changed while the training cube was built"):
         build_training_cube(config, store, section, where.HERE, bands=(), cutout=0)
     assert not [name for name in store.sizes("training") if name.endswith("cube.json")]
