@@ -15,6 +15,7 @@ from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.cutouts import CutoutReader
+from surveyproc.run import training_cube
 from surveyproc.run.labels import measured_training_set
 from surveyproc.run.training_cube import build_training_cube
 from surveyproc.sky import healpix29
