@@ -108,11 +108,21 @@ class _Worker:
     def __init__(self, stage: Stage, pace: Pace) -> None:
         self.stage, self.pace, self.made = stage, pace, threading.local()
         self.left = stage.ledger.left() if stage.ledger else {}
-        self.lock, self.threads, self.interrupted = threading.Lock(), set[int](), False
+        self.lock, self.busy, self.interrupted = threading.Lock(), set[int](), False
         self.done = set[str]()
 
     def __call__(self, item: Item) -> Any:
-        self.threads.add(threading.get_ident())
+        thread = threading.get_ident()
+        with self.lock:
+            self.busy.add(thread)
+        try:
+            return self.do(item)
+        finally:
+            with self.lock:
+                self.busy.discard(thread)
+
+    def do(self, item: Item) -> Any:
+        """The result of an item, by this thread or in a process of its own."""
         if item.apart or item.name in self.left:
             return self.apart(item)
         note = self.begin(item)
@@ -169,13 +179,15 @@ class _Worker:
     def interrupt(self) -> None:
         """End what the threads are doing, as Ctrl-C ends what the first thread does.
 
-        Python delivers it between two of its own instructions, so a kernel is done first.
+        Python delivers it between two of its own instructions, so a kernel is done first. A thread
+        that does nothing must not get it: the pool would wait for it for ever.
         """
         self.interrupted = True
-        for thread in self.threads:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
-            )
+        with self.lock:
+            for thread in self.busy:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
+                )
 
     def forget(self) -> None:
         """Take back the notes of items that did not kill their process this time."""

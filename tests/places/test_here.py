@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +189,32 @@ def test_errors_of_a_process_apart_arrive_as_they_are():
         list(Here(1).stream([Item("4", 4, apart=True)], Stage("n", refuse)))
     with pytest.raises(RuntimeError, match="bad operand type"):
         list(Here(1).stream([Item("x", "x", apart=True)], Stage("n", abs)))
+
+
+def test_an_interrupt_leaves_no_thread_waiting():
+    begun = threading.Barrier(2, timeout=60)
+
+    def work(number):
+        if number > 1:
+            return number
+        begun.wait()
+        if number:
+            raise KeyboardInterrupt
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(0.001)
+
+    started = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            results(Here(2), range(2), work)
+        # The other one may have nothing to do when it comes.
+        with pytest.raises(KeyboardInterrupt):
+            results(Here(2), [2, 3], _interrupts_at_3)
+    assert time.monotonic() - started < 30
+
+
+def _interrupts_at_3(number):
+    if number == 3:
+        raise KeyboardInterrupt
+    return number
