@@ -128,6 +128,7 @@ def test_bad_rows_and_a_truncated_tile_are_named_and_cost_nothing_else(survey_co
     assert flags["photometry"]["missing_band"] > 0
 
 
+@pytest.mark.slow
 def test_a_night_its_difference_and_the_way_back(survey_copy):
     job = Path(__file__).parent.parent / "jobs" / "nightly.py"
     first = subprocess.run([sys.executable, job, survey_copy], capture_output=True, text=True)

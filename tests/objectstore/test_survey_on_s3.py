@@ -118,6 +118,7 @@ def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, ex
     assert not proxy.counts()["PUT"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["here", pytest.param("ray", marks=BY_RAY)])
 def test_faults_of_every_kind_give_the_same_leaves(remote_survey, bucket, proxy, expected, place):
     proxy.faults = Faults.all(0.05)
@@ -140,6 +141,7 @@ def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected, pl
     assert len(verbs.releases(config)["releases"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["here", pytest.param("ray", marks=BY_RAY)])
 def test_a_store_that_goes_is_an_error_and_the_run_resumes(
     remote_survey, bucket, proxy, expected, place
@@ -170,6 +172,7 @@ def night(survey: Path, *settings: str) -> tuple[int, dict]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_nights_difference_and_rollback(remote_survey, bucket, proxy, tmp_path):
     status, first = night(remote_survey)
     assert (status, first["did"]) == (0, "published")

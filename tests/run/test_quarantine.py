@@ -97,9 +97,8 @@ def test_a_unit_that_crashes_the_command_has_a_process_of_its_own_in_the_next_on
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(
-    "place", ["here", pytest.param("ray", marks=(pytest.mark.ray, pytest.mark.slow))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["here", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_unit_that_kills_every_process_is_quarantined_and_retried_by_the_next_run(
     survey_copy, published_survey, place
 ):

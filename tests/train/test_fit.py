@@ -112,6 +112,7 @@ def go_on_from_every_state(rank, place, data):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_several_workers_go_on_to_the_same_last_bit(data, tmp_path):
     torch.multiprocessing.spawn(go_on_from_every_state, (tmp_path, data), nprocs=3)
 

@@ -47,10 +47,11 @@ def with_product(survey, model, network, more=""):
             'patience = 1\nprecision = "bfloat16"\naccumulate = 2',
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "multimodal-3",
             '{ width = 0.03, size = 0, heads = "regression" }',
             'bands = ["g", "r", "i", "K"]\ntest_share = 0.3',
+            marks=pytest.mark.slow,
         ),
     ],
 )

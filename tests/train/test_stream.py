@@ -45,7 +45,7 @@ SETTINGS = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(**SETTINGS)
 def test_every_row_once_an_epoch_on_one_worker(made, seed, share, batch, world, window):
     cube, images = made
@@ -69,7 +69,7 @@ def test_every_row_once_an_epoch_on_one_worker(made, seed, share, batch, world, 
     assert order[n:] == list(itertools.islice(itertools.cycle(order[:n]), len(order) - n))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(first=st.floats(0, 1), **SETTINGS)
 def test_a_resumed_epoch_is_the_undisturbed_one(made, first, seed, share, batch, world, window):
     cube, _ = made
@@ -160,7 +160,7 @@ def test_a_damaged_shard_stops_the_epoch(tmp_path):
         run(cube, np.ones(300, bool))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 5),
     share=st.sampled_from([0.0, 0.002, 0.1, 1.0]),
