@@ -27,7 +27,7 @@ FINEST_ORDER = 9
 # LSDB lists all pixels of about this size along the edges of its partitions: for 1 arcsec that is
 # millions, and takes it 10 s.
 LEAST_MARGIN_ARCSEC = 60.0
-# Reading and matching a leaf of 100,000 rows, on one core.
+# Seconds of one core to read and match a leaf: a guess.
 LEAF_S = 0.1
 
 

@@ -29,8 +29,8 @@ from surveyproc.urls import file_name, public_url
 FORMAT = 1
 # Headers are read in groups of so many files.
 SCAN_GROUP = 32
-# Measured on two cores (benchmarks/ingest.py): a core makes 100 MB of cubes in a second, and reads
-# the headers of 100 files.
+# Of one core, roughly: 100 MB of float32 pixels a second (benchmarks/ingest.py printed 113 to 163);
+# the files' headers are a guess. What is expected only decides where work begins.
 PIXELS_PER_S = 25e6
 FILES_PER_S = 100.0
 LEDGER = "runs/ingest/begun"

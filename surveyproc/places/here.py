@@ -9,12 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -97,7 +92,8 @@ def _side_by_side(items: Iterable[Item], one: _Worker, threads: int) -> Iterator
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):
+            # Ctrl-C here, or where the results are used: nobody waits for the others any more.
             one.interrupt()
             raise
 

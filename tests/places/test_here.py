@@ -218,3 +218,20 @@ def _interrupts_at_3(number):
     if number == 3:
         raise KeyboardInterrupt
     return number
+
+
+def test_whoever_stops_asking_waits_for_no_thread():
+    both = threading.Barrier(2, timeout=60)
+
+    def work(number):
+        both.wait()
+        until = time.monotonic() + 60
+        while number and time.monotonic() < until:
+            time.sleep(0.001)
+        return number
+
+    started = time.monotonic()
+    found = Here(2).stream(items(range(2)), Stage("n", work))
+    assert next(found) == 0
+    found.close()
+    assert time.monotonic() - started < 30
