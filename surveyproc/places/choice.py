@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_THREADS = 4
 """More than these mostly wait for Python's lock."""
 START_S, RUNNING_S = 8.0, 3.0
-"""Until the processes of a Ray of our own have begun (`run` of ten objects took 11 s longer with it,
+"""Until the processes of a Ray of our own have begun (`run` of ten objects took 11 s more with it,
 benchmarks/NOTES.md, on a slow machine), and, a guess, those of one that runs."""
 LONG_S = 60.0
 """Work that takes longer is worth processes that can die, and be killed for memory, alone."""
