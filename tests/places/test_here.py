@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -173,7 +172,7 @@ def test_torch_has_its_threads_back():
 def test_the_pace_is_that_of_the_items_without_the_making_of_workers():
     class Slow:
         def __init__(self):
-            np.linalg.inv(np.random.default_rng(1).normal(size=(600, 600)))
+            time.sleep(0.3)
 
         def __call__(self, number):
             return number
@@ -181,7 +180,7 @@ def test_the_pace_is_that_of_the_items_without_the_making_of_workers():
     here = Here(1)
     list(here.stream(items(range(4), seconds=0.5), Stage("n", Slow)))
     assert here.pace.expected == 2.0
-    assert here.pace.wall < 0.05
+    assert here.pace.wall < 0.3
 
 
 def test_errors_of_a_process_apart_arrive_as_they_are():
