@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -485,6 +487,8 @@ def _flag_lines(flags: dict[str, dict[str, int]]) -> list[str]:
 
 def main() -> None:
     """Entry point: a SurveyError becomes one clear message and its exit status."""
+    # At exit the interpreter else looks for cycles in all that torch made, for half a second.
+    atexit.register(gc.freeze)
     try:
         app()
     except SurveyError as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+# Where there is no terminal, nothing is drawn.
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -30,20 +32,7 @@ class Meter:
         self.total_objects, self.total_units = objects, units
         self.objects = self.units = self.bytes = 0
         self.started = self._last = time.monotonic()
-        console = Console(stderr=True)
-        self._bar = (
-            Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn(
-                    "{task.completed}/{task.total} {task.fields[noun]}  {task.fields[rate]}"
-                ),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            if console.is_terminal
-            else None
-        )
+        self._bar = _bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> Meter:
         if self._bar is not None:
@@ -93,3 +82,16 @@ class Meter:
             f"{self.units}/{self.total_units} units, {self.bytes / 1e6:.1f} MB, "
             f"{self.rate:,.0f} {self.noun}/s, {left:.0f} s left"
         )
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[noun]}  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

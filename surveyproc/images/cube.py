@@ -6,17 +6,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import zarr
 from numpy.typing import NDArray
-from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from surveyproc.errors import InputError, StoreError, SurveyError, UnreachableError
 from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray, unreadable
 from surveyproc.storage import Store
+
+# Cubes of ours on a local disk are read without Zarr.
+if TYPE_CHECKING:
+    from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 LOG = logging.getLogger(__name__)
 TILES_KEY = "images/tiles.parquet"
@@ -184,6 +186,8 @@ def chunk_grid(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]
 
 def zarr_store(store: Store, key: str) -> LocalStore | FsspecStore | ObjectStore[Any]:
     """The folder `key` of a store, as Zarr reads it."""
+    from zarr.storage import FsspecStore, LocalStore, ObjectStore
+
     if store.is_local:
         return LocalStore(store.path(key), read_only=True)
     if store.url.startswith("s3"):
@@ -223,6 +227,8 @@ class Cube:
                 return ShardedArray.open(Path(self.store.path(key)))
             except LayoutError:
                 pass
+        import zarr
+
         array = zarr.open_array(zarr_store(self.store, key), mode="r", zarr_format=3)
         # Zarr fills in for a shard that is gone; a cube is written whole, so count them.
         expected = int(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -72,6 +73,7 @@ class Here:
             The first one that the worker raised, as it is.
         """
         one = _Worker(stage, self.pace)
+        _keep_freed_memory()
         with _torch_as_it_was():
             if self.threads == 1 or one.left:
                 yield from map(one, items)
@@ -202,6 +204,21 @@ def _do(pipe: Connection, worker: Any, arguments: tuple[Any, ...], payload: Any)
         result = RuntimeError(traceback.format_exc())
     with suppress(BrokenPipeError):
         pipe.send(result)
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep what was freed for the next array, in every thread.
+
+    Else it maps and unmaps the arrays of all threads but the first one by one, and the threads wait
+    for each other's pages: a small CNN gave 6,300 objects/s in two threads, and with this 9,200;
+    in two processes 9,400.
+    """
+    # Numbers of glibc's malloc.h; the first may be 32 MB at most. Others have no such function.
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((-3, 32 << 20), (-1, 1 << 30)):  # M_MMAP_, M_TRIM_THRESHOLD
+            mallopt(parameter, value)
 
 
 @contextmanager
