@@ -201,7 +201,8 @@ def _call(tile: int) -> tuple[np.ndarray, np.ndarray]:
 
 def timed(command: list[str], environment: dict[str, str]) -> float:
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # With -m, Python imports from where it is started before it looks into the environment.
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
