@@ -160,6 +160,11 @@ def depth(x: Float, y: Float, shape: tuple[int, int]) -> Float:
     return np.minimum(across, np.minimum(y + 0.5, ny - 0.5 - y))
 
 
+def _chord(angle: Float) -> Float:
+    """Length of the chord of each angle in degrees, 180 at most, rounded up."""
+    return 2 * np.sin(np.radians(np.minimum(angle, 180.0)) / 2) * (1 + 1e-9) + 1e-12
+
+
 def owners(
     tiles: Sequence[Footprint], ra: Float, dec: Float
 ) -> tuple[NDArray[np.int64], Float, Float]:
@@ -184,8 +189,8 @@ def owners(
 
     Notes
     -----
-    A k-d tree over the objects' unit vectors finds those inside each tile's bounding circle, so
-    that only they are projected.
+    Tiles whose bounding circle is apart from the objects' own are passed over; of the others, each
+    projects the objects inside its circle only.
     """
     ra, dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
     owner = np.full(ra.shape, -1, np.int64)
@@ -194,14 +199,16 @@ def owners(
     finite = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
     if not len(tiles) or not finite.size:
         return owner, best_x, best_y
-    from scipy.spatial import cKDTree
-
-    tree = cKDTree(unit_vectors(ra[finite], dec[finite]))
-    for index in sorted(range(len(tiles)), key=lambda i: tiles[i].id):
+    positions = unit_vectors(ra[finite], dec[finite])
+    centres = unit_vectors(np.array([t.ra for t in tiles]), np.array([t.dec for t in tiles]))
+    chords = _chord(np.array([t.radius for t in tiles]))
+    middle_ra, middle_dec, spread = (np.array(one) for one in cap(ra[finite], dec[finite]))
+    apart = np.linalg.norm(centres - unit_vectors(middle_ra, middle_dec), axis=1)
+    meeting = np.flatnonzero(apart <= chords + _chord(spread))
+    for index in sorted(meeting.tolist(), key=lambda i: tiles[i].id):
         tile = tiles[index]
-        centre = unit_vectors(np.array(tile.ra), np.array(tile.dec))
-        chord = 2 * np.sin(np.radians(min(tile.radius, 180.0)) / 2) * (1 + 1e-9) + 1e-12
-        near = finite[np.array(tree.query_ball_point(centre, chord), np.int64)]
+        # |p - c|^2 = 2 - 2 p.c, with room for the rounding of the product.
+        near = finite[positions @ centres[index] >= 1 - chords[index] ** 2 / 2 - 1e-15]
         if not near.size:
             continue
         x, y = pixel_positions(wcs_from_header(tile.wcs), ra[near], dec[near])
