@@ -17,10 +17,10 @@ from sample_tables import KEY, all_rows, rejected, run, sky_table
 from sums import sums
 
 from surveyproc import schemas, sky
-from surveyproc.catalogs import hats, leaves
+from surveyproc.catalogs import hats
 from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.config import RunSection
-from surveyproc.errors import InputError
+from surveyproc.errors import InputError, StoreError
 from surveyproc.places import Places
 from surveyproc.storage import Store
 
@@ -305,10 +305,10 @@ def test_catalog_must_be_ingested_first(tmp_path):
         read_catalog(Store(str(tmp_path)), "test")
 
 
-def test_threads_fail_loudly(tmp_path, fits, monkeypatch):
-    def broken(*_: object) -> None:
-        raise OSError("no such disk")
-
-    monkeypatch.setattr(leaves.hats, "write_leaf", broken)
-    with pytest.raises(OSError, match="no such disk"):
+def test_threads_fail_loudly(tmp_path, fits):
+    # A file where a folder of leaves has to be.
+    (tmp_path / "s" / KEY / "dataset").mkdir(parents=True)
+    for order in range(12):
+        (tmp_path / "s" / KEY / f"dataset/Norder={order}").write_bytes(b"")
+    with pytest.raises(StoreError, match="Norder="):
         run(tmp_path / "s", fits, partition_rows=300)

@@ -16,7 +16,7 @@ from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
 from surveyproc.images import hdus, ingest
 from surveyproc.images.build import nanojansky_of_count
-from surveyproc.images.cube import read_tiles, read_window
+from surveyproc.images.cube import TILES_KEY, read_tiles, read_window
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.measure.aperture import annulus_for, aperture_photometry
 from surveyproc.sky import pixel_positions, wcs_from_header
@@ -119,27 +119,19 @@ def test_the_zero_point_is_part_of_the_version(tmp_path, make_config):
     assert read_tiles(store)[0].version != first
 
 
-def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
-    tmp_path, make_config, monkeypatch
-):
+def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(tmp_path, make_config):
     write_two_bands(tmp_path)
     run(make_config(root="reference"))
-    real = ingest.build_cube
-
-    def dies(store, key, *arguments):
-        # As if killed: staged data of a process that is gone, and a cube without its record.
-        (Path(store.root) / ".staging" / f"cube-{os.uname().nodename}-999999999-x").mkdir(
-            parents=True
-        )
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ingest, "build_cube", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(make_config())
-    monkeypatch.setattr(ingest, "build_cube", real)
     _, store = run(make_config())
+    # What a kill leaves: staged data of a process that is gone, and a cube without its record.
+    store.remove(TILES_KEY)
+    next(Path(store.root).glob("images/T1/*/tile.json")).unlink()
+    staged = Path(store.root) / ".staging" / f"cube-{os.uname().nodename}-999999999-x"
+    staged.mkdir(parents=True)
+    summary, _ = run(make_config())
+    assert summary.written == 1
     assert contents(store.root) == contents(str(tmp_path / "reference"))
-    assert not list((Path(store.root) / ".staging").iterdir())
+    assert not list(staged.parent.iterdir())
 
 
 def test_a_bad_band_is_named_and_the_rest_of_the_tile_kept(tmp_path, make_config):

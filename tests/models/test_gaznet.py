@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -93,17 +97,29 @@ def test_wrong_settings_are_named(settings, match):
         build("gaznet-c4", "ugri", settings)
 
 
-def test_third_party_architecture_from_an_entry_point(monkeypatch):
-    class Entry:
-        name = "their-net"
-
-        def load(self):
-            return lambda name, bands, settings: build("gaznet-c4", bands, settings)
-
-    monkeypatch.setattr(base, "_third_parties", lambda: {"their-net": Entry()})
-    monkeypatch.setattr(base, "_registry", dict(base._registry))
-    assert "their-net" in architectures()
-    assert build("their-net", "ugri", {}).reads.features == tuple("ugri")
+def test_third_party_architecture_from_an_entry_point(tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "from surveyproc.models.base import build\n"
+        "def net(name, bands, settings):\n"
+        "    return build('gaznet-c4', bands, settings)\n"
+    )
+    told = tmp_path / "theirs-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[surveyproc.models]\ntheir-net = theirs:net\n")
+    script = (
+        "from surveyproc.models.base import architectures, build\n"
+        "assert 'their-net' in architectures()\n"
+        "print(*build('their-net', 'ugri', {}).reads.features)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == list("ugri"), done.stderr
 
 
 def test_two_functions_cannot_share_a_pattern():
