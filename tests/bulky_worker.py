@@ -16,7 +16,7 @@ import ray
 from surveyproc.places import Item, Stage
 from surveyproc.places.cluster import session
 
-ITEMS, NBYTES = 12, 1_500_000
+ITEMS, WORKERS, NBYTES = 12, 3, 1_500_000
 
 
 class Bulky:
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
     answers = sys.stdout
     # Ray prints on standard output what it has to say of nodes.
-    with redirect_stdout(sys.stderr), session(sys.argv[1], workers=3) as cluster:
+    with redirect_stdout(sys.stderr), session(sys.argv[1], workers=WORKERS) as cluster:
         items = [Item(str(number), number) for number in range(ITEMS)]
         results = cluster.stream(items, Stage("items", Worker, (sys.argv[2],)))
         first, node, _ = next(results)
