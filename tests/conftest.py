@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,10 @@ from surveyproc.simulate import simulate
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared" / "data"
+
+# Whoever starts the tests in the background has them ignore Ctrl-C, and so would all they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Ray's worker processes unpickle classes of test modules by importing them.
 os.environ["PYTHONPATH"] = os.pathsep.join(
