@@ -11,7 +11,7 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from surveyproc import diff, drift, release, sources, verbs
+from surveyproc import diff, drift, interrupt, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
 from surveyproc.config import TOLERANCE, SurveyConfig
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
@@ -67,6 +67,9 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         summary["exit_code"], summary["error"] = error.exit_code, str(error)
         if isinstance(error, GateError):
             summary["gates"] = [asdict(reason) for reason in error.reasons]
+    except KeyboardInterrupt:
+        summary["exit_code"], summary["error"] = interrupt.STATUS, "interrupted"
+        raise
     except Exception:
         summary["error"] = traceback.format_exc()
         raise
