@@ -15,14 +15,18 @@ from surveyproc import diff, drift, interrupt, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
 from surveyproc.config import TOLERANCE, SurveyConfig
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
-from surveyproc.images.cube import TILES_KEY, read_tiles
+from surveyproc.images.cube import is_ingested, read_tiles
 from surveyproc.places import Places, opened
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan, release_key, run_key
 from surveyproc.storage import Store, fingerprint
 
 FOLDER = "runs/nightly"
-SOURCES_KEY = f"{FOLDER}/sources.json"
+
+
+def sources_key(survey: str) -> str:
+    """What the next night of a survey is held against: its files and tiles as they were."""
+    return f"{FOLDER}/{survey}/sources.json"
 
 
 def nightly(config: SurveyConfig) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC)
     store = Store(config.root)
     summary: dict[str, Any] = {
+        "survey": config.survey.name,
         "did": "failed",
         "started": now.isoformat(timespec="seconds"),
         "exit_code": 1,
@@ -103,8 +108,9 @@ def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: 
     else:
         _publish(config, store, plan, summary)
     # Only a night that ended well sets what the next one is held against.
-    if store.read_json(SOURCES_KEY) != record:
-        store.put_json(SOURCES_KEY, record)
+    key = sources_key(config.survey.name)
+    if store.read_json(key) != record:
+        store.put_json(key, record)
 
 
 def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, Any]) -> None:
@@ -147,7 +153,8 @@ def _refresh(
     config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places
 ) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
-    last = store.read_json(SOURCES_KEY) or {"files": {}, "tiles": {}}
+    survey = config.survey.name
+    last = store.read_json(sources_key(survey)) or {"files": {}, "tiles": {}}
     seen = {
         name: sources.Source(entry["content"], tuple(entry["state"]))
         for name, entry in last["files"].items()
@@ -155,12 +162,12 @@ def _refresh(
     found = sources.look(config, seen)
     changed = sources.compare(seen, found)
     settings = fingerprint(config.model_dump(mode="json", include={"survey", "images", "catalog"}))
-    ingested = store.exists(TILES_KEY) and store.exists(record_key(config.survey.name))
+    ingested = is_ingested(store, survey) and store.exists(record_key(survey))
     if not changed and ingested and last.get("settings") == settings and last["complete"]:
         kept, problems, complete = last["kept"], last["problems"], True
     else:
         kept, problems, complete = _ingest(config, store, places)
-    tiles = {tile.id: tile.version for tile in read_tiles(store)}
+    tiles = {tile.id: tile.version for tile in read_tiles(store, survey)}
     summary["files"] = asdict(changed)
     summary["tiles"] = _tile_changes(last["tiles"], tiles)
     summary["kept"], summary["problems"] = kept, problems
