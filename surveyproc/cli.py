@@ -170,11 +170,18 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command()
-def report(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def report(
+    survey: Survey,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it here, and nothing under the root.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Write the published release's report, one self-contained HTML page."""
     from surveyproc.report.page import write_report
 
-    done = write_report(_load(survey, overrides))
+    done = write_report(_load(survey, overrides), out)
     _show(done, as_json, [done["report"], text.rows(done)])
 
 
@@ -285,6 +292,22 @@ def releases(
         for one in found["releases"]
     ]
     _show(found, as_json, lines)
+
+
+@app.command()
+def clean(
+    survey: Survey,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old cubes, training cubes and leftovers that no release under the root refers to."""
+    from surveyproc import verbs
+
+    done = verbs.clean(_load(survey, overrides), dry_run=dry_run)
+    _show(done, as_json, text.clean_lines(done))
 
 
 @app.command()

@@ -13,10 +13,11 @@ from typing import Any
 
 from surveyproc import diff, drift, interrupt, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
+from surveyproc.clean import clean
 from surveyproc.config import TOLERANCE, SurveyConfig
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
 from surveyproc.images.cube import is_ingested, read_tiles
-from surveyproc.places import Places, opened
+from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan, release_key, run_key
 from surveyproc.storage import Store, fingerprint
@@ -46,7 +47,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         (in all, affected, adopted, computed, resumed, quarantined), `places` (where the work ran,
         and why), `quarantined` (names of the
         units that the published release lacks), `gates` (reasons),
-        `compared` (every quantity held against the last release), `diff`, `removed` (old releases).
+        `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
+        `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
         An error is in it, not raised, because the scheduler wants both. If the store cannot take
         the summary, `unsaved` says why.
     """
@@ -131,6 +133,8 @@ def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, 
             summary["diff"] = diff.diff(store, config.survey.name, last, done["release"], TOLERANCE)
         keep = config.nightly.keep_releases
         summary["removed"] = release.prune(store, config.survey.name, keep)
+        cleaned = clean(store)
+        summary["cleaned"] = {"folders": len(cleaned.removed), "bytes": cleaned.nbytes}
 
 
 def _how(record: commit.Commit, pending: set[str]) -> str:
@@ -191,7 +195,8 @@ def _ingest(
     from surveyproc.images.ingest import ingest_tiles
 
     store.clear_staging()
-    tiles = ingest_tiles(config, store, places, keep_last=True)
+    with under_way(store, "ingest"):
+        tiles = ingest_tiles(config, store, places, keep_last=True)
     kept = list(tiles.kept)
     try:
         ingest_catalog(config, store, places)

@@ -75,7 +75,20 @@ def night_lines(done: dict[str, Any]) -> list[str]:
         lines += [f"  {line}" for line in diff_lines(done["diff"])]
     if done.get("removed"):
         lines.append(f"  old releases removed: {', '.join(done['removed'])}")
+    if done.get("cleaned", {}).get("folders"):
+        cleaned = done["cleaned"]
+        lines.append(f"  old cubes removed: {cleaned['folders']}, {cleaned['bytes'] / 1e6:.1f} MB")
     return [*lines, *place_lines(done), f"  {done['seconds']:.1f} s; {done['summary']}"]
+
+
+def clean_lines(done: dict[str, Any]) -> list[str]:
+    """What was removed, or would be, with its bytes."""
+    how = "would be removed" if done["dry_run"] else "removed"
+    return [
+        *(f"  {nbytes / 1e6:10.1f} MB  {key}" for key, nbytes in sorted(done["removed"].items())),
+        *(f"  left alone: {why}" for why in done["left"]),
+        f"{len(done['removed'])} {how}, {done['bytes']} bytes",
+    ]
 
 
 def place_lines(done: dict[str, Any]) -> list[str]:
