@@ -1,5 +1,15 @@
 """`python -m surveyproc` is the command `surveyproc`."""
 
-from surveyproc.cli import main
+from surveyproc.interrupt import watched
 
-main()
+
+def main() -> None:
+    """The command; Ctrl-C is looked after before anything else is imported."""
+    with watched():
+        from surveyproc.cli import main as command
+
+        command()
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from surveyproc import text
 from surveyproc.errors import SurveyError
+from surveyproc.interrupt import hint, watched
 
 # `--help` answers at once: what only some verbs need is imported by them.
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
         f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
         + (" (unchanged)" if catalog.skipped else ""),
-        *_place_lines(done),
+        *text.place_lines(done),
     ]
     _show(done, as_json, lines)
 
@@ -112,8 +114,8 @@ def train(
         for rows, found in one["metrics"].items():
             # A network without PDFs has point estimates only.
             best = found.get("median") or found["point"]
-            lines.append(f"  {rows.replace('_', ' ')}: {_metrics(best)}")
-        lines += _place_lines(one)
+            lines.append(f"  {rows.replace('_', ' ')}: {text.metrics(best)}")
+        lines += text.place_lines(one)
     _show(done, as_json, lines)
 
 
@@ -124,7 +126,7 @@ def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -
 
     done = verbs.plan(_load(survey, overrides))
     lines = [
-        f"run {done['run']}: {done['units']} units, {_rows(done)}; "
+        f"run {done['run']}: {done['units']} units, {text.rows(done)}; "
         f"{done['adoptable_units']} units to copy from other releases; "
         f"{done['pending_units']} units, {done['pending_rows']} objects to compute"
         + ("; published" if done["published"] else "")
@@ -141,16 +143,17 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
         done = verbs.run(_load(survey, overrides))
     if done["did"] == "nothing":
         lines = [
-            f"nothing to do: release {done['release']} is published and up to date; {_rows(done)}"
+            f"nothing to do: release {done['release']} is published and up to date; "
+            + text.rows(done)
         ]
     else:
         lines = [
-            f"release {done['release']} published: {_rows(done)}, {done['units']} partitions "
+            f"release {done['release']} published: {text.rows(done)}, {done['units']} partitions "
             f"({done['units_resumed']} resumed, {done['units_adopted']} copied from earlier "
             f"releases), {done['rows_per_second']:.0f} objects/s a worker",
-            *_flag_lines(done["flags"]),
+            *text.flag_lines(done["flags"]),
         ]
-    _show(done, as_json, [*lines, *_place_lines(done), *_gap_lines(done), done["url"]])
+    _show(done, as_json, [*lines, *text.place_lines(done), *text.gap_lines(done), done["url"]])
 
 
 @app.command()
@@ -160,19 +163,26 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
 
     with _ray_aside():
         done = work(_load(survey, overrides))
-    _show(done, as_json, _night_lines(done))
+    _show(done, as_json, text.night_lines(done))
     if done["error"]:
         _complain(done["error"])
         raise typer.Exit(done["exit_code"])
 
 
 @app.command()
-def report(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def report(
+    survey: Survey,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it here, and nothing under the root.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Write the published release's report, one self-contained HTML page."""
     from surveyproc.report.page import write_report
 
-    done = write_report(_load(survey, overrides))
-    _show(done, as_json, [done["report"], _rows(done)])
+    done = write_report(_load(survey, overrides), out)
+    _show(done, as_json, [done["report"], text.rows(done)])
 
 
 @app.command()
@@ -204,24 +214,26 @@ def evaluate(
 
     config = _load(survey, overrides)
     done = verbs.evaluate(config, catalog, outlier, column, baseline, magnitude)
-    where = f"release {done['release']} ({_rows(done)})" if "release" in done else done["catalog"]
+    where = (
+        f"release {done['release']} ({text.rows(done)})" if "release" in done else done["catalog"]
+    )
     samples = [name for name in ("all", "unflagged") if name in done]
     lines = [
         f"{done['column']} of {where} against {done['matched']} of {done['labels']} known "
         f"redshifts; outliers: |dz| > {', '.join(f'{one:g}' for one in done['thresholds'])}",
         *(f"  left out: {count} {why}" for why, count in done["labels_dropped"].items()),
         "",
-        _bin_header(done["thresholds"]),
-        *(_bin_line(name, done[name]) for name in samples),
+        text.bin_header(done["thresholds"]),
+        *(text.bin_line(name, done[name]) for name in samples),
     ]
     for quantity, rows in done["bins"].items():
         lines += [quantity.replace("_", " ")]
-        lines += [_bin_line(f"  {row['low']:.4g} to {row['high']:.4g}", row) for row in rows]
+        lines += [text.bin_line(f"  {row['low']:.4g} to {row['high']:.4g}", row) for row in rows]
     if "pdf" in done:
-        lines += ["", *(f"PDFs, {name}: {_pdf_metrics(done['pdf'][name])}" for name in samples)]
+        lines += ["", *(f"PDFs, {name}: {text.pdf_metrics(done['pdf'][name])}" for name in samples)]
     if "against" in done:
         lines += ["", f"against {done['against']['column']}, outliers: |dz| > {outlier:g}:"]
-        lines += [_gain_line(name, row) for name, row in done["against"]["gains"].items()]
+        lines += [text.gain_line(name, row) for name, row in done["against"]["gains"].items()]
     _show(done, as_json, lines)
 
 
@@ -231,7 +243,7 @@ def validate(survey: Survey, overrides: Overrides = None, as_json: AsJson = Fals
     from surveyproc import verbs
 
     done = verbs.validate(_load(survey, overrides))
-    lines = [f"release {done['release']}: {_rows(done)}; {len(done['problems'])} problems"]
+    lines = [f"release {done['release']}: {text.rows(done)}; {len(done['problems'])} problems"]
     _show(done, as_json, lines + [f"  {problem}" for problem in done["problems"]])
     if done["problems"]:
         raise typer.Exit(1)
@@ -268,7 +280,7 @@ def releases(
         return
     if diff is not None:
         changes = verbs.diff(config, *diff, tolerance)
-        _show(changes, as_json, _diff_lines(changes))
+        _show(changes, as_json, text.diff_lines(changes))
         return
     found = verbs.releases(config)
     if current:
@@ -276,10 +288,26 @@ def releases(
         return
     lines = [
         f"{'*' if one['current'] else ' '} {one['release']}  {one['published']}  "
-        f"{_rows(one)}  {one['url']}"
+        f"{text.rows(one)}  {one['url']}"
         for one in found["releases"]
     ]
     _show(found, as_json, lines)
+
+
+@app.command()
+def clean(
+    survey: Survey,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old cubes, training cubes and leftovers that no release under the root refers to."""
+    from surveyproc import verbs
+
+    done = verbs.clean(_load(survey, overrides), dry_run=dry_run)
+    _show(done, as_json, text.clean_lines(done))
 
 
 @app.command()
@@ -316,22 +344,11 @@ def submit(
         _show({"job": job, "address": cluster.address}, as_json, [how, leave])
         return
     print(how, file=log, flush=True)
-    try:
-        done = cluster.follow(job, lambda text: print(text, end="", file=log, flush=True))
-    except KeyboardInterrupt:
-        print(f"\n{how} goes on; {leave}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    _show(done, as_json, [f"job {job}: {done['status']}", *_why(done)])
+    hint(f"{how} goes on; {leave}")
+    done = cluster.follow(job, lambda part: print(part, end="", file=log, flush=True))
+    _show(done, as_json, [f"job {job}: {done['status']}", *text.why(done)])
     if done["status"] != "SUCCEEDED":
         raise typer.Exit(done["exit_code"] or 1)
-
-
-def _why(done: dict[str, Any]) -> list[str]:
-    """What a job that was cut off says of itself; one that failed by itself said it in its log."""
-    code = done["exit_code"]
-    if done["status"] != "FAILED" or (code is not None and code <= 128):
-        return []
-    return [done["message"], "what was finished is kept: submit it again"]
 
 
 @app.command()
@@ -365,137 +382,45 @@ def demo(
     with _ray_aside():
         done = show(out, objects=objects, seed=seed, root=root)
     lines = [
-        f"catalog: {done['catalog']} ({_rows(done['metrics'][0])})",
+        f"catalog: {done['catalog']} ({text.rows(done['metrics'][0])})",
         f"report:  {done['report']}",
         "z_phot against truth, galaxies not trained on:",
-        *(f"  {one['column']}: {_metrics(one['all'])}" for one in done["metrics"]),
+        *(f"  {one['column']}: {text.metrics(one['all'])}" for one in done["metrics"]),
         'open it: python -c "import lsdb; '
         f"print(lsdb.open_catalog('{done['catalog']}').compute())\"",
     ]
     _show(done, as_json, lines)
 
 
-def _rows(counts: dict[str, Any]) -> str:
-    return f"{counts['rows']} objects, {counts['rejected']} rejected rows beside the catalog"
-
-
-def _metrics(metrics: dict[str, Any]) -> str:
-    return (
-        f"NMAD {metrics['nmad']:.4f}, outliers {100 * metrics['outlier_fraction']:.2f} %, "
-        f"bias {metrics['bias']:+.4f} (n = {metrics['n']})"
-    )
-
-
-def _bin_header(thresholds: list[float]) -> str:
-    outliers = "".join(f"{f'> {one:g}, %':<15}" for one in thresholds)
-    return f"{'':<20}{'n':>7}{'missing':>8}  {'NMAD':<17}{outliers}bias"
-
-
-def _bin_line(name: str, row: dict[str, Any]) -> str:
-    both = zip(row["outlier_fractions"], row["outlier_fractions_err"], strict=True)
-    shares = (f"{100 * share:.2f} ± {100 * error:.2f}" for share, error in both)
-    return (
-        f"{name:<20}{row['n']:>7}{row['n_missing']:>8}  {row['nmad']:.4f} ± {row['nmad_err']:.4f}  "
-        + "".join(f"{share:<15}" for share in shares)
-        + f"{row['bias']:+.4f} ± {row['bias_err']:.4f}"
-    )
-
-
-def _gain_line(name: str, row: dict[str, Any]) -> str:
-    return (
-        f"  {name.replace('_', ' '):<20}{row['baseline']:+.4f} to {row['candidate']:+.4f}, gain "
-        f"{100 * row['gain']:+.1f} %, p = {row['p_value']:.4f} ({row['n']} objects)"
-    )
-
-
-def _pdf_metrics(metrics: dict[str, Any]) -> str:
-    tests = ", ".join(
-        f"{label} {metrics[key]:.3g} (p = {metrics[key + '_p']:.2g})"
-        for label, key in (("KS", "ks"), ("CvM", "cvm"), ("AD", "ad"))
-    )
-    return (
-        f"n = {metrics['n']}, CRPS {metrics['crps']:.4f}, CDE loss {metrics['cde_loss']:.3f}, "
-        f"68 % intervals hold {100 * metrics['coverage_68']:.1f} %, "
-        f"95 % {100 * metrics['coverage_95']:.1f} %; uniform PIT: {tests}"
-    )
-
-
-def _night_lines(done: dict[str, Any]) -> list[str]:
-    lines = []
-    if done["did"] == "nothing":
-        lines.append(f"nothing new: release {done['release']} is up to date")
-    elif done["did"] == "published":
-        lines.append(f"release {done['release']} published (before: {done['before'] or 'none'})")
-    for name in ("files", "tiles"):
-        changed = {how: what for how, what in done.get(name, {}).items() if what}
-        lines += [f"  {name} {how}: {_some(what)}" for how, what in changed.items()]
-    lines += [f"  kept: {one}" for one in done.get("kept", ())]
-    lines += [f"  problem: {one}" for one in done.get("problems", ())]
-    if "units" in done:
-        lines.append("  units: " + ", ".join(f"{n} {what}" for what, n in done["units"].items()))
-    lines += _gap_lines(done)
-    if "diff" in done:
-        lines += [f"  {line}" for line in _diff_lines(done["diff"])]
-    if done.get("removed"):
-        lines.append(f"  old releases removed: {', '.join(done['removed'])}")
-    return [*lines, *_place_lines(done), f"  {done['seconds']:.1f} s; {done['summary']}"]
-
-
-def _place_lines(done: dict[str, Any]) -> list[str]:
-    where = {"here": "in this process", "ray": "on Ray"}
-    alike: dict[str, list[str]] = {}
-    for one in done.get("places", ()):
-        alike.setdefault(f"{where[one['place']]}: {one['why']}", []).append(one["what"])
-    return [f"  {', '.join(what)} {how}" for how, what in alike.items()]
-
-
-def _gap_lines(done: dict[str, Any]) -> list[str]:
-    gaps = done.get("quarantined")
-    return [f"  quarantined; `surveyproc run` tries them again: {_some(gaps)}"] if gaps else []
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name.rsplit("/", 1)[-1] for name in names[:most]) + more
-
-
-def _diff_lines(done: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{done['first']} to {done['second']}: {done['added']} rows added, {done['removed']} "
-        f"removed, {done['changed']} changed by more than {done['tolerance']:g} "
-        f"({done['leaves_read']} leaves read)"
-    ]
-    lines += [
-        f"  {name}: {one['changed']} changed ({one['lost']} to null, {one['gained']} from null)"
-        + ("" if one["largest"] is None else f", by {one['largest']:.4g} at most")
-        for name, one in done["columns"].items()
-    ]
-    for how in ("added", "removed"):
-        if done[f"columns_{how}"]:
-            lines.append(f"  columns {how}: {', '.join(done[f'columns_{how}'])}")
-    return lines
-
-
-def _flag_lines(flags: dict[str, dict[str, int]]) -> list[str]:
-    return [
-        f"  {product}: {counts['any']} flagged"
-        + "".join(f", {name} {count}" for name, count in counts.items() if name != "any")
-        for product, counts in flags.items()
-    ]
+KEPT = {
+    "ingest": "tiles that were finished are kept, and the last catalog until the new one is whole; "
+    "the same command goes on from there",
+    "train": "epochs that were finished are kept; the same command goes on from there",
+    "run": "units that were finished are kept; the same command goes on from there",
+    "nightly": "tiles and units that were finished are kept, and the published release; the same "
+    "command goes on from there",
+    "demo": "what was finished is kept; the same command goes on from there",
+    "clean": "what was removed was not needed; the same command goes on from there",
+    "simulate": "the survey is not whole; the same command draws it anew",
+    "submit": "no job is followed; `ray job list` shows whether one was submitted",
+}
+"""What Ctrl-C says, verb by verb; the others change nothing before their last step."""
 
 
 def main() -> None:
     """Entry point: a SurveyError becomes one clear message and its exit status."""
     # At exit the interpreter else looks for cycles in all that torch made, for half a second.
     atexit.register(gc.freeze)
-    try:
-        app()
-    except SurveyError as error:
-        if os.environ.get("SURVEYPROC_TRACEBACK"):
-            raise
-        _complain(str(error))
-        sys.exit(error.exit_code)
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    hint(KEPT.get(verb, "nothing was changed; repeat the command"))
+    with watched():
+        try:
+            app()
+        except SurveyError as error:
+            if os.environ.get("SURVEYPROC_TRACEBACK"):
+                raise
+            _complain(str(error))
+            sys.exit(error.exit_code)
 
 
 def _complain(message: str) -> None:

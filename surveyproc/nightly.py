@@ -11,18 +11,23 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from surveyproc import diff, drift, release, sources, verbs
+from surveyproc import diff, drift, interrupt, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
+from surveyproc.clean import clean
 from surveyproc.config import TOLERANCE, SurveyConfig
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
-from surveyproc.images.cube import TILES_KEY, read_tiles
-from surveyproc.places import Places, opened
+from surveyproc.images.cube import is_ingested, read_tiles
+from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan, release_key, run_key
 from surveyproc.storage import Store, fingerprint
 
 FOLDER = "runs/nightly"
-SOURCES_KEY = f"{FOLDER}/sources.json"
+
+
+def sources_key(survey: str) -> str:
+    """What the next night of a survey is held against: its files and tiles as they were."""
+    return f"{FOLDER}/{survey}/sources.json"
 
 
 def nightly(config: SurveyConfig) -> dict[str, Any]:
@@ -42,7 +47,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         (in all, affected, adopted, computed, resumed, quarantined), `places` (where the work ran,
         and why), `quarantined` (names of the
         units that the published release lacks), `gates` (reasons),
-        `compared` (every quantity held against the last release), `diff`, `removed` (old releases).
+        `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
+        `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
         An error is in it, not raised, because the scheduler wants both. If the store cannot take
         the summary, `unsaved` says why.
     """
@@ -50,6 +56,7 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC)
     store = Store(config.root)
     summary: dict[str, Any] = {
+        "survey": config.survey.name,
         "did": "failed",
         "started": now.isoformat(timespec="seconds"),
         "exit_code": 1,
@@ -67,6 +74,9 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         summary["exit_code"], summary["error"] = error.exit_code, str(error)
         if isinstance(error, GateError):
             summary["gates"] = [asdict(reason) for reason in error.reasons]
+    except KeyboardInterrupt:
+        summary["exit_code"], summary["error"] = interrupt.STATUS, "interrupted"
+        raise
     except Exception:
         summary["error"] = traceback.format_exc()
         raise
@@ -100,8 +110,9 @@ def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: 
     else:
         _publish(config, store, plan, summary)
     # Only a night that ended well sets what the next one is held against.
-    if store.read_json(SOURCES_KEY) != record:
-        store.put_json(SOURCES_KEY, record)
+    key = sources_key(config.survey.name)
+    if store.read_json(key) != record:
+        store.put_json(key, record)
 
 
 def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, Any]) -> None:
@@ -122,6 +133,8 @@ def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, 
             summary["diff"] = diff.diff(store, config.survey.name, last, done["release"], TOLERANCE)
         keep = config.nightly.keep_releases
         summary["removed"] = release.prune(store, config.survey.name, keep)
+        cleaned = clean(store)
+        summary["cleaned"] = {"folders": len(cleaned.removed), "bytes": cleaned.nbytes}
 
 
 def _how(record: commit.Commit, pending: set[str]) -> str:
@@ -144,7 +157,8 @@ def _refresh(
     config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places
 ) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
-    last = store.read_json(SOURCES_KEY) or {"files": {}, "tiles": {}}
+    survey = config.survey.name
+    last = store.read_json(sources_key(survey)) or {"files": {}, "tiles": {}}
     seen = {
         name: sources.Source(entry["content"], tuple(entry["state"]))
         for name, entry in last["files"].items()
@@ -152,12 +166,12 @@ def _refresh(
     found = sources.look(config, seen)
     changed = sources.compare(seen, found)
     settings = fingerprint(config.model_dump(mode="json", include={"survey", "images", "catalog"}))
-    ingested = store.exists(TILES_KEY) and store.exists(record_key(config.survey.name))
+    ingested = is_ingested(store, survey) and store.exists(record_key(survey))
     if not changed and ingested and last.get("settings") == settings and last["complete"]:
         kept, problems, complete = last["kept"], last["problems"], True
     else:
         kept, problems, complete = _ingest(config, store, places)
-    tiles = {tile.id: tile.version for tile in read_tiles(store)}
+    tiles = {tile.id: tile.version for tile in read_tiles(store, survey)}
     summary["files"] = asdict(changed)
     summary["tiles"] = _tile_changes(last["tiles"], tiles)
     summary["kept"], summary["problems"] = kept, problems
@@ -181,7 +195,8 @@ def _ingest(
     from surveyproc.images.ingest import ingest_tiles
 
     store.clear_staging()
-    tiles = ingest_tiles(config, store, places, keep_last=True)
+    with under_way(store, "ingest"):
+        tiles = ingest_tiles(config, store, places, keep_last=True)
     kept = list(tiles.kept)
     try:
         ingest_catalog(config, store, places)

@@ -50,7 +50,7 @@ class Meter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if kind is None:
+        if kind is None or kind is KeyboardInterrupt:
             print(self.line(), file=sys.stderr)
 
     def advance(self, *, objects: int, units: int = 1, nbytes: int = 0) -> None:
@@ -76,12 +76,14 @@ class Meter:
 
     def line(self) -> str:
         """One plain line: objects, units, bytes, rate, time left."""
-        left = (self.total_objects - self.objects) / self.rate if self.objects else float("nan")
-        return (
+        counted = (
             f"{self.verb}: {self.objects}/{self.total_objects} {self.noun}, "
-            f"{self.units}/{self.total_units} units, {self.bytes / 1e6:.1f} MB, "
-            f"{self.rate:,.0f} {self.noun}/s, {left:.0f} s left"
+            f"{self.units}/{self.total_units} units, {self.bytes / 1e6:.1f} MB"
         )
+        if not self.objects:
+            return counted  # nothing is known of the pace
+        left = (self.total_objects - self.objects) / self.rate
+        return f"{counted}, {self.rate:,.0f} {self.noun}/s, {left:.0f} s left"
 
 
 def _bar() -> Progress:

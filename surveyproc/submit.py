@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +114,8 @@ class Cluster:
             pack(survey, Path(folder))
             with self._talking():
                 return self._client.submit_job(
-                    entrypoint=shlex.join(["python", "-m", "surveyproc", verb, survey.name, *sets]),
+                    entrypoint=f"{_interpreter(install)} -m surveyproc "
+                    + shlex.join([verb, survey.name, *sets]),
                     runtime_env={**environment, "working_dir": folder},
                 )
 
@@ -229,6 +231,15 @@ def pack(survey: Path, folder: Path) -> int:
     metadata.parent.mkdir()
     metadata.write_text(ours.read_text("METADATA") or "")
     return total
+
+
+def _interpreter(install: bool) -> str:
+    """How the job's shell finds Python: the one of this command where it is there too.
+
+    What Ray installs has an environment of its own, whose `python` comes first in the path.
+    """
+    ours = shlex.quote(sys.executable)
+    return "python" if install else f'"$(command -v {ours} || echo python)"'
 
 
 def _files(source: Path) -> Iterator[Path]:

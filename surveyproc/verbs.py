@@ -20,7 +20,7 @@ from surveyproc.config import TOLERANCE, ProductSection, SurveyConfig
 from surveyproc.diff import diff as compare_releases
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
-from surveyproc.places import Places, opened
+from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan, make_plan
@@ -34,7 +34,7 @@ def ingest(config: SurveyConfig) -> dict[str, Any]:
 
     store = Store(config.root)
     store.clear_staging()
-    with opened(config.run) as places:
+    with under_way(store, "ingest"), opened(config.run) as places:
         tiles = ingest_tiles(config, store, places)
         catalog = ingest_catalog(config, store, places)
     return {"tiles": tiles, "catalog": catalog, "places": places.told()}
@@ -56,7 +56,7 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
         raise ConfigError("products: none has a [products.training] section; add one to train")
     for section in sections:
         untrained(config, section)  # so that what cannot be built is known before any is trained
-    with opened(config.run) as places:
+    with under_way(Store(config.root), "train"), opened(config.run) as places:
         return {section.name: _train_one(config, section, places) for section in sections}
 
 
@@ -330,6 +330,20 @@ def releases(config: SurveyConfig) -> dict[str, Any]:
         "current": release.current_release(store, config.survey.name),
         "releases": release.list_releases(store, config.survey.name),
     }
+
+
+def clean(config: SurveyConfig, *, dry_run: bool = False) -> dict[str, Any]:
+    """Remove cubes that nothing refers to, of all surveys under the root; see `surveyproc.clean`.
+
+    Returns
+    -------
+    dict
+        `removed` (folder to bytes), `bytes` of them all, `left` (what was left alone, and why).
+    """
+    from surveyproc.clean import clean as remove_unwanted
+
+    done = remove_unwanted(Store(config.root), dry_run=dry_run)
+    return {"removed": done.removed, "bytes": done.nbytes, "left": done.left, "dry_run": dry_run}
 
 
 def diff(

@@ -30,6 +30,8 @@ from surveyproc.storage import STAGING, Store, store_error
 from surveyproc.urls import file_name
 
 RECORD = "tile.json"
+FILL: dict[str, Any] = {"image": np.nan, "weight": 0.0, "mask": False}
+"""What the arrays hold where there is nothing; chunks of nothing else take no bytes."""
 
 
 class BandError(Exception):
@@ -114,7 +116,7 @@ def build_cube(
     Parameters
     ----------
     planes : dict
-        Band to kind (image, weight, mask) to plane, bands in the survey's order.
+        Band to kind (image, weight, mask) to plane, bands in the order of the cube.
     mask_bits : int or None
         Bits of masks that make a pixel bad; all if None.
 
@@ -292,7 +294,8 @@ def create_cube(
 ) -> dict[str, np.dtype[Any]]:
     """Metadata of a cube: arrays `image`, and `weight` and `mask` if the attributes say so.
 
-    `write_rows` fills it; every chunk is written, so that a missing one is known to be lost.
+    `write_rows` fills it; every shard is written, if only as an index of empty chunks, so that a
+    missing one is known to be lost.
 
     Parameters
     ----------
@@ -305,12 +308,12 @@ def create_cube(
     group = zarr.open_group(MemoryStore(held), mode="w", zarr_format=3)
     group.attrs.put(attributes)
     chunk, shard = chunk_grid((shape[1], shape[2]))
-    arrays = {"image": ("float32", np.nan, "nJy")}
+    arrays = {"image": ("float32", "nJy")}
     if attributes["has_weight"]:
-        arrays["weight"] = ("float32", 0.0, "nJy-2")
+        arrays["weight"] = ("float32", "nJy-2")
     if attributes["has_mask"]:
-        arrays["mask"] = ("bool", False, "")
-    for name, (dtype, fill, unit) in arrays.items():
+        arrays["mask"] = ("bool", "")
+    for name, (dtype, unit) in arrays.items():
         group.create_array(
             name,
             shape=shape,
@@ -319,13 +322,13 @@ def create_cube(
             shards=(shape[0], *shard),
             # Sky noise hardly compresses; the checksum (16 GB/s) is what finds a damaged chunk.
             compressors=[Crc32cCodec()],
-            fill_value=fill,
+            fill_value=FILL[name],
             dimension_names=("band", "y", "x"),
             attributes={"unit": unit},
         )
     for name, content in held.items():
         _write_object(store, f"{key}/{name}", content.to_bytes())
-    return {name: np.dtype(dtype) for name, (dtype, _, _) in arrays.items()}
+    return {name: np.dtype(dtype) for name, (dtype, _) in arrays.items()}
 
 
 def _write_object(store: Store, key: str, data: Any) -> None:
@@ -364,6 +367,7 @@ def write_rows(
         part = pixels[:, :, column * shard[1] : (column + 1) * shard[1]]
         lacking = shard[0] - part.shape[1], shard[1] - part.shape[2]
         if any(lacking):
-            part = np.pad(part, ((0, 0), (0, lacking[0]), (0, lacking[1])))
-        buffer = pack_shard(part, chunk, buffer)
+            beyond = ((0, 0), (0, lacking[0]), (0, lacking[1]))
+            part = np.pad(part, beyond, constant_values=FILL[name])
+        buffer = pack_shard(part, chunk, FILL[name], buffer)
         _write_object(store, f"{key}/{name}/c/0/{y0 // shard[0]}/{column}", buffer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from surveyproc.errors import InputError, StoreError, SurveyError, UnreachableError
 from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray, unreadable
-from surveyproc.storage import Store
+from surveyproc.storage import Store, parse_table
 
 # Cubes of ours on a local disk are read without Zarr.
 if TYPE_CHECKING:
@@ -49,6 +51,10 @@ TILES_SCHEMA = pa.schema(
         pa.field("files", pa.list_(pa.string())),
     ]
 )
+"""What is known of a cube. In the table of tiles it is followed by the name of the survey."""
+TABLE_SCHEMA = TILES_SCHEMA.append(pa.field("survey", pa.string()))
+SURVEYS = b"surveys"
+"""Key of the table's metadata: names of the surveys that were ingested, a JSON list."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Tile:
     id, version : str
         Name of the tile, and the hash of what its cube was made of.
     bands : tuple of str
-        Bands of the cube, in the survey's order.
+        Bands of the cube, sorted by name.
     wcs : str
         WCS header cards separated by newlines.
     height, width : int
@@ -152,22 +158,102 @@ def cube_key(tile: str, version: str) -> str:
     return f"images/{tile}/{version}"
 
 
-def read_tiles(store: Store) -> list[Tile]:
-    """All tiles of the survey, sorted by id.
+def read_tiles(store: Store, survey: str = "") -> list[Tile]:
+    """All tiles of a survey, sorted by id.
+
+    Parameters
+    ----------
+    survey : str
+        Its name; may be left out where only one lies under the root.
 
     Raises
     ------
     InputError
-        If nothing was ingested yet.
+        If the survey was not ingested yet.
+    StoreError
+        If the table cannot be read.
+    ValueError
+        If none is named and there are several.
+    """
+    known, rows = read_rows(store)
+    if not survey and len(known) > 1:
+        raise ValueError(f"tiles of which survey? There are {', '.join(known)}")
+    if not known or survey not in {*known, ""}:
+        whose = f" of {survey}" if survey else ""
+        raise InputError(
+            f"{store.url_of(TILES_KEY)}: there are no tiles{whose}; run `surveyproc ingest` first"
+        )
+    mine = [row for row in rows if survey in (row["survey"], "")]
+    return [Tile.from_row(row) for row in mine]
+
+
+def read_rows(store: Store) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the surveys that were ingested, and the rows of the table of tiles of them all.
+
+    Raises
+    ------
     StoreError
         If the table cannot be read.
     """
-    if not store.exists(TILES_KEY):
-        raise InputError(f"{store.url_of(TILES_KEY)} does not exist; run `surveyproc ingest` first")
+    return _parsed(store, store.read_if_there(TILES_KEY))
+
+
+def _parsed(store: Store, data: bytes | None) -> tuple[list[str], list[dict[str, Any]]]:
+    if data is None:
+        return [], []
     try:
-        return [Tile.from_row(row) for row in store.read_table(TILES_KEY).to_pylist()]
-    except (StoreError, KeyError) as error:
-        raise StoreError(f"{store.url_of(TILES_KEY)} is damaged ({error}); ingest again") from error
+        table = parse_table(pa.BufferReader(data))
+        known = json.loads(table.schema.metadata[SURVEYS])
+        rows = table.select(TABLE_SCHEMA.names).to_pylist()
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{store.url_of(TILES_KEY)} is damaged or of an earlier version ({error}); ingest again"
+        ) from error
+    return known, rows
+
+
+def is_ingested(store: Store, survey: str) -> bool:
+    """Whether the table of tiles can be used and knows of the survey, if only that it has none.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be read.
+    """
+    data = store.read_if_there(TILES_KEY)
+    try:
+        return survey in _parsed(store, data)[0]
+    except StoreError:
+        return False
+
+
+def write_rows(store: Store, survey: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Make `rows` those of `survey` in the table of tiles; those of other surveys stay.
+
+    Nothing is written if the table says so already.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot take it.
+    """
+    while True:
+        before = store.read_if_there(TILES_KEY)
+        try:
+            known, others = _parsed(store, before)
+        except StoreError:
+            known, others = [], []  # it is written anew; other surveys are told to ingest again
+        every = [row for row in others if row["survey"] != survey]
+        every += [{**row, "survey": survey} for row in rows]
+        every.sort(key=lambda row: (row["id"], row["survey"]))
+        names = json.dumps(sorted({*known, survey}))
+        schema = TABLE_SCHEMA.with_metadata({SURVEYS: names})
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(every, schema=schema), sink)
+        after = sink.getvalue().to_pybytes()
+        # Another survey may be ingested at the same time.
+        if after == before or store.swap(TILES_KEY, before, after):
+            return
 
 
 def chunk_grid(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

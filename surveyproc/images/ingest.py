@@ -10,13 +10,11 @@ from functools import lru_cache
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from surveyproc.config import ImagesSection, SurveyConfig
 from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.images.build import BandError, build_cube, clear_debris, read_record
-from surveyproc.images.cube import TILES_KEY, TILES_SCHEMA, cube_key
+from surveyproc.images.cube import cube_key, read_rows, write_rows
 from surveyproc.images.fits import Plane, Problem, planes_of
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import checksum, reading, unreadable
@@ -26,7 +24,7 @@ from surveyproc.storage import Store, fingerprint
 from surveyproc.urls import file_name, public_url
 
 # Part of every cube's version: raise it when the same input makes other cubes.
-FORMAT = 1
+FORMAT = 2
 # Headers are read in groups of so many files.
 SCAN_GROUP = 32
 # Of one core, roughly: 100 MB of float32 pixels a second (benchmarks/ingest.py printed 113 to 163);
@@ -94,11 +92,11 @@ def ingest_tiles(
     clear_debris(store)
     paths = config.tile_files()
     if not paths:  # a survey of catalogs alone
-        _write_table(store, [])
+        write_rows(store, config.survey.name, [])
         return TilesSummary()
     planes, problems = _scan(paths, config.images, store, places)
     groups = group_planes(planes, problems, config.images.bands)
-    before = _former_rows(store)
+    before = _former_rows(store, config.survey.name)
     failures = _unread(problems, before)
     summary = TilesSummary(problems=[one.message for one in problems if not one.unread])
     troubled = {one.tile for one in problems}
@@ -148,7 +146,7 @@ def ingest_tiles(
     if not rows and not failures:
         raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
     if rows:
-        _write_table(store, sorted(rows, key=lambda row: str(row["id"])))
+        write_rows(store, config.survey.name, rows)
     if failures:
         lines = [*sorted(failures.values()), *(f"problem: {one}" for one in summary.problems)]
         raise StoreError(
@@ -185,14 +183,13 @@ def _keep_last(
     return list(now.values())
 
 
-def _former_rows(store: Store) -> dict[str, dict[str, Any]]:
-    """Rows of the table of tiles that is there, by id; none if there is none that can be used."""
-    if not store.exists(TILES_KEY):
-        return {}
+def _former_rows(store: Store, survey: str) -> dict[str, dict[str, Any]]:
+    """The survey's rows of the table of tiles, by id; none if there is none that can be used."""
     try:
-        return {row["id"]: row for row in store.read_table(TILES_KEY).to_pylist()}
+        rows = read_rows(store)[1]
     except StoreError:
         return {}  # it is written anew
+    return {row["id"]: row for row in rows if row["survey"] == survey}
 
 
 def _unread(problems: Sequence[Problem], before: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -212,6 +209,8 @@ def _unread(problems: Sequence[Problem], before: dict[str, dict[str, Any]]) -> d
 
 
 def _item(tile: str, planes: list[Plane]) -> Item:
+    # A cube does not depend on the order in which survey.toml lists its bands.
+    planes = sorted(planes, key=lambda plane: (plane.band, plane.kind))
     pixels = sum(plane.shape[0] * plane.shape[1] for plane in planes)
     return Item(tile, {"tile": tile, "planes": planes}, pixels / PIXELS_PER_S)
 
@@ -417,14 +416,3 @@ def _row(
         **has,
         "files": files,
     }
-
-
-def _write_table(store: Store, rows: list[dict[str, Any]]) -> None:
-    """Write the table of tiles unless the one that is there says the same."""
-    table = pa.Table.from_pylist(rows, schema=TILES_SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    data = sink.getvalue().to_pybytes()
-    if store.exists(TILES_KEY) and store.read(TILES_KEY) == data:
-        return
-    store.put(TILES_KEY, data)

@@ -20,16 +20,23 @@ from numpy.typing import NDArray
 from surveyproc.errors import StoreError
 
 CRC_BYTES = 4
+EMPTY = (1 << 64) - 1
+"""Offset and length, in the index, of a chunk that holds nothing but the fill value."""
 Rectangle = tuple[int, int, int, int]
 
 
 def pack_shard(
-    pixels: NDArray[Any], chunk: tuple[int, int], buffer: NDArray[np.uint8] | None = None
+    pixels: NDArray[Any],
+    chunk: tuple[int, int],
+    fill: Any,
+    buffer: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """The bytes of one shard: chunks, each with its CRC-32C, then the index with its own.
 
     Zarr's sharding codec, version 1.0: the index holds offset and length of each chunk as
-    little-endian uint64, in C order, at the end of the shard.
+    little-endian uint64, in C order, at the end of the shard. A chunk of nothing but `fill` takes
+    no bytes: the index says so, and has a checksum, so that it is not taken for a lost one. A shard
+    of such chunks is its index.
 
     Parameters
     ----------
@@ -37,6 +44,8 @@ def pack_shard(
         The shard's pixels; y and x are multiples of the chunk's.
     chunk : (int, int)
         (y, x) pixels of a chunk; a chunk holds all bands.
+    fill : scalar
+        The array's fill value; may be NaN.
     buffer : uint8 ndarray, optional
         Memory to use again.
 
@@ -53,19 +62,31 @@ def pack_shard(
     total = counts[0] * counts[1] * step + index_bytes + CRC_BYTES
     if buffer is None or buffer.size < total:
         buffer = np.empty(total, np.uint8)
-    index = np.empty((*counts, 2), "<u8")
-    for number, (row, column) in enumerate(np.ndindex(*counts)):
-        start = number * step
-        place = buffer[start : start + nbytes]
+    index = np.full((*counts, 2), EMPTY, "<u8")
+    start = 0
+    for row, column in np.ndindex(*counts):
         rows = np.s_[row * chunk[0] : (row + 1) * chunk[0]]
         columns = np.s_[column * chunk[1] : (column + 1) * chunk[1]]
-        place.view(pixels.dtype.newbyteorder("<")).reshape(shape)[:] = pixels[:, rows, columns]
+        part = pixels[:, rows, columns]
+        if _is_empty(part, fill):
+            continue
+        place = buffer[start : start + nbytes]
+        place.view(pixels.dtype.newbyteorder("<")).reshape(shape)[:] = part
         _seal(buffer[start : start + step])
         index[row, column] = start, step
-    tail = buffer[total - index_bytes - CRC_BYTES : total]
+        start += step
+    total = start + index_bytes + CRC_BYTES
+    tail = buffer[start:total]
     tail[:-CRC_BYTES] = np.frombuffer(index.tobytes(), np.uint8)
     _seal(tail)
     return buffer[:total]
+
+
+def _is_empty(pixels: NDArray[Any], fill: Any) -> bool:
+    """Whether all pixels are the fill value; one pixel tells of most that are not."""
+    if fill != fill:  # NaN
+        return bool(np.isnan(pixels[0, 0, 0]) and np.isnan(pixels).all())
+    return bool(pixels[0, 0, 0] == fill and (pixels == fill).all())
 
 
 def _seal(data: NDArray[np.uint8]) -> None:
@@ -90,6 +111,8 @@ class ShardedArray:
         Elements of the array, of a chunk, of a shard.
     dtype : dtype
         Little-endian type on disk.
+    fill : scalar
+        What chunks hold that take no bytes.
     """
 
     path: Path
@@ -97,6 +120,7 @@ class ShardedArray:
     chunk: tuple[int, int, int]
     shard: tuple[int, int, int]
     dtype: np.dtype[Any]
+    fill: Any
 
     @classmethod
     def open(cls, path: Path) -> ShardedArray:
@@ -124,7 +148,7 @@ class ShardedArray:
         if len(shape) != 3 or chunk[0] != shape[0] or shard[0] != shape[0]:
             raise LayoutError
         dtype = np.dtype(meta["data_type"]).newbyteorder("<")
-        return cls(path, shape, chunk, shard, dtype)
+        return cls(path, shape, chunk, shard, dtype, dtype.type(float(meta["fill_value"])))
 
     def read(
         self,
@@ -150,8 +174,6 @@ class ShardedArray:
         """
         y0, y1, x0, x1 = box
         _, height, width = self.shard
-        every = bands == list(range(self.shape[0]))
-        chosen: Any = slice(None) if every else bands
         buffer = np.empty(int(np.prod(self.chunk)) * self.dtype.itemsize + CRC_BYTES, np.uint8)
         for row in range(y0 // height, (y1 - 1) // height + 1):
             for column in range(x0 // width, (x1 - 1) // width + 1):
@@ -166,7 +188,7 @@ class ShardedArray:
                 try:
                     with open(path, "rb", buffering=0) as stream:
                         index = self._index(stream)
-                        self._shard(stream, index, corner, box, chosen, out, buffer, damaged)
+                        self._shard(stream, index, corner, box, bands, out, buffer, damaged)
                 except (FileNotFoundError, ValueError) as error:
                     damaged(whole, f"{path}: {error}")
                 except OSError as error:
@@ -188,13 +210,14 @@ class ShardedArray:
         index: NDArray[np.uint64],
         corner: tuple[int, int],
         box: Rectangle,
-        chosen: Any,
+        bands: list[int],
         out: NDArray[Any],
         buffer: NDArray[np.uint8],
         damaged: Callable[[Rectangle, str], None],
     ) -> None:
         y0, y1, x0, x1 = box
         _, height, width = self.chunk
+        every = bands == list(range(self.shape[0]))
         for row in range(index.shape[0]):
             top = corner[0] + row * height
             low, high = max(top, y0), min(top + height, y1)
@@ -205,20 +228,28 @@ class ShardedArray:
                 first, last = max(left, x0), min(left + width, x1)
                 if first >= last:
                     continue
+                target = out[:, low - y0 : high - y0, first - x0 : last - x0]
+                if (index[row, column] == EMPTY).all():
+                    target[:] = self.fill
+                    continue
                 if not self._chunk(stream, index[row, column], buffer):
                     edge = (min(top + height, self.shape[1]), min(left + width, self.shape[2]))
                     damaged((top, edge[0], left, edge[1]), "a chunk fails its checksum")
                     continue
                 pixels = buffer[:-CRC_BYTES].view(self.dtype).reshape(self.chunk)
-                out[:, low - y0 : high - y0, first - x0 : last - x0] = pixels[
-                    chosen, low - top : high - top, first - left : last - left
-                ]
+                part = pixels[:, low - top : high - top, first - left : last - left]
+                if every:
+                    target[:] = part
+                    continue
+                # One by one: a list of bands as index would copy them twice.
+                for slot, band in enumerate(bands):
+                    target[slot] = part[band]
 
     @staticmethod
     def _chunk(stream: Any, entry: NDArray[np.uint64], buffer: NDArray[np.uint8]) -> bool:
         """Read one chunk into `buffer`; False if it is missing, short or fails its checksum."""
         offset, nbytes = (int(value) for value in entry)
-        if nbytes != buffer.size or offset >= 1 << 62:
+        if nbytes != buffer.size:
             return False
         stream.seek(offset)
         return stream.readinto(buffer.data) == nbytes and _intact(buffer)

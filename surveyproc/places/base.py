@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import socket
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ DEATHS = 5
 DIED = "its process died (killed for memory, or a crash outside Python)"
 """What is said of an item that left no error."""
 PROC = Path("/proc")
+UNDER_WAY = "runs/under-way"
+ABANDONED = datetime.timedelta(days=7)
+"""Without a sign of life for so long, what was begun is not waited for."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Ledger:
         found: dict[str, list[str]] = {}
         for name in self.store.names(self.key):
             note = self.store.read_json(f"{self.key}/{name}")
-            if note is not None and not _lives(note):
+            if note is not None and not lives(note):
                 found.setdefault(note.pop("item"), []).append(f"{self.key}/{name}")
         return found
 
@@ -166,7 +170,7 @@ def _process(number: int) -> dict[str, Any]:
     return {"host": socket.gethostname(), "process": number, "born": born}
 
 
-def _lives(note: dict[str, Any]) -> bool:
+def lives(note: dict[str, Any]) -> bool:
     """Whether the process of a note is known to live; of other machines nobody here can tell."""
     try:
         os.kill(note["process"], 0)
@@ -179,3 +183,34 @@ def _lives(note: dict[str, Any]) -> bool:
     except OSError:
         return False
     return all(note[key] == value for key, value in now.items())
+
+
+@contextmanager
+def under_way(store: Store, what: str) -> Iterator[None]:
+    """Note, in the store, that what the block does is under way; see `is_under_way`."""
+    ledger = Ledger(store, f"{UNDER_WAY}/{what}")
+    note = ledger.begin(what)
+    try:
+        yield
+    finally:
+        ledger.end(note)
+
+
+def is_under_way(store: Store, what: str) -> bool:
+    """Whether a process, here or on another machine, is within a block of `under_way`.
+
+    Of one on another machine that does not end its note nobody knows; after a week it is gone.
+    """
+    folder = f"{UNDER_WAY}/{what}"
+    for name in store.names(folder):
+        note = store.read_json(f"{folder}/{name}")
+        if note is None:
+            continue
+        if note["host"] == socket.gethostname():
+            if lives(note):
+                return True
+        elif store.fs.modified(store.path(f"{folder}/{name}")) > (
+            datetime.datetime.now(datetime.UTC) - ABANDONED
+        ):
+            return True
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import signal
 import sys
 import threading
 import time
@@ -196,6 +197,7 @@ class _Worker:
 
 def _do(pipe: Connection, worker: Any, arguments: tuple[Any, ...], payload: Any) -> None:
     """One item, in a process that ends with it, also if nobody is there any more to be told."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all; the command ends this one
     try:
         result = make(worker, arguments)(payload)
     except SurveyError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.release import current_release
 from surveyproc.report import figures
 from surveyproc.report.summary import summarise
-from surveyproc.storage import Store
+from surveyproc.storage import Store, store_error
 
 STYLE = """
 :root { color-scheme: light; }
@@ -40,8 +41,15 @@ code { background: #e8edf2; border-radius: .3rem; padding: .1rem .35rem; overflo
 """
 
 
-def write_report(config: SurveyConfig) -> dict[str, Any]:
-    """Write `runs/<run>/report.html` for the published release.
+def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any]:
+    """Write the page of the published release.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+        The survey.
+    out : Path, optional
+        The file to write, and nothing under the root; by default `runs/<run>/report.html` there.
 
     Returns
     -------
@@ -52,6 +60,8 @@ def write_report(config: SurveyConfig) -> dict[str, Any]:
     ------
     InputError
         If nothing is published.
+    StoreError
+        If the page cannot be written.
     """
     store = Store(config.root)
     current = current_release(store, config.survey.name)
@@ -74,10 +84,18 @@ def write_report(config: SurveyConfig) -> dict[str, Any]:
         sections += [_against_truth(name, values[name], known) for name in redshifts]
     sections += [_flag_table(current), _open_it(str(current["url"]))]
     page = _page(config.survey.name, current, "".join(sections))
-    target = f"runs/{current['release']}/report.html"
-    store.put(target, page.encode())
+    if out is None:
+        target = f"runs/{current['release']}/report.html"
+        store.put(target, page.encode())
+        where = store.url_of(target)
+    else:
+        where = str(out)
+        try:
+            out.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise store_error(error, where) from error
     return {
-        "report": store.url_of(target),
+        "report": where,
         "release": current["release"],
         "rows": current["rows"],
         "rejected": current["rejected"],

@@ -376,6 +376,7 @@ def write_plan(store: Store, plan: Plan) -> None:
             "run": plan.run,
             "rows": plan.rows,
             "units": [asdict(one) for one in plan.units],
+            "tiles": [[tile.id, tile.version] for tile in plan.tiles],
             "provenance": plan.provenance,
         },
     )

@@ -147,7 +147,11 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
     catalog = read_catalog(store, config.survey.name)
     products = build_products(config, store)
     check_columns(products, [column.name for column in catalog.columns])
-    tiles = tuple(read_tiles(store)) if any(p.inputs.cutout for p in products) else ()
+    tiles = (
+        tuple(read_tiles(store, config.survey.name))
+        if any(p.inputs.cutout for p in products)
+        else ()
+    )
     columns = schemas.load("object") + tuple(c for product in products for c in product.columns)
     made_by = {
         "products": [[product.name, product.version] for product in products],

@@ -201,7 +201,8 @@ class ShardWorker:
         if cutout:
             self.products += (CutoutProduct(bands, cutout),)
         wanted, size = unit.image_needs(self.products, config.images.bands)
-        self.reader = CutoutReader(self.store, read_tiles(self.store), wanted) if size else None
+        tiles = read_tiles(self.store, config.survey.name) if size else []
+        self.reader = CutoutReader(self.store, tiles, wanted) if size else None
 
     def __call__(self, item: tuple[int, pa.Table]) -> tuple[int, pa.Table, int]:
         """Number of the shard, its part of the index, and the bytes written."""
@@ -250,7 +251,7 @@ def _inputs(
     check_columns(products, [column.name for column in catalog.columns])
     _catalog_columns(config, catalog, products)
     images = bool(cutout) or any(product.inputs.cutout for product in products)
-    tiles = read_tiles(store) if images else []
+    tiles = read_tiles(store, config.survey.name) if images else []
     version = fingerprint(
         {
             "format": cube.FORMAT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -215,7 +216,9 @@ def _drawn(tasks: Iterable[_Task], workers: int) -> Iterator[tuple[int, int]]:
         return
     # Spawned, not forked: the caller may hold threads (Ray, torch) that a fork would deadlock on.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    # A terminal tells all processes of Ctrl-C; this one ends the others.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, context, signal.signal, quiet) as pool:
         yield from pool.map(_draw_image, tasks)
 
 

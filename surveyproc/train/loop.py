@@ -444,6 +444,7 @@ def _finish(
             "fingerprint": key,
             "recipe": {"number": RECIPE, **document},
             "data_checksum": usable.checksum,
+            "cube": None if usable.cube is None else usable.cube.key,
             "rows": len(usable),
             "rows_training": [int((fold != part).sum()) for part in folds],
             "rows_held_out": [int((fold == part).sum()) for part in folds],

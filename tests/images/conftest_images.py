@@ -47,11 +47,12 @@ def make_config(tmp_path: Path) -> Callable[..., SurveyConfig]:
         tiles: Sequence[str] = ("*.fits*",),
         bands: Sequence[str] = ("g", "r"),
         root: str = "store",
+        name: str = "t",
         **images: Any,
     ) -> SurveyConfig:
         return SurveyConfig.model_validate(
             {
-                "survey": {"name": "t", "root": root},
+                "survey": {"name": name, "root": root},
                 "images": {"tiles": list(tiles), "bands": list(bands), **images},
                 "catalog": {"source": "none"},
                 "base": str(tmp_path),
