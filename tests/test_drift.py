@@ -76,7 +76,7 @@ def test_what_is_refused():
     assert ("null share", "flux_g") in refused([record(flux)], [record(gaps)])
     assert refused([record(gaps)], [record(flux)]) == set()  # fewer nulls are welcome
     flagged = record(flux, {"edge": 400})
-    assert refused([record(flux)], [flagged]) == {("flag share", "photometry: edge")}
+    assert refused([record(flux)], [flagged]) == {("flag share", "photometry_flag: edge")}
     assert refused([record(flux)], [record(flux[:3900])]) == {("rows lost", "whole catalog")}
 
 
