@@ -284,6 +284,12 @@ class NightlySection(Section):
         description="Largest Kolmogorov-Smirnov distance between a product column's values and "
         "those of the last release.",
     )
+    max_flux_shift: float = Field(
+        0.03,
+        ge=0,
+        description="Largest shift of the fluxes of one tile in one column: by how much the median "
+        "ratio to the last release, of at least 14 bright objects (20 sigma), may differ from 1.",
+    )
     max_metric_growth: float = Field(
         0.1,
         ge=0,

@@ -1,6 +1,7 @@
 """How a release differs as a whole from the last one, and whether that is too much for a night.
 
-Everything but the redshift metrics comes from the commit records: no leaf is read. Values are held
+Everything but the redshift metrics and the ratios of fluxes, which come from the difference of the
+two (`surveyproc.diff`), comes from the commit records: no leaf is read. Values are held
 against each other by the Kolmogorov-Smirnov distance of their histograms
 (`surveyproc.evaluate.histogram`), nulls and flags by their shares. A column of text, a new one, or
 one whose records hold no histogram, is not compared; one that is gone is a reason by itself.
@@ -8,8 +9,9 @@ one whose records hold no histogram, is not compared; one that is gone is a reas
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from surveyproc import schemas
 from surveyproc.catalogs.labels import match_catalog, read_labels
@@ -164,6 +166,31 @@ def columns_gone(last: Profile, new: Profile) -> list[Reason]:
     gone |= {name for name, _ in last.flags} - {name for name, _ in new.flags}
     allowed = "none; `surveyproc run` publishes without asking"
     return [Reason("columns gone", name, "no such column", allowed) for name in sorted(gone)]
+
+
+def flux_shifts(
+    ratios: Mapping[str, Mapping[str, Mapping[str, Any]]], limits: NightlySection
+) -> list[Reason]:
+    """Reasons not to publish: the fluxes of a tile differ from those of the last release.
+
+    A median ratio beyond the limit is a reason only where its bounds are beyond it as well, so that
+    noise is none (`surveyproc.evaluate.ratio` says how rarely).
+
+    Parameters
+    ----------
+    ratios : mapping
+        `flux_ratios` of `surveyproc.diff.difference`.
+    """
+    most = 1 + limits.max_flux_shift
+    reasons = []
+    for column, tiles in ratios.items():
+        for tile, one in tiles.items():
+            low, high = one["between"] or (1.0, 1.0)
+            if low > most or high < 1 / most:
+                found = f"{one['ratio']:.4f} of {one['objects']} bright objects"
+                allowed = f"{1 / most:.4f} to {most:.4f}"
+                reasons.append(Reason("flux ratio", f"{column} of tile {tile}", found, allowed))
+    return reasons
 
 
 def refusals(
