@@ -117,7 +117,6 @@ def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: 
 
 def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, Any]) -> None:
     """Compute what is pending, hold it against the last release, publish, remove old releases."""
-    last = summary["before"]
     pending = {unit.name for unit in commit.pending(store, plan)}
 
     def gates(plan: Plan, commits: list[commit.Commit]) -> list[release.Reason]:
@@ -129,8 +128,6 @@ def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, 
     summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
     summary["places"] += done.get("places", [])
     if done["did"] == "published":
-        if last and last != done["release"]:
-            summary["diff"] = diff.diff(store, config.survey.name, last, done["release"], TOLERANCE)
         keep = config.nightly.keep_releases
         summary["removed"] = release.prune(store, config.survey.name, keep)
         cleaned = clean(store)
@@ -223,10 +220,18 @@ def _against_last(
     commits: list[commit.Commit],
     summary: dict[str, Any],
 ) -> list[release.Reason]:
-    """Reasons of the [nightly] section; everything compared goes into the summary."""
+    """Reasons of the [nightly] section; everything compared, and the difference, in the summary."""
     last = summary["before"]
     if last is None:
         return []
+    summary["diff"] = diff.difference(
+        store,
+        plan.survey,
+        (last, plan.run),
+        diff.leaves_of(store, plan.survey, last),
+        [one.leaf for one in commits],
+        TOLERANCE,
+    )
     records = commit.read_units(store, run_key(last), commit.recorded(store, run_key(last)))
     before, after = drift.profile(records), drift.profile(commits)
     found = drift.changes(before, after, config.nightly)
@@ -240,5 +245,6 @@ def _against_last(
     summary["compared"] = [asdict(one) for one in found]
     return [
         *drift.refusals((before.rows, after.rows), found, config.nightly),
+        *drift.flux_shifts(summary["diff"]["flux_ratios"], config.nightly),
         *drift.columns_gone(before, after),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -124,10 +125,22 @@ def diff_lines(done: dict[str, Any]) -> list[str]:
         + ("" if one["largest"] is None else f", by {one['largest']:.4g} at most")
         for name, one in done["columns"].items()
     ]
+    lines += [f"  {ratio_line(*one)}" for one in done["flux_ratios"].items() if one[1]]
     for how in ("added", "removed"):
         if done[f"columns_{how}"]:
             lines.append(f"  columns {how}: {', '.join(done[f'columns_{how}'])}")
     return lines
+
+
+def ratio_line(column: str, tiles: dict[str, Any]) -> str:
+    """The tile whose fluxes differ most from those before."""
+    tile = max(tiles, key=lambda name: abs(math.log(tiles[name]["ratio"])))
+    one, more = tiles[tile], len(tiles) - 1
+    rest = f", the {more} other tiles less" if more else ""
+    return (
+        f"{column}: median ratio {one['ratio']:.4f} in tile {tile} ({one['objects']} bright "
+        f"objects){rest}"
+    )
 
 
 def flag_lines(flags: dict[str, dict[str, int]]) -> list[str]:
