@@ -20,7 +20,7 @@ from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
 
 # Raised whenever the same inputs would give other leaves than before.
-OUTPUT_REVISION = 2
+OUTPUT_REVISION = 3
 
 
 @dataclass(frozen=True)
