@@ -1,4 +1,4 @@
-"""HEALPix and WCS geometry, and which tile owns an object where tiles overlap."""
+"""HEALPix, pixels and ICRS positions, and which tile owns an object where tiles overlap."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from astropy.io.fits import Header
 from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
+from astropy.wcs.utils import wcs_to_celestial_frame
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
@@ -34,6 +35,13 @@ def unit_vectors(ra: Float, dec: Float) -> Float:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
+def _lonlat(vectors: Float) -> tuple[Float, Float]:
+    """Longitude, 0 to 360, and latitude in degrees of vectors of shape (n, 3)."""
+    x, y, z = vectors.T
+    lon = np.degrees(np.arctan2(y, x)) % 360.0 % 360.0  # -1e-17 % 360 is 360
+    return lon, np.degrees(np.arctan2(z, np.hypot(x, y)))
+
+
 def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
     """A circle on the sky that holds all positions: (ra, dec, radius), degrees.
 
@@ -46,11 +54,8 @@ def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
     # The chord keeps its precision where the cosine of a small angle does not.
     chord = np.linalg.norm(vectors - centre, axis=-1).max()
     radius = float(np.degrees(2 * np.arcsin(min(1.0, chord / 2))))
-    return (
-        float(np.degrees(np.arctan2(centre[1], centre[0])) % 360.0 % 360.0),  # -1e-17 % 360 is 360
-        float(np.degrees(np.arctan2(centre[2], np.hypot(centre[0], centre[1])))),
-        radius,
-    )
+    lon, lat = _lonlat(centre)
+    return float(lon), float(lat), radius
 
 
 class Footprint(Protocol):
@@ -101,12 +106,109 @@ def _wcs_of_thread(text: str, thread: int) -> Any:
         return WCS(Header.fromstring(text, sep="\n"), naxis=2)
 
 
-def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
-    """Zero-based pixel (x, y) of positions in degrees, pixel centres at integers.
+class Turn:
+    """Positions of a celestial frame turned to ICRS and back, degrees in and out.
 
-    Distortions (SIP, TPV) are inverted. A position that does not project, is not finite, or does
-    not come back to itself (the far side of the sky, or far outside a distortion polynomial's
-    range) gets NaN.
+    Parameters
+    ----------
+    frame : BaseCoordinateFrame
+        Of astropy: FK5 of any equinox, FK4, Galactic.
+    """
+
+    def __init__(self, frame: Any) -> None:
+        from astropy.coordinates import FK4, ICRS, FK4NoETerms
+
+        self.frame, self.icrs = frame, ICRS()
+        # All but FK4 (aberration, a rotating frame) is a rotation: a product of matrices costs a
+        # hundredth of what astropy takes for a few objects.
+        self.rotation = None
+        if not isinstance(frame, FK4 | FK4NoETerms):
+            axes = self._by_astropy(
+                np.array([0.0, 90, 0]), np.array([0.0, 0, 90]), frame, self.icrs
+            )
+            self.rotation = unit_vectors(*axes)
+
+    @staticmethod
+    def _by_astropy(lon: Float, lat: Float, source: Any, target: Any) -> tuple[Float, Float]:
+        from astropy.coordinates import SkyCoord
+
+        there = SkyCoord(lon, lat, unit="deg", frame=source).transform_to(target).spherical
+        return there.lon.deg, there.lat.deg
+
+    def to_icrs(self, lon: Float, lat: Float) -> tuple[Float, Float]:
+        """(ra, dec) of positions of the frame, shape (n,)."""
+        if self.rotation is None:
+            return self._by_astropy(lon, lat, self.frame, self.icrs)
+        return _lonlat(unit_vectors(lon, lat) @ self.rotation)
+
+    def from_icrs(self, ra: Float, dec: Float) -> tuple[Float, Float]:
+        """(longitude, latitude) in the frame, shape (n,)."""
+        if self.rotation is None:
+            return self._by_astropy(ra, dec, self.icrs, self.frame)
+        return _lonlat(unit_vectors(ra, dec) @ self.rotation.T)
+
+
+_TURNS: dict[tuple[str, str, str], Turn | None] = {}
+
+
+def turn_of(wcs: Any) -> Turn | None:
+    """How a WCS's frame is turned to ICRS, by RADESYS and EQUINOX; None if it is ICRS.
+
+    Raises
+    ------
+    ValueError
+        If astropy knows no such frame.
+    """
+    named = wcs.wcs
+    key = (named.lngtyp, named.radesys, str(named.equinox))
+    if key not in _TURNS:
+        from astropy.coordinates import ICRS
+
+        frame = wcs_to_celestial_frame(wcs)
+        _TURNS[key] = None if isinstance(frame, ICRS) else Turn(frame)
+    return _TURNS[key]
+
+
+def is_nearly_icrs(wcs: Any) -> bool:
+    """Whether a WCS's frame is ICRS to a tenth of an arcsecond, as FK5 of J2000 is (23 mas)."""
+    turn = turn_of(wcs)
+    if turn is None or turn.rotation is None:
+        return turn is None
+    return bool(np.abs(turn.rotation - np.eye(3)).max() < np.radians(0.1 / 3600))
+
+
+def _native(wcs: Any, x: Float, y: Float) -> tuple[Float, Float]:
+    """(longitude, latitude) in the WCS's own frame, whichever of its axes comes first."""
+    world = wcs.all_pix2world(np.stack([x, y], axis=-1), 0)
+    return world[:, wcs.wcs.lng], world[:, wcs.wcs.lat]
+
+
+def sky_positions(wcs: Any, x: Float, y: Float) -> tuple[Float, Float]:
+    """ICRS (ra, dec) in degrees of zero-based pixels; NaN for what is not on the sky.
+
+    Parameters
+    ----------
+    wcs : WCS
+        Celestial, of two axes in either order, and of any frame that astropy turns to ICRS.
+    x, y : float64 array_like, shape (n,)
+        Pixel centres at integers.
+
+    Returns
+    -------
+    ra, dec : float64 ndarray, shape (n,)
+        `ra` from 0 to 360.
+    """
+    lon, lat = _native(wcs, np.asarray(x, np.float64), np.asarray(y, np.float64))
+    turn = turn_of(wcs)
+    return (lon % 360.0 % 360.0, lat) if turn is None else turn.to_icrs(lon, lat)
+
+
+def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
+    """Zero-based pixel (x, y) of ICRS positions in degrees, pixel centres at integers.
+
+    The positions are turned to the WCS's frame, distortions (SIP, TPV) are inverted. A position
+    that does not project, is not finite, or does not come back to itself (the far side of the sky,
+    or far outside a distortion polynomial's range) gets NaN.
     """
     ra, dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
     x, y = np.full(ra.shape, np.nan), np.full(ra.shape, np.nan)
@@ -114,10 +216,13 @@ def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
     good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90.0)
     if not good.any():
         return x, y
+    turn = turn_of(wcs)
+    lon, lat = (ra[good], dec[good]) if turn is None else turn.from_icrs(ra[good], dec[good])
+    world = np.stack([lon, lat] if wcs.wcs.lng == 0 else [lat, lon], axis=-1)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            px, py = wcs.all_world2pix(ra[good], dec[good], 0)
+            px, py = wcs.all_world2pix(world, 0).T
         except NoConvergence as problem:
             px, py = problem.best_solution.T.copy()
             failed = np.zeros(px.shape, bool)
@@ -125,8 +230,7 @@ def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
                 if indices is not None:
                     failed[indices] = True
             px[failed] = py[failed] = np.nan
-        back_ra, back_dec = wcs.all_pix2world(px, py, 0)
-    vectors, back = unit_vectors(ra[good], dec[good]), unit_vectors(back_ra, back_dec)
+        vectors, back = unit_vectors(lon, lat), unit_vectors(*_native(wcs, px, py))
     # A chord in degrees; a tenth of a pixel is far above rounding and far below a wrong branch.
     chord = np.degrees(np.linalg.norm(vectors - back, axis=-1))
     tolerance = 0.1 * np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
@@ -136,12 +240,17 @@ def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
     return x, y
 
 
+def pixel_sides(wcs: Any, x: float, y: float) -> tuple[Float, Float]:
+    """The sides of the pixel at zero-based (x, y) along x and y, as vectors in radians."""
+    step = 0.5
+    around = np.array([x - step, x + step, x, x]), np.array([y, y, y - step, y + step])
+    left, right, low, high = unit_vectors(*_native(wcs, *around))
+    return right - left, high - low
+
+
 def local_pixel_scale(wcs: Any, x: float, y: float) -> float:
     """Side in arcsec of a square with the area of the pixel at zero-based (x, y)."""
-    step = 0.5
-    ra, dec = wcs.all_pix2world([x - step, x + step, x, x], [y, y, y - step, y + step], 0)
-    left, right, low, high = unit_vectors(ra, dec)
-    area = float(np.linalg.norm(np.cross(right - left, high - low)))
+    area = float(np.linalg.norm(np.cross(*pixel_sides(wcs, x, y))))
     return float(np.degrees(np.sqrt(area)) * 3600.0)
 
 

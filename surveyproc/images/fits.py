@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from surveyproc.config import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.cube import TILES_KEY
-from surveyproc.images.grid import wcs_text
 from surveyproc.images.hdus import (
     BITPIX,
     MAX_NAXIS,
@@ -32,6 +31,7 @@ from surveyproc.images.hdus import (
     scan,
     unreadable,
 )
+from surveyproc.images.wcs import image_axes, wcs_text
 from surveyproc.urls import file_name, plainly_named, public_url
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
@@ -266,13 +266,15 @@ def _plane(
     prefix = "Z" if compressed else ""
     axes = integer(header, f"{prefix}NAXIS", where, range(MAX_NAXIS + 1))
     sizes = [integer(header, f"{prefix}NAXIS{axis + 1}", where) for axis in range(axes)]
-    if axes != 2 or min(sizes) < 1:
+    plane_axes = image_axes(sizes)
+    if plane_axes is None:
         raise InputError(
             f"{where}: {prefix}NAXIS: a two-dimensional image is expected, not {sizes}"
         )
+    shape = sizes[plane_axes[1]], sizes[plane_axes[0]]
     if not hdu.complete:
         raise InputError(
-            f"{where}: truncated: the header claims {sizes[0]} x {sizes[1]} pixels "
+            f"{where}: truncated: the header claims {shape[1]} x {shape[0]} pixels "
             f"({hdu.nbytes} bytes), the file ends before them"
         )
     bitpix = integer(header, f"{prefix}BITPIX", where, BITPIX)
@@ -287,8 +289,8 @@ def _plane(
         tile=tile,
         band=band,
         kind=kind,
-        shape=(sizes[1], sizes[0]),
-        wcs=wcs_text(header, primary, (sizes[1], sizes[0]), where, required=kind == "image"),
+        shape=shape,
+        wcs=wcs_text(header, primary, plane_axes, shape, where, required=kind == "image"),
         zeropoint=_zeropoint(header, primary, images, band, where) if kind == "image" else math.nan,
         offset=hdu.offset,
         bitpix=bitpix,
@@ -310,8 +312,8 @@ def _check_compressed(header: Header, sizes: list[int], bitpix: int, hdu: Hdu, w
     rows = integer(header, "NAXIS2", where)
     if tiles != rows or claimed > MAX_RATIO * max(1, hdu.nbytes):
         raise InputError(
-            f"{where}: ZNAXIS: claims {sizes[0]} x {sizes[1]} pixels, which {hdu.nbytes} bytes "
-            f"in {rows} compressed tiles cannot hold"
+            f"{where}: ZNAXIS: claims {' x '.join(map(str, sizes))} pixels, which {hdu.nbytes} "
+            f"bytes in {rows} compressed tiles cannot hold"
         )
 
 
@@ -365,8 +367,11 @@ class PlaneReader:
         with self._cfitsio(), plainly_named(self.path) as name:
             hdu = fitsio.FITS(name)[self.plane.hdu]
             # CFITSIO reads headers in its own way, and decides alone how much it unpacks.
-            if not isinstance(hdu, ImageHDU) or tuple(hdu.get_dims()) != self.plane.shape:
+            sizes = tuple(hdu.get_dims())[::-1] if isinstance(hdu, ImageHDU) else ()
+            axes = image_axes(sizes)
+            if axes is None or (sizes[axes[1]], sizes[axes[0]]) != self.plane.shape:
                 raise ValueError(f"CFITSIO finds no image of {self.plane.shape} pixels here")
+            self._rows_of = len(sizes), len(sizes) - 1 - axes[1]
             return hdu
 
     @contextmanager
@@ -381,8 +386,11 @@ class PlaneReader:
     def _stored(self, y0: int, y1: int) -> NDArray[Any]:
         if self._unpacking is not None:
             with self._cfitsio():
-                rows: NDArray[Any] = self._unpacking[y0:y1, :]
-            return rows
+                dimensions, y = self._rows_of
+                wanted = [slice(None)] * dimensions
+                wanted[y] = slice(y0, y1)
+                rows: NDArray[Any] = self._unpacking[tuple(wanted)]
+            return rows.reshape(y1 - y0, self.plane.shape[1])
         plane = self.plane
         out = np.empty((y1 - y0, plane.shape[1]), big_endian(plane.bitpix))
         # Read, not mapped: a disk that fails under a mapping kills the process.

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import math
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -31,6 +32,11 @@ COPY_BYTES = 1 << 22
 HEADER_BYTES = 1 << 16
 MAX_NAXIS = 999  # FITS standard 4.0, section 4.4.1
 BITPIX = (8, 16, 32, 64, -32, -64)
+# Headers are printable ASCII. Others write a degree sign into a comment, or zeros for blanks.
+PRINTABLE = bytes(c if 32 <= c < 127 else ord("?" if c > 127 else " ") for c in range(256))
+# 'CDELT1  =-1E-4' is a comment to the letter of the standard, a value to whoever wrote it. Blanks
+# at the end of the card make room for the one that lacks.
+UNSPACED = re.compile(rb"(?!COMMENT |HISTORY |CONTINUE)([A-Z0-9_-]+ *=)([^ ].{69}) \Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,7 @@ def _hdus(cursor: _Cursor, path: str) -> Iterator[Hdu]:
 def _header(cursor: _Cursor, where: str, *, first: bool) -> Header | None:
     text = b""
     for _ in range(MAX_HEADER_BLOCKS):
-        block = cursor.read(BLOCK)
+        block = cursor.read(BLOCK).translate(PRINTABLE)
         if not text:
             if first and not block.startswith(b"SIMPLE  ="):
                 raise InputError(f"{where}: is not a FITS file (no SIMPLE keyword at its start)")
@@ -222,10 +228,10 @@ def _header(cursor: _Cursor, where: str, *, first: bool) -> Header | None:
         if len(block) < BLOCK:
             raise InputError(f"{where}: truncated within a header")
         for start in range(0, BLOCK, 80):
-            if block[start : start + 80].rstrip() == b"END":
-                cards = text + block[:start]
-                return Header.fromstring(cards.decode("ascii", "replace"))
-        text += block
+            card = block[start : start + 80]
+            if card.rstrip() == b"END":
+                return Header.fromstring(text.decode("ascii"))
+            text += UNSPACED.sub(rb"\1 \2", card) if card[8:9] == b"=" else card
     raise InputError(f"{where}: a header without END")
 
 

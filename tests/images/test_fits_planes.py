@@ -155,13 +155,13 @@ def test_no_wcs(tmp_path):
     "cards",
     [
         {"CDELT1": 0.0},
-        {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"},
+        {"CTYPE1": "ELON-TAN", "CTYPE2": "ELAT-TAN"},
         {"CTYPE1": "RA---XXX"},
         {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.0, "PV2_1": 1.0, "PV1_7": 1e6},
     ],
 )
 def test_broken_wcs(tmp_path, cards):
-    """Singular, galactic, unknown, or with a distortion that has no inverse."""
+    """Singular, ecliptic, unknown, or with a distortion that has no inverse."""
     assert "WCS" in only_problem(write(tmp_path / "a.fits", **cards))
 
 
