@@ -111,7 +111,11 @@ class CatalogSection(Section):
     source: str = Field(
         description="FITS, VOTable, Parquet, CSV, ECSV or HATS; relative path or URL."
     )
-    id: str = Field("object_id", description="Column with the object id (integer).")
+    id: str | None = Field(
+        None,
+        description="Column with the object id: whole numbers or text; `object_id` if absent. "
+        'Without that column, or with "", ids are made from positions.',
+    )
     ra: str = Field("ra", description="Column with the right ascension, degrees, ICRS.")
     dec: str = Field("dec", description="Column with the declination, degrees, ICRS.")
     reddening: str | None = Field(
