@@ -163,7 +163,8 @@ def ingest_catalog(
         "source_sha256": checksum(url),
         "source_kind": kind,
         "name": config.survey.name,
-        **config.catalog.model_dump(exclude={"source"}),
+        # Of the others the catalog does not depend.
+        **config.catalog.model_dump(include={"id", "ra", "dec", "reddening", "partition_rows"}),
     }
     record = store.read_json(f"{key}/{RECORD}")
     if record is not None and record["settings"] == settings and _intact(store, key):
