@@ -91,6 +91,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
         f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
         + (" (unchanged)" if catalog.skipped else ""),
+        *(f"  note: {note}" for note in catalog.notes),
         *text.place_lines(done),
     ]
     _show(done, as_json, lines)

@@ -90,7 +90,9 @@ class ImagesSection(Section):
         default_factory=list,
         description="Paths, globs or URLs of FITS files, relative to survey.toml.",
     )
-    bands: list[Band] = Field(min_length=1, description="Band names, in order of wavelength.")
+    bands: list[Band] = Field(
+        default_factory=list, description="Band names, in order of wavelength."
+    )
     band_keyword: str = Field("FILTER", description="Header keyword that names the band.")
     tile_keyword: str = Field("OBJECT", description="Header keyword that names the tile.")
     zeropoint_keyword: str = Field(
@@ -109,17 +111,91 @@ class ImagesSection(Section):
     )
 
 
+class MagnitudeColumn(Section):
+    """A band's magnitudes in the source catalog."""
+
+    column: str = Field(description="Column with the magnitude.")
+    error: str | None = Field(None, description="Column with its one-sigma error.")
+    ab_offset: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="AB magnitude minus the column's: 0 for AB; for Vega magnitudes that of the "
+        "band, 0.91 for J, say.",
+    )
+    softening: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Of asinh magnitudes (luptitudes): b in units of the flux of magnitude 0. SDSS "
+        "has 1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10 in u, g, r, i, z.",
+    )
+
+
+class FluxColumn(Section):
+    """A band's fluxes in the source catalog."""
+
+    column: str = Field(description="Column with the flux density.")
+    error: str | None = Field(None, description="Column with its one-sigma error.")
+    unit: str | None = Field(
+        None,
+        description="Any that astropy knows: nJy, uJy, nanomaggy, 10**-12 mgy (counts of AB zero "
+        "point 30); that of the column if absent.",
+    )
+
+
+def _as_column(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+def _all_none_or_names(value: Any) -> Any:
+    named = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if not named and value not in ("all", "none"):
+        raise ValueError(f'write "all", "none", or a list of column names, not {value!r}')
+    return value
+
+
 class CatalogSection(Section):
     """The source catalog."""
 
     source: str = Field(
         description="FITS, VOTable, Parquet, CSV, ECSV or HATS; relative path or URL."
     )
-    id: str = Field("object_id", description="Column with the object id (integer).")
+    id: str | None = Field(
+        None,
+        description="Column with the object id: whole numbers or text; `object_id` if absent. "
+        'Without that column, or with "", ids are made from positions.',
+    )
     ra: str = Field("ra", description="Column with the right ascension, degrees, ICRS.")
     dec: str = Field("dec", description="Column with the declination, degrees, ICRS.")
     reddening: str | None = Field(
         None, description="Column with the galactic reddening E(B-V), mag; 0 if absent."
+    )
+    magnitudes: dict[
+        Band,
+        Annotated[
+            MagnitudeColumn,
+            BeforeValidator(_as_column, json_schema_input_type=str | MagnitudeColumn),
+        ],
+    ] = Field(
+        default_factory=dict,
+        description="Band to the column with its magnitudes, or to a table of column, error, "
+        "ab_offset, softening. Makes flux_<band> without images.",
+    )
+    fluxes: dict[
+        Band,
+        Annotated[FluxColumn, BeforeValidator(_as_column, json_schema_input_type=str | FluxColumn)],
+    ] = Field(
+        default_factory=dict,
+        description="The same for fluxes: column, error, unit.",
+    )
+    missing: list[float] = Field(
+        default_factory=list,
+        description="Numbers that mean that a magnitude, a flux or an error is missing: -9999, "
+        "say. Magnitudes at or below 0 or above 40 are missing in any case.",
+    )
+    columns: Annotated[str | list[str], BeforeValidator(_all_none_or_names)] = Field(
+        "all",
+        description='The source\'s columns that a release carries: "all", "none", or their names.',
     )
     partition_rows: int = Field(100_000, ge=1, description="Most rows a partition may hold.")
 
@@ -325,7 +401,10 @@ class SurveyConfig(Section):
     """The whole of survey.toml."""
 
     survey: SurveySection
-    images: ImagesSection
+    images: ImagesSection = Field(
+        default_factory=ImagesSection,  # type: ignore[arg-type]
+        description="Absent if the catalog brings the photometry.",
+    )
     catalog: CatalogSection
     products: list[ProductSection] = Field(default_factory=list)
     truth: LabelsSection | None = Field(None, description="Known redshifts for `evaluate`.")
@@ -338,15 +417,22 @@ class SurveyConfig(Section):
     def _bands_and_products(self) -> SurveyConfig:
         if len(set(self.images.bands)) != len(self.images.bands):
             raise ValueError("images.bands: a band is named twice")
+        if not self.bands or (self.images.tiles and not self.images.bands):
+            raise ValueError(
+                "key 'images.bands' is missing: name the survey's bands, or the catalog's columns "
+                "of each in [catalog.magnitudes] or [catalog.fluxes]"
+            )
+        if twice := sorted(set(self.catalog.magnitudes) & set(self.catalog.fluxes)):
+            raise ValueError(f"catalog.fluxes: band {twice[0]!r} is in catalog.magnitudes too")
         names = [product.name for product in self.products]
         if len(set(names)) != len(names):
             raise ValueError("products: two products share a name")
         for product in self.products:
             for band in product.bands.values():
-                if band and band not in self.images.bands:
+                if band and band not in self.bands:
                     raise ValueError(
                         f"products.{product.name}.bands: {band!r} is not in images.bands "
-                        f"({', '.join(self.images.bands)})"
+                        f"({', '.join(self.bands)})"
                     )
             if len(set(product.aperture)) != len(product.aperture):
                 raise ValueError(f"products.{product.name}.aperture: a radius is named twice")
@@ -364,6 +450,12 @@ class SurveyConfig(Section):
                     "the same names; give one network another name with `architecture`"
                 )
         return self
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The survey's bands: those of its images, then those of the catalog's own photometry."""
+        own = (*self.catalog.magnitudes, *self.catalog.fluxes)
+        return tuple(dict.fromkeys((*self.images.bands, *own)))
 
     @property
     def root(self) -> str:
@@ -557,8 +649,11 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
+        if part not in model.model_fields:
+            continue  # the key of a table whose keys are free
         annotation = model.model_fields[part].annotation
-        arguments = typing.get_args(annotation)
-        found = _section_of(annotation) or _section_of(arguments[0] if arguments else None)
+        inner = typing.get_args(annotation)
+        inside = (_section_of((typing.get_args(one) or (one,))[0]) for one in inner)
+        found = _section_of(annotation) or next(filter(None, inside), None)
         model = found or model
     return [key for key in model.model_fields if key != "base"]

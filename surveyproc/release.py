@@ -155,7 +155,7 @@ def publish(
         plan.release_key,
         leaves,
         name=plan.survey,
-        columns=plan.columns,
+        columns=plan.leaf_columns,
         properties=plan.provenance,
     )
     if problems := hats.metadata_problems(store, plan.release_key, leaves):

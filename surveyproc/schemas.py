@@ -196,6 +196,11 @@ def flag(*names: str) -> int:
     return bits
 
 
+def source_name(name: str) -> str:
+    """What a column of the source is called where we write one of that name ourselves."""
+    return f"source_{name}"
+
+
 def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
     """Arrow schema of `columns`, every field nullable, without metadata."""
     return pa.schema([pa.field(column.name, column.arrow_type) for column in columns])

@@ -24,6 +24,7 @@ from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan, make_plan
+from surveyproc.run.products import check_source
 from surveyproc.storage import Store
 
 
@@ -33,6 +34,7 @@ def ingest(config: SurveyConfig) -> dict[str, Any]:
     from surveyproc.images.ingest import ingest_tiles
 
     store = Store(config.root)
+    check_source(config)
     store.clear_staging()
     with under_way(store, "ingest"), opened(config.run) as places:
         tiles = ingest_tiles(config, store, places)
@@ -226,7 +228,7 @@ def evaluate(
                 f"evaluate: {facts['catalog']} has no column {name!r}; try {', '.join(others)}"
             )
     pdfs, flag = _beside(point, names)
-    reddest = (f"flux_{band}" for band in reversed(config.images.bands))
+    reddest = (f"flux_{band}" for band in reversed(config.bands))
     brightness = magnitude or next((name for name in reddest if name in names), "")
     candidates = dict.fromkeys((point, baseline, pdfs, flag, brightness))
     # Our own leaves are known; of others, the properties say where the positions are.

@@ -21,9 +21,10 @@ from tables import Task, across_files, rehearsal
 from torch import Tensor
 
 from surveyproc.evaluate.redshift import dz_nmad, scaled_error
+from surveyproc.measure.magnitudes import flux_from_magnitude
 from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.models.ensemble import Ensemble
-from surveyproc.models.features import fit_scaling, flux_from_magnitude, network_inputs
+from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.models.pdf import MixtureOutput
 from surveyproc.train.examples import BandDropout, Examples

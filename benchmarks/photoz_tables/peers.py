@@ -20,12 +20,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from tables import Task
 
-from surveyproc.models.features import (
-    fit_scaling,
-    flux_from_magnitude,
-    log_errors,
-    magnitudes_and_colours,
-)
+from surveyproc.measure.magnitudes import flux_from_magnitude
+from surveyproc.models.features import fit_scaling, log_errors, magnitudes_and_colours
 
 TREES = 300
 FOLDS, BINS = 5, 8

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 import surveyproc
-from surveyproc.catalogs import hats, leaves, rows, spill
+from surveyproc.catalogs import hats, ids, leaves, rows, spill
 from surveyproc.catalogs.hats import Leaf, Partition
 from surveyproc.catalogs.partition import Assigner, SkyCounts, choose
 from surveyproc.catalogs.readers import TableReader, checksum, open_table, table_kind
@@ -32,7 +32,7 @@ from surveyproc.storage import Store, fingerprint
 from surveyproc.urls import file_name
 
 # Raised whenever the same source gives other bytes than before.
-FORMAT = 1
+FORMAT = 2
 RECORD = "ingest.json"
 REJECTED = "rejected.parquet"
 SPILL_BYTES = 96 << 20
@@ -55,6 +55,8 @@ class CatalogSummary:
         Whether there was nothing to do.
     url : str
         The HATS catalog.
+    notes : list of str
+        How ids were made, and which columns got another name.
     """
 
     rows_in: int
@@ -64,6 +66,7 @@ class CatalogSummary:
     partitions: int
     skipped: bool
     url: str
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,8 @@ def ingest_catalog(
         "source_sha256": checksum(url),
         "source_kind": kind,
         "name": config.survey.name,
-        **config.catalog.model_dump(exclude={"source"}),
+        # Of the others the catalog does not depend.
+        **config.catalog.model_dump(include={"id", "ra", "dec", "reddening", "partition_rows"}),
     }
     record = store.read_json(f"{key}/{RECORD}")
     if record is not None and record["settings"] == settings and _intact(store, key):
@@ -179,6 +183,7 @@ def _summary(store: Store, key: str, record: dict[str, Any], *, skipped: bool) -
         partitions=record["partitions"],
         skipped=skipped,
         url=store.url_of(key),
+        notes=record["notes"],
     )
 
 
@@ -200,7 +205,8 @@ class _Build:
         self.config, self.store, self.key, self.folder = config, store, key, folder
         self.reader, self.places = reader, places
         self.roles = rows.roles(reader, config.catalog)
-        self.columns = rows.stored_columns(reader, self.roles)
+        own, self.carried = rows.stored_columns(reader, self.roles)
+        self.columns = (*own, *self.carried.values())
         self.rows_in = 0
 
     def run(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -212,12 +218,20 @@ class _Build:
         folders = leaves.Folders(
             self.key, f"{self.folder}/rows", f"{self.folder}/ids", f"{self.folder}/repeated"
         )
-        buckets = leaves.find_repeated(self.store, folders, spilled_ids, self.places)
+        origin = self.roles.origin
+        buckets = leaves.find_repeated(self.store, folders, spilled_ids, origin, self.places)
         self.begin()
         written = []
         with Meter("ingest, writing", objects=rows_out, units=len(chosen)) as meter:
             for done in leaves.write_all(
-                self.store, folders, chosen, spilled, self.columns, (bits, buckets), self.places
+                self.store,
+                folders,
+                chosen,
+                spilled,
+                self.columns,
+                (bits, buckets),
+                origin,
+                self.places,
             ):
                 meter.advance(objects=done.leaf.rows, nbytes=done.leaf.nbytes)
                 written.append(done)
@@ -226,6 +240,7 @@ class _Build:
             "source": file_name(self.reader.url),
             "surveyproc": surveyproc.__version__,
             "columns": [asdict(column) for column in self.columns],
+            "notes": rows.notes(self.roles, self.carried),
             "partitions": len(written),
             "counts": {
                 "rows_in": self.rows_in,
@@ -239,9 +254,7 @@ class _Build:
     def count(self) -> list[tuple[int, int, int]]:
         """Pass 1: rows on the sky, and from them the partitions."""
         counts = SkyCounts()
-        for batch in self.reader.batches(
-            self.rows_per_batch, list(dict.fromkeys(self.roles.names))
-        ):
+        for batch in self.reader.batches(self.rows_per_batch, self.roles.names):
             self.rows_in += batch.num_rows
             checked = rows.check(batch, self.roles)
             counts.add(checked.index[checked.code == 0])
@@ -264,9 +277,8 @@ class _Build:
         bits = max(0, int(self.rows_in // IDS_PER_BUCKET)).bit_length()
         schema = leaves.spill_schema(self.columns)
         by_partition = spill.Spill(self.store, f"{self.folder}/rows", schema, self.spill_bytes)
-        by_hash = spill.Spill(
-            self.store, f"{self.folder}/ids", leaves.ID_SCHEMA, self.spill_bytes // 4
-        )
+        id_schema = leaves.id_schema(self.roles.origin)
+        by_hash = spill.Spill(self.store, f"{self.folder}/ids", id_schema, self.spill_bytes // 4)
         aside = RejectedRows(self.store, f"{self.folder}/{REJECTED}", self.reader.schema)
         first = 0
         with aside:
@@ -277,10 +289,18 @@ class _Build:
                 if (numbers < 0).any():
                     raise self._changed()
                 source_row = np.arange(first, first + batch.num_rows)
-                stored = rows.stored_rows(batch, checked, self.columns, good)
+                object_ids, known = np.zeros(batch.num_rows, np.int64), list[spill.Int]()
+                if self.roles.id:
+                    object_ids, check = ids.read(batch.column(self.roles.id))
+                    # Also those of rows without a position.
+                    known = [
+                        key[checked.known_id] for key in (object_ids, check) if key is not None
+                    ]
+                stored = rows.stored_rows(batch, object_ids, checked, self.carried, good)
                 by_partition.add(numbers, [*stored, pa.array(source_row[good])])
-                ids = spill.at_most_two(rows.all_ids(batch, self.roles, checked))
-                by_hash.add(spill.bucket(ids, bits), [pa.array(ids)])
+                if known:
+                    known = spill.at_most_two(*known)
+                    by_hash.add(spill.bucket(known[0], bits), [pa.array(key) for key in known])
                 aside.add(batch, checked.code, source_row)
                 first += batch.num_rows
                 meter.advance(objects=batch.num_rows, units=0)

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from surveyproc import schemas, sky
-from surveyproc.catalogs import hats
+from surveyproc.catalogs import hats, ids
 from surveyproc.catalogs.hats import Leaf, Partition
-from surveyproc.catalogs.spill import Int, bucket, read_group, repeated
+from surveyproc.catalogs.spill import Int, bucket, collisions, read_group, repeated
+from surveyproc.errors import InputError
 from surveyproc.places import Item, Places, Stage
 from surveyproc.schemas import Column
 from surveyproc.storage import Store
@@ -22,7 +23,6 @@ CAP_MARGIN_DEG = 2e-6
 # Rows that one core sorts and writes in a second, roughly (benchmarks/inference.py: a whole ingest
 # by two threads, 558,000).
 ROWS_PER_S = 250_000.0
-ID_SCHEMA = pa.schema([("id", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,36 @@ def spill_schema(columns: Sequence[Column]) -> pa.Schema:
     return kept.append(pa.field("\0source_row", pa.int64()))
 
 
+def id_schema(origin: str) -> pa.Schema:
+    """Spilled ids; with what tells collisions, where ids are hashes."""
+    names = ("id", "check") if origin == ids.TEXT else ("id",)
+    return pa.schema([(name, pa.int64()) for name in names])
+
+
 def find_repeated(
-    store: Store, folders: Folders, spilled: dict[int, Int], places: Places
+    store: Store, folders: Folders, spilled: dict[int, Int], origin: str, places: Places
 ) -> list[int]:
-    """Write the ids that occur more than once, by bucket; return the buckets that have any."""
+    """Write the ids that occur more than once, by bucket; return the buckets that have any.
+
+    Raises
+    ------
+    InputError
+        If two texts were given one id.
+    """
     items = [
         Item(str(number), {"bucket": number, "places": where.tobytes()}, _seconds(where))
         for number, where in spilled.items()
     ]
-    done = places.stream(items, Stage("id buckets", _IdCounter, (store, folders)))
-    return sorted(int(result["bucket"]) for result in done if result["repeated"])
+    stage = Stage("id buckets", _IdCounter, (store, folders, id_schema(origin)))
+    found = []
+    for result in places.stream(items, stage):
+        if result["collisions"]:
+            raise InputError(
+                f"catalog.id: two different texts give the same object_id {result['collisions'][0]}"
+                "; name another column of ids"
+            )
+        found += [int(result["bucket"])] if result["repeated"] else []
+    return sorted(found)
 
 
 def _seconds(spilled: Int) -> float:
@@ -77,6 +97,7 @@ def write_all(
     spilled: dict[int, Int],
     columns: Sequence[Column],
     repeats: tuple[int, list[int]],
+    origin: str,
     places: Places,
 ) -> Iterator[Written]:
     """Write every partition's leaf; results in nested order.
@@ -89,6 +110,8 @@ def write_all(
         Where the rows of each partition lie.
     repeats : (bits, buckets)
         Hash bits of ids, and the buckets with repeated ids.
+    origin : str
+        Where ids come from; those of places are made here.
     places : Places
         Where the work may run.
     """
@@ -100,7 +123,7 @@ def write_all(
         )
         for n, (order, pixel, rows) in enumerate(chosen)
     ]
-    stage = Stage("partitions", _LeafWriter, (store, folders, tuple(columns), repeats))
+    stage = Stage("partitions", _LeafWriter, (store, folders, tuple(columns), repeats, origin))
     # Results are handed on in order, so that what is made of them does not depend on scheduling.
     waiting: dict[int, Written] = {}
     following = 0
@@ -120,19 +143,21 @@ def _triples(data: bytes) -> Int:
 
 
 class _IdCounter:
-    """Finds the ids of one bucket that occur more than once."""
+    """Finds the ids of one bucket that occur more than once, and those that collide."""
 
-    def __init__(self, store: Store, folders: Folders) -> None:
-        self.store, self.folders = store, folders
+    def __init__(self, store: Store, folders: Folders, schema: pa.Schema) -> None:
+        self.store, self.folders, self.schema = store, folders, schema
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        ids = read_group(self.store, self.folders.ids, _triples(item["places"]), ID_SCHEMA)
-        found = repeated(ids["id"].to_numpy())
+        table = read_group(self.store, self.folders.ids, _triples(item["places"]), self.schema)
+        columns = [column.to_numpy() for column in table.columns]
+        found = repeated(columns[0])
+        clash = collisions(*columns).tolist() if len(columns) > 1 else []
         if len(found):
             key = _repeated_key(self.folders, item["bucket"])
             with self.store.writing(key, lasting=False) as stream:
                 stream.write(found.astype("<i8").tobytes())
-        return {"bucket": int(item["bucket"]), "repeated": len(found)}
+        return {"bucket": int(item["bucket"]), "repeated": len(found), "collisions": clash}
 
 
 def _repeated_key(folders: Folders, number: int) -> str:
@@ -148,8 +173,9 @@ class _LeafWriter:
         folders: Folders,
         columns: tuple[Column, ...],
         repeats: tuple[int, list[int]],
+        origin: str,
     ) -> None:
-        self.store, self.folders, self.columns = store, folders, columns
+        self.store, self.folders, self.columns, self.origin = store, folders, columns, origin
         self.bits, self.buckets = repeats
         self.schema = spill_schema(columns)
 
@@ -158,6 +184,10 @@ class _LeafWriter:
         keys = (table[name].to_numpy() for name in ("\0source_row", "object_id", hats.SPATIAL))
         # The source row decides between rows that are alike, so that batches do not matter.
         table = table.take(pa.array(np.lexsort(tuple(keys))))
+        if self.origin == ids.PLACE:
+            made = pa.array(ids.of_place(table[hats.SPATIAL].to_numpy()))
+            place = table.schema.get_field_index("object_id")
+            table = table.set_column(place, "object_id", made)
         repeats = self.is_repeated(table["object_id"].to_numpy())
         flags = np.where(repeats, schemas.flag("duplicate_id"), 0).astype(np.int32)
         table = table.append_column("catalog_flag", pa.array(flags))
@@ -173,14 +203,14 @@ class _LeafWriter:
             **asdict(leaf),
         }
 
-    def is_repeated(self, ids: Int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def is_repeated(self, numbers: Int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether another source row carries each id, shape (n,). Reads one bucket at a time."""
-        found = np.zeros(len(ids), bool)
+        found = np.zeros(len(numbers), bool)
         if not self.buckets:
             return found
-        buckets = bucket(ids, self.bits)
+        buckets = bucket(numbers, self.bits)
         for number in np.intersect1d(buckets, self.buckets).tolist():
             mine = np.flatnonzero(buckets == number)
             data = self.store.read(_repeated_key(self.folders, number))
-            found[mine] = np.isin(ids[mine], np.frombuffer(data, "<i8"))
+            found[mine] = np.isin(numbers[mine], np.frombuffer(data, "<i8"))
         return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from surveyproc import schemas, sky
+from surveyproc.catalogs import ids
 from surveyproc.catalogs.readers import TableReader, nearest_name
 from surveyproc.catalogs.voparquet import column_of
 from surveyproc.config import CatalogSection
@@ -24,7 +25,6 @@ REASONS = (
     "ra outside [-180, 360]",
     "position is infinite",
     "position is null or NaN",
-    "id does not fit int64",
     "id is null",
 )
 # Names under which a HATS catalog keeps what we compute anew.
@@ -33,26 +33,38 @@ _RECOMPUTED = ("_healpix_29", "catalog_flag")
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of the source columns that hold id, right ascension and declination."""
+    """Names of the source columns that hold id, right ascension and declination.
 
+    Attributes
+    ----------
+    url : str
+        The table.
+    id : str
+        Empty if the source has no ids.
+    ra, dec : str
+        Positions.
+    origin : str
+        Where `object_id` comes from, see `surveyproc.catalogs.ids`.
+    """
+
+    url: str
     id: str
     ra: str
     dec: str
+    origin: str
 
     @property
     def names(self) -> list[str]:
-        """The three names."""
-        return [self.id, self.ra, self.dec]
+        """The names that there are, each once."""
+        return list(dict.fromkeys(name for name in (self.id, self.ra, self.dec) if name))
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Ids and positions of a batch, arrays of shape (n,).
+    """Positions of a batch, and which of its rows are usable; arrays of shape (n,).
 
     Attributes
     ----------
-    ids : int64 ndarray
-        0 where the row is unusable.
     ra, dec : float64 ndarray
         Degrees, 0 <= ra < 360; 0 where the row is unusable.
     index : int64 ndarray
@@ -60,10 +72,9 @@ class Checked:
     code : int8 ndarray
         0 for a usable row, else the index into `REASONS`.
     known_id : bool ndarray
-        Whether the id could be read, whatever the position.
+        Whether there is an id, whatever the position.
     """
 
-    ids: NDArray[np.int64]
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
     index: NDArray[np.int64]
@@ -77,21 +88,25 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
     Raises
     ------
     InputError
-        If a column is missing, ids are not integers, or positions are not degrees.
+        If a column is missing, ids are neither numbers nor text, or positions are not degrees.
     """
-    found = Roles(section.id, section.ra, section.dec)
-    for key, name in zip(("id", "ra", "dec"), found.names, strict=True):
-        if name not in reader.names:
+    id_name = section.id
+    if id_name is None:
+        id_name = "object_id" if "object_id" in reader.names else ""
+    for key, name in (("id", id_name), ("ra", section.ra), ("dec", section.dec)):
+        if name not in reader.names and (key, name) != ("id", ""):
             raise InputError(
                 f"{reader.url}: no column {name!r} (catalog.{key}); "
                 f"the nearest is {nearest_name(name, reader.names)!r}"
             )
-    id_type = reader.schema.field(found.id).type
-    if not pa.types.is_integer(id_type):
+    try:
+        origin = ids.origin(reader.schema.field(id_name).type) if id_name else ids.PLACE
+    except TypeError as error:
         raise InputError(
-            f"{reader.url}: column {found.id!r} (catalog.id) is {id_type}; object ids must be "
-            "integers: name another column, or number the rows"
-        )
+            f"{reader.url}: column {id_name!r} (catalog.id): {error}; object ids must be whole "
+            'numbers or text: name another column, or catalog.id = "" if there is none'
+        ) from error
+    found = Roles(reader.url, id_name, section.ra, section.dec, origin)
     for key, name in (("ra", found.ra), ("dec", found.dec)):
         entry = reader.schema.field(name)
         if not (pa.types.is_floating(entry.type) or pa.types.is_integer(entry.type)):
@@ -107,40 +122,66 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
     return found
 
 
-def stored_columns(reader: TableReader, names: Roles) -> tuple[Column, ...]:
-    """Columns of the leaves: those of schemas/object.toml, then the source's under their names.
+def stored_columns(
+    reader: TableReader, names: Roles
+) -> tuple[tuple[Column, ...], dict[str, Column]]:
+    """Columns of the leaves: those of schemas/object.toml, then the source's by its names for them.
+
+    A source column that has a name of ours gets another one, see `schemas.source_name`. Ids that
+    `object_id` does not hold as they are stay as a column of their own.
 
     Raises
     ------
     InputError
-        If a source column has a name of ours, or a type that cannot be stored.
+        If a source column has a type that cannot be stored, or its new name is taken too.
     """
-    own = schemas.load("object")
-    taken = {column.name for column in own}
-    carried = []
+    how = ids.said(names.origin, names.id)
+    own = {column.name: column for column in schemas.load("object")}
+    if how:
+        text = f"Identifier, {how}."
+        own["object_id"] = replace(own["object_id"], description=text)
+    carried = {}
     for entry in reader.schema:
-        if entry.name in names.names:
+        held = entry.name in (names.ra, names.dec) or (entry.name == names.id and not how)
+        if held or (reader.kind == "hats" and entry.name in _RECOMPUTED):
             continue
-        if reader.kind == "hats" and entry.name in _RECOMPUTED:
-            continue
-        if entry.name in taken:
-            raise InputError(
-                f"{reader.url}: column {entry.name!r} has a name that surveyproc writes itself; "
-                "rename it in the source, or name it in [catalog]"
-            )
         try:
-            carried.append(column_of(entry))
+            column = column_of(entry)
         except TypeError as error:
             raise InputError(f"{reader.url}: column {error}; remove it") from error
-    return own + tuple(carried)
+        if entry.name in own:
+            column = replace(column, name=schemas.source_name(entry.name))
+            if column.name in reader.names:
+                raise InputError(
+                    f"{reader.url}: column {entry.name!r} has a name that surveyproc writes "
+                    f"itself, and there is a {column.name!r} already; rename one in the source"
+                )
+        carried[entry.name] = column
+    return tuple(own.values()), carried
+
+
+def notes(names: Roles, carried: Mapping[str, Column]) -> list[str]:
+    """What a person should know of ids and names, one line each."""
+    how = ids.said(names.origin, names.id)
+    if names.origin == ids.PLACE:
+        how += "; if the source has ids, name their column as catalog.id"
+    return ([f"object_id: {how}"] if how else []) + [
+        f"the source's column {source!r} is stored as {column.name!r}"
+        for source, column in carried.items()
+        if source != column.name
+    ]
 
 
 def check(batch: pa.RecordBatch, names: Roles) -> Checked:
     """Judge the rows of a batch that holds the id, ra and dec columns.
 
     RA in [-180, 0) and 360 itself are wrapped into [0, 360).
+
+    Raises
+    ------
+    InputError
+        If ids are floats that are no whole numbers.
     """
-    id_column = batch.column(names.id)
     code = np.zeros(batch.num_rows, np.int8)
     ra, dec = (_floats(batch.column(name)) for name in (names.ra, names.dec))
     with np.errstate(invalid="ignore"):
@@ -148,27 +189,25 @@ def check(batch: pa.RecordBatch, names: Roles) -> Checked:
         code[(ra < -180) | (ra > 360)] = 2
     code[np.isinf(ra) | np.isinf(dec)] = 3
     code[np.isnan(ra) | np.isnan(dec)] = 4
-    null_id = id_column.is_null().to_numpy(zero_copy_only=False)
-    too_large = np.zeros(batch.num_rows, bool)
-    if pa.types.is_uint64(id_column.type):
-        limit = pa.scalar(np.iinfo(np.int64).max, pa.uint64())
-        too_large = pc.greater(id_column, limit).fill_null(False).to_numpy(zero_copy_only=False)
-    code[too_large] = 5
-    code[null_id] = 6
-    ids = id_column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    null_id = np.zeros(batch.num_rows, bool)
+    if names.id:
+        values = batch.column(names.id)
+        null_id = ids.is_absent(values)
+        wrong = ids.strange(values)
+        if wrong is not None:
+            raise InputError(
+                f"{names.url}: column {names.id!r} (catalog.id) is {values.type} and holds "
+                f"{wrong!r}, which is no whole number that it can hold exactly; write ids as "
+                'integers or text, name another column, or catalog.id = "" for none'
+            )
+    code[null_id] = 5
     good = code == 0
     ra, dec = np.where(good, ra, 0.0), np.where(good, dec, 0.0)
     ra = np.where(ra < 0, ra + 360.0, ra)
     # A tiny negative number plus 360 is 360, which is 0; -0.0 becomes 0.0 on the way.
     ra = np.where(ra >= 360.0, 0.0, ra) + 0.0
     index = np.where(good, sky.healpix29(ra, dec), 0)
-    return Checked(np.where(good, ids, 0), ra, dec, index, code, ~(null_id | too_large))
-
-
-def all_ids(batch: pa.RecordBatch, names: Roles, checked: Checked) -> NDArray[np.int64]:
-    """Every id of the batch that can be read, int64, also those of rows without a position."""
-    values = batch.column(names.id).fill_null(0).to_numpy(zero_copy_only=False)
-    return np.asarray(values.astype(np.int64)[checked.known_id], np.int64)
+    return Checked(ra, dec, index, code, ~null_id)
 
 
 def _floats(column: pa.Array) -> NDArray[np.float64]:
@@ -177,24 +216,27 @@ def _floats(column: pa.Array) -> NDArray[np.float64]:
 
 
 def stored_rows(
-    batch: pa.RecordBatch, checked: Checked, columns: Sequence[Column], chosen: NDArray[np.int64]
+    batch: pa.RecordBatch,
+    object_ids: NDArray[np.int64],
+    checked: Checked,
+    carried: Mapping[str, Column],
+    chosen: NDArray[np.int64],
 ) -> list[pa.Array]:
-    """Arrays of `columns` but `catalog_flag`, for the chosen rows; NaN becomes null."""
+    """Our columns but `catalog_flag`, then the source's, of the chosen rows; NaN becomes null."""
     taken = pa.array(chosen)
     ours = {
-        "object_id": checked.ids,
+        "object_id": object_ids,
         "ra": checked.ra,
         "dec": checked.dec,
         "_healpix_29": checked.index,
     }
-    arrays = []
-    for column in columns:
-        if column.name == "catalog_flag":
-            continue
-        if column.name in ours:
-            arrays.append(pa.array(ours[column.name][chosen]))
-            continue
-        values = batch.column(column.name)
+    arrays = [
+        pa.array(ours[column.name][chosen])
+        for column in schemas.load("object")
+        if column.name != "catalog_flag"
+    ]
+    for source, column in carried.items():
+        values = batch.column(source)
         if len(chosen) < len(values):
             values = values.take(taken)
         if pa.types.is_floating(values.type):

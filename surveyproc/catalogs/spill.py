@@ -137,18 +137,29 @@ def bucket(ids: Int, bits: int) -> Int:
     return (mixed >> np.uint64(64 - bits)).astype(np.int64)
 
 
-def at_most_two(ids: Int) -> Int:
-    """The sorted ids, each at most twice: enough to tell which repeat."""
-    ids = np.sort(ids)
-    third = np.zeros(len(ids), bool)
-    third[2:] = ids[2:] == ids[:-2]
-    return ids[~third]
+def at_most_two(*keys: Int) -> list[Int]:
+    """Rows of these columns, sorted by the first, then the others; equal rows at most twice.
+
+    Enough to tell which ids repeat.
+    """
+    order = np.lexsort(keys[::-1])
+    columns = [key[order] for key in keys]
+    third = np.zeros(len(order), bool)
+    third[2:] = np.all([column[2:] == column[:-2] for column in columns], axis=0)
+    return [column[~third] for column in columns]
 
 
 def repeated(ids: Int) -> Int:
     """Sorted values that occur more than once."""
     ids = np.sort(ids)
     return np.unique(ids[1:][ids[1:] == ids[:-1]])
+
+
+def collisions(ids: Int, check: Int) -> Int:
+    """Ids, sorted, that stand for different things: they occur with different checks."""
+    order = np.lexsort((check, ids))
+    ids, check = ids[order], check[order]
+    return np.unique(ids[1:][(ids[1:] == ids[:-1]) & (check[1:] != check[:-1])])
 
 
 @contextmanager

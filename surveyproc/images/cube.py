@@ -256,18 +256,17 @@ def write_rows(store: Store, survey: str, rows: Sequence[dict[str, Any]]) -> Non
             return
 
 
-def finest_tile(store: Store) -> tuple[float, str] | None:
-    """Arcsec a pixel and name of the tile with the smallest pixels; None if there is no tile yet.
+def finest_tile(store: Store, survey: str) -> tuple[float, str] | None:
+    """Arcsec a pixel and name of the survey's tile with the smallest pixels; None without tiles.
 
     Raises
     ------
     StoreError
         If the table of tiles cannot be read.
     """
-    if not store.exists(TILES_KEY):
-        return None
-    table = store.read_table(TILES_KEY, ["pixel_scale", "id"])
-    return min(zip(*table.to_pydict().values(), strict=True), default=None)
+    _, rows = read_rows(store)
+    mine = ((row["pixel_scale"], row["id"]) for row in rows if row["survey"] == survey)
+    return min(mine, default=None)
 
 
 def chunk_grid(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from surveyproc.errors import InputError
+from surveyproc.measure.magnitudes import POGSON
 from surveyproc.schemas import AB_ZEROPOINT_NJY
 
 Float = NDArray[np.float64]
-
-POGSON = 2.5 / np.log(10.0)
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,6 @@ def log_errors(flux: Float, flux_err: Float) -> Float:
     known = np.isfinite(flux) & np.isfinite(flux_err) & (flux_err > 0)
     found: Float = np.log(np.where(known, flux_err, np.nan))
     return found
-
-
-def flux_from_magnitude(magnitude: ArrayLike) -> Float:
-    """Flux density in nJy of an AB magnitude: 10^((31.4 - m) / 2.5); NaN stays NaN."""
-    flux: Float = 10.0 ** ((AB_ZEROPOINT_NJY - np.asarray(magnitude, dtype=np.float64)) / 2.5)
-    return flux
 
 
 def magnitude_from_flux(flux: ArrayLike) -> Float:

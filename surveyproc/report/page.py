@@ -67,9 +67,12 @@ def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any
     current = current_release(store, config.survey.name)
     key = str(current["path"])
     names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
+    flags = ["catalog_flag", *(f"{product}_flag" for product in current["products"])]
+    # The source's own columns follow the last flag.
+    names = names[: max(map(names.index, flags)) + 1]
     redshifts = schemas.redshift_columns(names)
-    bands = [band for band in config.images.bands if f"flux_{band}" in names]
-    summary = summarise(store, key, redshifts, bands)
+    bands = [band for band in config.bands if f"flux_{band}" in names]
+    summary = summarise(store, key, redshifts, bands, flags)
     sections = [
         _tiles(current),
         "<h2>On the sky</h2>" + _figure(figures.sky_map(summary), "sky map"),

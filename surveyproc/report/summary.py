@@ -46,7 +46,9 @@ class Summary:
     magnitudes: dict[str, NDArray[np.float64]]
 
 
-def summarise(store: Store, key: str, redshifts: list[str], bands: list[str]) -> Summary:
+def summarise(
+    store: Store, key: str, redshifts: list[str], bands: list[str], flags: list[str]
+) -> Summary:
     """Histograms of the catalog under `key`: of its columns of redshifts, and of its bands."""
     parts = hats.leaf_keys(store, key)
     caps = []
@@ -78,8 +80,6 @@ def summarise(store: Store, key: str, redshifts: list[str], bands: list[str]) ->
         magnitudes={band: np.zeros(len(MAG_EDGES) - 1) for band in bands},
     )
     for leaf in parts:
-        schema = hats.leaf_schema(store, f"{key}/{leaf}")
-        flags = [name for name in schema.names if name.endswith("_flag")]
         fluxes = [f"flux_{band}" for band in bands]
         table = hats.read_leaf(store, f"{key}/{leaf}", positions + flags + fluxes + redshifts)
         out.rows += table.num_rows

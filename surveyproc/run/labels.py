@@ -13,7 +13,7 @@ from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError
 from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.places import Places
-from surveyproc.run.products import build_product
+from surveyproc.run.products import build_products, check_fluxes
 from surveyproc.run.training_cube import build_training_cube
 from surveyproc.storage import Store
 from surveyproc.train.data import TrainingSet
@@ -95,11 +95,11 @@ def measured_training_set(
 def _check_fluxes(
     config: SurveyConfig, store: Store, section: ProductSection, fluxes: Sequence[str]
 ) -> None:
-    before = config.products[: config.products.index(section)]
-    known = {column.name for column in read_catalog(store, config.survey.name).columns}
-    for one in before:
-        known |= {column.name for column in build_product(one, config, store).columns}
-    absent = [name for name in fluxes if name not in known]
+    held = {column.name: column for column in read_catalog(store, config.survey.name).columns}
+    before = build_products(config, store, section)
+    written = {column.name for product in before for column in product.columns}
+    check_fluxes(section.name, [held[name] for name in fluxes if name in held.keys() - written])
+    absent = [name for name in fluxes if name not in held.keys() | written]
     if absent:
         raise ConfigError(
             f"products.{section.name}: training needs {', '.join(absent)}, which neither the "
@@ -111,13 +111,13 @@ def _survey_bands(
     config: SurveyConfig, section: ProductSection, wanted: Sequence[str]
 ) -> tuple[str, ...]:
     """The wanted bands in the survey's order; all of them if none is named."""
-    unknown = sorted(set(wanted) - set(config.images.bands))
+    unknown = sorted(set(wanted) - set(config.bands))
     if unknown:
         raise ConfigError(
             f"products.{section.name}.training.bands: the survey has no band {unknown[0]!r}, only "
-            + ", ".join(config.images.bands)
+            + ", ".join(config.bands)
         )
-    return tuple(band for band in config.images.bands if not wanted or band in wanted)
+    return tuple(band for band in config.bands if not wanted or band in wanted)
 
 
 def _model_bands(section: ProductSection, bands: Sequence[str]) -> tuple[str, ...]:

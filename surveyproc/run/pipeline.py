@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
+from surveyproc import schemas
 from surveyproc.catalogs import hats
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import (
@@ -147,16 +148,20 @@ class UnitWorker:
         plan = self.plan
         source = hats.leaf_key(planned.order, planned.pixel)
         inputs = {name for product in plan.products for name in product.inputs.columns}
-        own = {column.name for column in plan.catalog.columns}
-        wanted = [column.name for column in plan.columns if column.name in own]
-        wanted += sorted(inputs & own - set(wanted))
+        own = [column.name for column in plan.catalog.columns]
+        objects = {column.name for column in schemas.load("object")}
+        wanted = [name for name in own if name in objects | inputs | plan.carried.keys()]
         table = self.read_source(f"{plan.catalog.key}/{source}", planned.source_sha256, wanted)
         if quarantine:
             output = unit.quarantined(table.num_rows, plan.products)
         else:
             output = unit.compute(table, plan.products, self.reader)
-        result = unit.to_table(table, output, plan.columns)
-        leaf = hats.write_leaf(self.store, f"{plan.release_key}/{source}", result, plan.columns)
+        names = {name: column.name for name, column in plan.carried.items()}
+        table = table.rename_columns([names.get(name, name) for name in wanted])
+        result = unit.to_table(table, output, plan.leaf_columns)
+        leaf = hats.write_leaf(
+            self.store, f"{plan.release_key}/{source}", result, plan.leaf_columns
+        )
         record = commit.Commit(
             unit=planned.name,
             leaf=leaf,

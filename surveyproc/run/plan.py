@@ -15,7 +15,7 @@ from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.config import SurveyConfig
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.product import Product
-from surveyproc.run.products import build_products, check_columns
+from surveyproc.run.products import build_products, carried_columns, check_columns
 from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
 
@@ -64,7 +64,9 @@ class Plan:
     units : tuple of Unit
         Sorted by position on the sky.
     columns : tuple of Column
-        The leaf's columns.
+        The leaf's columns that we write: of objects and products.
+    carried : dict of str to Column
+        Those of the source that follow, by their names in the ingested catalog.
     settings : str
         Hash of the configuration, without the sections that cannot change a leaf.
     """
@@ -73,10 +75,16 @@ class Plan:
     run: str
     units: tuple[Unit, ...]
     columns: tuple[Column, ...]
+    carried: dict[str, Column]
     settings: str
     catalog: CatalogInfo
     tiles: tuple[Tile, ...]
     products: tuple[Product, ...]
+
+    @property
+    def leaf_columns(self) -> tuple[Column, ...]:
+        """All columns of the leaf, in order."""
+        return (*self.columns, *self.carried.values())
 
     @property
     def rows(self) -> int:
@@ -147,17 +155,19 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
     """
     catalog = read_catalog(store, config.survey.name)
     products = build_products(config, store)
-    check_columns(products, [column.name for column in catalog.columns])
+    check_columns(products, catalog.columns)
     tiles = (
         tuple(read_tiles(store, config.survey.name))
         if any(p.inputs.cutout for p in products)
         else ()
     )
-    columns = schemas.load("object") + tuple(c for product in products for c in product.columns)
+    own = catalog.columns[: len(schemas.load("object"))]
+    columns = own + tuple(column for product in products for column in product.columns)
+    carried = carried_columns(config.catalog, catalog.columns, products)
     made_by = {
         "products": [[product.name, product.version] for product in products],
-        "columns": [asdict(column) for column in columns],
-        "bands": list(config.images.bands),
+        "columns": [asdict(column) for column in (*columns, *carried.values())],
+        "bands": list(config.bands),
         "revision": OUTPUT_REVISION,
     }
     touched = _tiles_touched(catalog, tiles)
@@ -182,7 +192,9 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
     without = {"run", "gates", "nightly", "truth"}
     settings = fingerprint(config.model_dump(mode="json", exclude=without))
     run = _edition(store, config.survey.name, inputs)
-    return Plan(config.survey.name, run, units, columns, settings, catalog, tiles, products)
+    return Plan(
+        config.survey.name, run, units, columns, carried, settings, catalog, tiles, products
+    )
 
 
 def _edition(store: Store, survey: str, inputs: str) -> str:

@@ -25,7 +25,7 @@ from surveyproc.progress import Meter
 from surveyproc.run import unit
 from surveyproc.run.cost import IMAGE_S, expected_seconds
 from surveyproc.run.plan import OUTPUT_REVISION
-from surveyproc.run.products import build_product, check_columns
+from surveyproc.run.products import build_products, check_columns
 from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
 from surveyproc.train import cube
@@ -195,7 +195,7 @@ class ShardWorker:
         cutout: int,
     ) -> None:
         self.store, self.config, self.key = Store(config.root), config, key
-        self.products: tuple[Product, ...] = _products_before(section, config, self.store)
+        self.products: tuple[Product, ...] = build_products(config, self.store, section)
         unit.prepare(self.products)
         self.shape = (len(bands), cutout, cutout)
         if cutout:
@@ -247,8 +247,8 @@ def _inputs(
         )
     catalog = read_catalog(store, config.survey.name)
     labels = read_labels(section.training, config)
-    products = _products_before(section, config, store)
-    check_columns(products, [column.name for column in catalog.columns])
+    products = build_products(config, store, section)
+    check_columns(products, catalog.columns)
     _catalog_columns(config, catalog, products)
     images = bool(cutout) or any(product.inputs.cutout for product in products)
     tiles = read_tiles(store, config.survey.name) if images else []
@@ -261,7 +261,7 @@ def _inputs(
             "tiles": [[tile.id, tile.version] for tile in tiles],
             "labels": labels.checksum,
             "products": [[product.name, product.version] for product in products],
-            "survey_bands": list(config.images.bands),
+            "survey_bands": list(config.bands),
             "bands": list(bands),
             "cutout": cutout,
         }
@@ -269,15 +269,8 @@ def _inputs(
     return _Inputs(catalog, tiles, labels, products, f"training/{section.name}/{version}")
 
 
-def _products_before(
-    section: ProductSection, config: SurveyConfig, store: Store
-) -> tuple[Product, ...]:
-    number = [one.name for one in config.products].index(section.name)
-    return tuple(build_product(one, config, store) for one in config.products[:number])
-
-
 def _flux_columns(config: SurveyConfig) -> list[str]:
-    return [f"{kind}_{band}" for kind in ("flux", "flux_err") for band in config.images.bands]
+    return [f"{kind}_{band}" for kind in ("flux", "flux_err") for band in config.bands]
 
 
 def _catalog_columns(

@@ -14,14 +14,11 @@ from surveyproc.catalogs.labels import REDSHIFT_LIMITS
 from surveyproc.catalogs.readers import read_numbers, truth
 from surveyproc.config import TrainingSection
 from surveyproc.errors import InputError
-from surveyproc.models.features import flux_from_magnitude
+from surveyproc.measure.magnitudes import fluxes_of_magnitudes
 from surveyproc.sky import healpix29
 from surveyproc.train.cube import TrainingCube
 
 Float = NDArray[np.float64]
-
-MAGNITUDE_LIMITS = (0.0, 40.0)
-"""Magnitudes at or below the first or above the second are codes for missing (-99, 99, 99.99)."""
 
 HELD_OUT_SHARE = 0.15
 """Share of the rows, by whole sky pixels, that training sets aside for validation."""
@@ -173,20 +170,15 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
     wanted += section.magnitude_errors.values()
     wanted += [section.select] if section.select else []
     columns = read_numbers(path, wanted)
-    low, high = MAGNITUDE_LIMITS
     magnitudes = np.stack([columns[section.magnitudes[band]] for band in bands], axis=1)
-    with np.errstate(invalid="ignore"):
-        magnitudes[~((magnitudes > low) & (magnitudes <= high))] = np.nan
     unknown = np.full(len(magnitudes), np.nan)
     errors = np.stack(
         [columns.get(section.magnitude_errors.get(band, ""), unknown) for band in bands], axis=1
     )
-    with np.errstate(invalid="ignore"):
-        errors[~(errors > 0)] = np.nan
-    flux = flux_from_magnitude(magnitudes)
+    flux, flux_err = fluxes_of_magnitudes(magnitudes, errors)
     whole = TrainingSet(
         flux=flux,
-        flux_err=flux * np.log(10.0) / 2.5 * errors,
+        flux_err=flux_err,
         redshift=columns[section.redshift],
         ra=columns[section.ra],
         dec=columns[section.dec],

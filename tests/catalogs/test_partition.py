@@ -53,7 +53,7 @@ def test_repeated_ids(values, bits):
     ids = np.array(values, np.int64)
     expected = sorted({value for value in values if values.count(value) > 1})
     assert repeated(ids).tolist() == expected
-    assert repeated(at_most_two(ids)).tolist() == expected
+    assert repeated(*at_most_two(ids)).tolist() == expected
     numbers = bucket(ids, bits)
     assert ((numbers >= 0) & (numbers < 2**bits)).all()
 

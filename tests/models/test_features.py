@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surveyproc.errors import InputError
+from surveyproc.measure.magnitudes import flux_from_magnitude
 from surveyproc.models.features import (
     FeatureScaling,
     asinh_magnitudes,
     fit_scaling,
-    flux_from_magnitude,
     input_count,
     log_errors,
     magnitudes_and_colours,
