@@ -58,6 +58,8 @@ class Batch:
         Tile each object was taken from; None entries where no tile covers the object.
     pixel_scale : float64 ndarray, shape (n,), or None
         Arcsec a pixel of that tile.
+    electron_flux : float64 ndarray, shape (n, band), or None
+        Nanojansky of one electron; NaN where the gain is unknown.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -68,6 +70,7 @@ class Batch:
     positions: NDArray[np.float64] | None = None
     tiles: NDArray[np.object_] | None = None
     pixel_scale: NDArray[np.float64] | None = None
+    electron_flux: NDArray[np.float64] | None = None
 
 
 @runtime_checkable

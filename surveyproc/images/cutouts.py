@@ -175,6 +175,8 @@ class Cutouts:
         Arcsec a pixel.
     flags : int32 ndarray, shape (n,)
         edge, missing_band, corrupt_data.
+    electron_flux : float64 ndarray, shape (n, band), or None
+        Nanojansky of one electron; NaN where the gain is unknown.
     """
 
     index: Index
@@ -185,6 +187,7 @@ class Cutouts:
     tiles: NDArray[np.object_]
     pixel_scale: Float
     flags: NDArray[np.int32]
+    electron_flux: Float | None = None
 
 
 class CutoutReader:
@@ -272,6 +275,7 @@ class CutoutReader:
             tiles=np.empty(count, object),
             pixel_scale=np.empty(count, np.float64),
             flags=np.zeros(count, np.int32),
+            electron_flux=np.full((count, len(self.bands)), np.nan),
         )
 
     def _fill(
@@ -300,6 +304,9 @@ class CutoutReader:
         batch.offsets[here] = np.stack([x - cx, y - cy], axis=-1)
         batch.tiles[here] = tile.id
         batch.pixel_scale[here] = tile.pixel_scale
+        if batch.electron_flux is not None:
+            known = dict(zip(tile.bands, tile.electron_flux, strict=False))
+            batch.electron_flux[here] = [known.get(band) or np.nan for band in self.bands]
         left, low = column - size // 2, row - size // 2
         edge = (left < 0) | (low < 0)
         edge |= (left + size > tile.width) | (low + size > tile.height)

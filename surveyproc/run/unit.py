@@ -166,6 +166,7 @@ def _from_cutouts(cutouts: Cutouts) -> Batch:
         positions=cutouts.positions,
         tiles=cutouts.tiles,
         pixel_scale=cutouts.pixel_scale,
+        electron_flux=cutouts.electron_flux,
     )
 
 
@@ -202,7 +203,13 @@ def _narrow(
         chosen = planes if pick == list(range(len(bands))) else planes[:, pick]
         return chosen[..., window, window]
 
-    return replace(batch, columns=columns, images=crop(batch.images), variance=crop(batch.variance))
+    return replace(
+        batch,
+        columns=columns,
+        images=crop(batch.images),
+        variance=crop(batch.variance),
+        electron_flux=None if batch.electron_flux is None else batch.electron_flux[:, pick],
+    )
 
 
 def _as_arrow(values: NDArray[Any], column: Column) -> pa.Array:
