@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from surveyproc.errors import SurveyError
+from surveyproc.errors import InputError, SurveyError
 
 # `--help` answers at once: what only some verbs need is imported by them.
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
     tiles, catalog = done["tiles"], done["catalog"]
     lines = [
         f"tiles: {tiles.tiles} in all, {tiles.written} written, {tiles.unchanged} unchanged",
+        *(f"  {note}" for note in tiles.notes),
         *(f"  problem: {problem}" for problem in tiles.problems),
         f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
         f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
@@ -92,6 +93,8 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         *_place_lines(done),
     ]
     _show(done, as_json, lines)
+    if tiles.problems:
+        raise typer.Exit(InputError.exit_code)
 
 
 @app.command()
@@ -163,6 +166,7 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
     _show(done, as_json, _night_lines(done))
     if done["error"]:
         _complain(done["error"])
+    if done["exit_code"]:
         raise typer.Exit(done["exit_code"])
 
 
@@ -471,10 +475,22 @@ def _diff_lines(done: dict[str, Any]) -> list[str]:
         + ("" if one["largest"] is None else f", by {one['largest']:.4g} at most")
         for name, one in done["columns"].items()
     ]
+    lines += [f"  {_ratio_line(*one)}" for one in done["flux_ratios"].items() if one[1]]
     for how in ("added", "removed"):
         if done[f"columns_{how}"]:
             lines.append(f"  columns {how}: {', '.join(done[f'columns_{how}'])}")
     return lines
+
+
+def _ratio_line(column: str, tiles: dict[str, Any]) -> str:
+    """The tile whose fluxes differ most from those before."""
+    tile = max(tiles, key=lambda name: abs(math.log(tiles[name]["ratio"])))
+    one, more = tiles[tile], len(tiles) - 1
+    rest = f", the {more} other tiles less" if more else ""
+    return (
+        f"{column}: median ratio {one['ratio']:.4f} in tile {tile} ({one['objects']} bright "
+        f"objects){rest}"
+    )
 
 
 def _flag_lines(flags: dict[str, dict[str, int]]) -> list[str]:

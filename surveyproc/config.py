@@ -85,6 +85,10 @@ def _increasing(limits: list[float]) -> list[float]:
     return limits
 
 
+def _as_floats(value: Any) -> Any:
+    return [value] if isinstance(value, int | float) else value
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys and wrong types are errors."""
 
@@ -280,7 +284,15 @@ class ProductSection(Section):
         default_factory=dict,
         description='Model band to survey band where the names differ, or to "" for none.',
     )
-    aperture: float = Field(1.0, gt=0, description="Photometry: aperture radius, arcsec.")
+    aperture: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+        BeforeValidator(_as_floats, json_schema_input_type=float | list[float]),
+    ] = Field(
+        [1.0],
+        min_length=1,
+        description="Photometry: aperture radius, arcsec, or a list of them: the first is that of "
+        "flux_<band>, the others have columns like flux_<band>_2p0.",
+    )
     architecture: str | None = Field(
         None, description="The registered network to train, if `model` is another name for it."
     )
@@ -326,6 +338,12 @@ class NightlySection(Section):
         le=1,
         description="Largest Kolmogorov-Smirnov distance between a product column's values and "
         "those of the last release.",
+    )
+    max_flux_shift: float = Field(
+        0.03,
+        ge=0,
+        description="Largest shift of the fluxes of one tile in one column: by how much the median "
+        "ratio to the last release, of at least 14 bright objects (20 sigma), may differ from 1.",
     )
     max_metric_growth: float = Field(
         0.1,
@@ -385,6 +403,8 @@ class SurveyConfig(Section):
                         f"products.{product.name}.bands: {band!r} is not in images.bands "
                         f"({', '.join(self.images.bands)})"
                     )
+            if len(set(product.aperture)) != len(product.aperture):
+                raise ValueError(f"products.{product.name}.aperture: a radius is named twice")
             limits = product.training.redshifts if product.training else [0.0, 1.0]
             if not limits[0] < limits[1]:
                 raise ValueError(

@@ -1,4 +1,8 @@
-"""What two releases say differently, row by row. Only leaves that differ are read."""
+"""What two releases say differently, row by row, and by how much the fluxes of each tile differ.
+
+Only leaves that differ are read. What is held in memory grows with the tiles of their objects, ten
+kilobytes a tile of ten flux columns, not with the objects.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import InputError
+from surveyproc.evaluate.ratio import bounds, counted, log_ratios, median
 from surveyproc.run import commit
 from surveyproc.run.plan import read_done, release_key, run_key
 from surveyproc.storage import Store
@@ -38,7 +43,8 @@ def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -
         `first`, `second`, `tolerance`; `rows` of both, `added`, `removed`, `changed` (rows with a
         change in any column); `columns`: for every column that both have and that changed,
         `changed` rows, of them `lost` (value to null) and `gained` (null to value), and `largest`,
-        the largest absolute difference; `columns_added`, `columns_removed`; `leaves_read`.
+        the largest absolute difference; `columns_added`, `columns_removed`; `leaves_read`;
+        `flux_ratios`, as `TileRatios.summary` says.
 
     Raises
     ------
@@ -47,58 +53,178 @@ def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -
     StoreError
         If a leaf or a record is damaged.
     """
-    leaves = [_leaves(store, survey, release) for release in (first, second)]
+    one, other = (leaves_of(store, survey, release) for release in (first, second))
+    return difference(store, survey, (first, second), one, other, tolerance)
+
+
+def difference(
+    store: Store,
+    survey: str,
+    releases: tuple[str, str],
+    one_leaves: Sequence[Leaf],
+    other_leaves: Sequence[Leaf],
+    tolerance: float,
+) -> dict[str, Any]:
+    """What `diff` says, of two releases whose leaves are known, published or not."""
+    one_key, other_key = (release_key(survey, release) for release in releases)
     document: dict[str, Any] = {
-        "first": first,
-        "second": second,
+        "first": releases[0],
+        "second": releases[1],
         "tolerance": tolerance,
-        "rows": [sum(leaf.rows for leaf in side) for side in leaves],
+        "rows": [sum(leaf.rows for leaf in side) for side in (one_leaves, other_leaves)],
         **{name: 0 for name in ("added", "removed", "changed", "leaves_read")},
         "columns": {},
     }
-    folders = [release_key(survey, release) for release in (first, second)]
-    names = [_names(store, key, side) for key, side in zip(folders, leaves, strict=True)]
+    names = _names(store, one_key, one_leaves), _names(store, other_key, other_leaves)
     document["columns_added"] = [name for name in names[1] if name not in names[0]]
     document["columns_removed"] = [name for name in names[0] if name not in names[1]]
     shared = [name for name in names[0] if name in names[1]]
-    for sides in differing(*leaves):
-        if not all(sides):
-            document["removed"] += sum(leaf.rows for leaf in sides[0])
-            document["added"] += sum(leaf.rows for leaf in sides[1])
+    ratios = TileRatios(flux_columns(shared))
+    for before, after in differing(one_leaves, other_leaves):
+        if not (before and after):
+            document["removed"] += sum(leaf.rows for leaf in before)
+            document["added"] += sum(leaf.rows for leaf in after)
             continue
-        one, other = (
-            _read(store, key, side, shared) for key, side in zip(folders, sides, strict=True)
-        )
-        document["leaves_read"] += sum(map(len, sides))
-        _add(document, compare(one, other, tolerance))
+        one, other = _read(store, one_key, before, shared), _read(store, other_key, after, shared)
+        document["leaves_read"] += len(before) + len(after)
+        both = _both(one, other)
+        _add(document, compare(one, other, tolerance, both))
+        ratios.add(one.take(both[0]), other.take(both[1]))
+    document["flux_ratios"] = ratios.summary()
     return document
 
 
-def compare(first: pa.Table, second: pa.Table, tolerance: float) -> dict[str, Any]:
+def leaves_of(store: Store, survey: str, release: str) -> list[Leaf]:
+    """The leaves of a finished release, from its commit records.
+
+    Raises
+    ------
+    InputError
+        If there is no such release.
+    StoreError
+        If a record is damaged.
+    """
+    done = read_done(store, release)
+    if done is None:
+        raise InputError(
+            f"no finished release of {survey} is called {release!r}: `surveyproc releases` lists "
+            "them"
+        )
+    records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
+    return [record.leaf for record in records]
+
+
+def _both(first: pa.Table, second: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """Places of the rows that both tables have, in the same order."""
+    keys = _keys(first["object_id"].to_numpy(), second["object_id"].to_numpy())
+    _, left, right = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+    return pa.array(left), pa.array(right)
+
+
+def compare(
+    first: pa.Table,
+    second: pa.Table,
+    tolerance: float,
+    both: tuple[pa.Array, pa.Array] | None = None,
+) -> dict[str, Any]:
     """Rows added, removed and changed between two tables with the same columns.
+
+    Parameters
+    ----------
+    both : (pyarrow.Array, pyarrow.Array), optional
+        Places of the rows that both have, if they are known.
 
     Returns
     -------
     dict
         `added`, `removed`, `changed` and `columns`, as `diff` says.
     """
-    keys = _keys(first["object_id"].to_numpy(), second["object_id"].to_numpy())
-    _, left, right = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+    left, right = both or _both(first, second)
     any_change = np.zeros(len(left), bool)
     columns = {}
     for name in first.column_names:
-        found, changed = _column(
-            first[name].take(pa.array(left)), second[name].take(pa.array(right)), tolerance
-        )
+        found, changed = _column(first[name].take(left), second[name].take(right), tolerance)
         any_change |= changed
         if changed.any():
             columns[name] = found
     return {
-        "added": len(keys[1]) - len(right),
-        "removed": len(keys[0]) - len(left),
+        "added": second.num_rows - len(right),
+        "removed": first.num_rows - len(left),
         "changed": int(any_change.sum()),
         "columns": columns,
     }
+
+
+def flux_columns(names: Sequence[str]) -> list[str]:
+    """What stands behind `flux_` in the names of fluxes that photometry measured.
+
+    Examples
+    --------
+    >>> flux_columns(["photometry_tile", "flux_r", "flux_err_r", "photometry_flag_r", "flux_old"])
+    ['r']
+    """
+    if "photometry_tile" not in names:
+        return []
+    ends = [name.removeprefix("photometry_flag_") for name in names if name.startswith("photo")]
+    return [end for end in ends if {f"flux_{end}", f"flux_err_{end}"} <= set(names)]
+
+
+class TileRatios:
+    """Median ratios of the fluxes of two tables of the same objects, by column and tile.
+
+    Parameters
+    ----------
+    ends : sequence of str
+        What stands behind `flux_`, `flux_err_` and `photometry_flag_` in the names of the columns.
+    """
+
+    def __init__(self, ends: Sequence[str]) -> None:
+        self.ends = tuple(ends)
+        self.counts: dict[str, dict[str, Int]] = {end: {} for end in ends}
+
+    def add(self, first: pa.Table, second: pa.Table) -> None:
+        """Count the objects of two tables, row by row the same, by the tile of the second.
+
+        Objects whose flux has a flag in one of them do not count.
+        """
+        if not self.ends:
+            return
+        tiles = pc.dictionary_encode(second["photometry_tile"]).combine_chunks()
+        number, names = tiles.indices.to_numpy(), tiles.dictionary.to_pylist()
+        for end in self.ends:
+            values = (
+                table[f"{kind}_{end}"].to_numpy().astype(np.float64)
+                for table in (first, second)
+                for kind in ("flux", "flux_err")
+            )
+            ratios = log_ratios(*values)
+            flags = (table[f"photometry_flag_{end}"].to_numpy() for table in (first, second))
+            ratios[np.bitwise_or(*flags) != 0] = np.nan
+            for place, tile in enumerate(names):
+                found = counted(ratios[number == place])
+                if found.any():
+                    self.counts[end][tile] = self.counts[end].get(tile, 0) + found
+
+    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """For every flux column, and every tile with bright objects in it.
+
+        Returns
+        -------
+        dict
+            Column to tile to `objects` (bright ones), `ratio` (the median of second over first) and
+            `between` (two bounds of the true median, or None of too few objects).
+        """
+        return {
+            f"flux_{end}": {
+                tile: {
+                    "objects": int(counts.sum()),
+                    "ratio": median(counts),
+                    "between": bounds(counts),
+                }
+                for tile, counts in sorted(tiles.items())
+            }
+            for end, tiles in self.counts.items()
+        }
 
 
 def differing(
@@ -127,17 +253,6 @@ def differing(
 
 def _same(first: list[Leaf], second: list[Leaf]) -> bool:
     return [leaf.sha256 for leaf in first] == [leaf.sha256 for leaf in second]
-
-
-def _leaves(store: Store, survey: str, release: str) -> list[Leaf]:
-    done = read_done(store, release)
-    if done is None:
-        raise InputError(
-            f"no finished release of {survey} is called {release!r}: `surveyproc releases` lists "
-            "them"
-        )
-    records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
-    return [record.leaf for record in records]
 
 
 def _names(store: Store, key: str, leaves: Sequence[Leaf]) -> list[str]:

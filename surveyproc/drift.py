@@ -1,6 +1,7 @@
 """How a release differs as a whole from the last one, and whether that is too much for a night.
 
-Everything but the redshift metrics comes from the commit records: no leaf is read. Values are held
+Everything but the redshift metrics and the ratios of fluxes, which come from the difference of the
+two (`surveyproc.diff`), comes from the commit records: no leaf is read. Values are held
 against each other by the Kolmogorov-Smirnov distance of their histograms
 (`surveyproc.evaluate.histogram`), nulls and flags by their shares. A column of text, a new one, or
 one whose records hold no histogram, is not compared; one that is gone is a reason by itself.
@@ -8,8 +9,9 @@ one whose records hold no histogram, is not compared; one that is gone is a reas
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from surveyproc import schemas
 from surveyproc.catalogs.labels import match_catalog, read_labels
@@ -53,7 +55,7 @@ class Profile:
     columns : dict
         Product column to its profile.
     flags : dict
-        (product, flag) to objects.
+        (flag column, flag) to objects.
     """
 
     rows: int = 0
@@ -70,7 +72,7 @@ class Change:
     what : str
         `null share`, `flag share`, `drift`, or a metric's name.
     where : str
-        Column, or product and flag.
+        Column, or flag column and flag.
     before, after : float
         Its values; a drift is 0 before.
     allowed : float
@@ -90,8 +92,9 @@ def profile(commits: Iterable[Commit]) -> Profile:
     objects = {column.name for column in schemas.load("object")}
     for record in commits:
         total.rows += record.leaf.rows
-        flags = {f"{product}_flag" for product in record.flags}
-        for name in record.stats.keys() - objects - flags:
+        flags = {f"{product}_flag": counts for product, counts in record.flags.items()}
+        flags |= record.band_flags
+        for name in record.stats.keys() - objects - flags.keys():
             stats = record.stats[name]
             column = total.columns.setdefault(name, ColumnProfile())
             column.nulls += stats.nulls
@@ -99,9 +102,9 @@ def profile(commits: Iterable[Commit]) -> Profile:
                 add(column.values, unpack(stats.histogram))
             elif stats.nulls < record.leaf.rows:
                 column.comparable = False
-        for product, counts in record.flags.items():
+        for name, counts in flags.items():
             for flag, count in counts.items():
-                total.flags[product, flag] = total.flags.get((product, flag), 0) + count
+                total.flags[name, flag] = total.flags.get((name, flag), 0) + count
     return total
 
 
@@ -116,13 +119,13 @@ def changes(last: Profile, new: Profile, limits: NightlySection) -> list[Change]
         if one.comparable and other.comparable:
             far = distance(one.values, other.values)
             found.append(Change("drift", name, 0.0, far, limits.max_drift))
-    both = {product for product, _ in last.flags} & {product for product, _ in new.flags}
-    for product, flag in sorted(last.flags.keys() | new.flags.keys()):
-        if product in both and flag != "any":
-            before = last.flags.get((product, flag), 0) / rows[0]
-            after = new.flags.get((product, flag), 0) / rows[1]
+    both = {name for name, _ in last.flags} & {name for name, _ in new.flags}
+    for name, flag in sorted(last.flags.keys() | new.flags.keys()):
+        if name in both and flag != "any":
+            before = last.flags.get((name, flag), 0) / rows[0]
+            after = new.flags.get((name, flag), 0) / rows[1]
             allowed = before + limits.max_share_growth
-            found.append(Change("flag share", f"{product}: {flag}", before, after, allowed))
+            found.append(Change("flag share", f"{name}: {flag}", before, after, allowed))
     return found
 
 
@@ -158,12 +161,36 @@ def metric_changes(
 
 
 def columns_gone(last: Profile, new: Profile) -> list[Reason]:
-    """Reasons not to publish: readers would look in vain for a column, or for a product's flag."""
+    """Reasons not to publish: readers would look in vain for a column, or for a flag column."""
     gone = last.columns.keys() - new.columns.keys()
-    flags = {product for product, _ in last.flags} - {product for product, _ in new.flags}
-    gone |= {f"{product}_flag" for product in flags}
+    gone |= {name for name, _ in last.flags} - {name for name, _ in new.flags}
     allowed = "none; `surveyproc run` publishes without asking"
     return [Reason("columns gone", name, "no such column", allowed) for name in sorted(gone)]
+
+
+def flux_shifts(
+    ratios: Mapping[str, Mapping[str, Mapping[str, Any]]], limits: NightlySection
+) -> list[Reason]:
+    """Reasons not to publish: the fluxes of a tile differ from those of the last release.
+
+    A median ratio beyond the limit is a reason only where its bounds are beyond it as well, so that
+    noise is none (`surveyproc.evaluate.ratio` says how rarely).
+
+    Parameters
+    ----------
+    ratios : mapping
+        `flux_ratios` of `surveyproc.diff.difference`.
+    """
+    most = 1 + limits.max_flux_shift
+    reasons = []
+    for column, tiles in ratios.items():
+        for tile, one in tiles.items():
+            low, high = one["between"] or (1.0, 1.0)
+            if low > most or high < 1 / most:
+                found = f"{one['ratio']:.4f} of {one['objects']} bright objects"
+                allowed = f"{1 / most:.4f} to {most:.4f}"
+                reasons.append(Reason("flux ratio", f"{column} of tile {tile}", found, allowed))
+    return reasons
 
 
 def refusals(

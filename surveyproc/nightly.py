@@ -43,7 +43,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         and why), `quarantined` (names of the
         units that the published release lacks), `gates` (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases).
-        An error is in it, not raised, because the scheduler wants both. If the store cannot take
+        An error is in it, not raised, because the scheduler wants both. Problems alone give the
+        exit code 2, whatever was published. If the store cannot take
         the summary, `unsaved` says why.
     """
     started = time.monotonic()
@@ -61,7 +62,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         summary["before"] = _published(config, store)
         with opened(config.run) as places:
             _night(config, store, summary, places)
-        summary["exit_code"] = 0
+        # The night is done; a scheduler still has to learn that files could not be used.
+        summary["exit_code"] = InputError.exit_code if summary["problems"] else 0
     except SurveyError as error:
         summary["did"] = "refused" if isinstance(error, GateError) else "failed"
         summary["exit_code"], summary["error"] = error.exit_code, str(error)
@@ -106,7 +108,6 @@ def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: 
 
 def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, Any]) -> None:
     """Compute what is pending, hold it against the last release, publish, remove old releases."""
-    last = summary["before"]
     pending = {unit.name for unit in commit.pending(store, plan)}
 
     def gates(plan: Plan, commits: list[commit.Commit]) -> list[release.Reason]:
@@ -118,8 +119,6 @@ def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, 
     summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
     summary["places"] += done.get("places", [])
     if done["did"] == "published":
-        if last and last != done["release"]:
-            summary["diff"] = diff.diff(store, config.survey.name, last, done["release"], TOLERANCE)
         keep = config.nightly.keep_releases
         summary["removed"] = release.prune(store, config.survey.name, keep)
 
@@ -208,10 +207,18 @@ def _against_last(
     commits: list[commit.Commit],
     summary: dict[str, Any],
 ) -> list[release.Reason]:
-    """Reasons of the [nightly] section; everything compared goes into the summary."""
+    """Reasons of the [nightly] section; everything compared, and the difference, in the summary."""
     last = summary["before"]
     if last is None:
         return []
+    summary["diff"] = diff.difference(
+        store,
+        plan.survey,
+        (last, plan.run),
+        diff.leaves_of(store, plan.survey, last),
+        [one.leaf for one in commits],
+        TOLERANCE,
+    )
     records = commit.read_units(store, run_key(last), commit.recorded(store, run_key(last)))
     before, after = drift.profile(records), drift.profile(commits)
     found = drift.changes(before, after, config.nightly)
@@ -225,5 +232,6 @@ def _against_last(
     summary["compared"] = [asdict(one) for one in found]
     return [
         *drift.refusals((before.rows, after.rows), found, config.nightly),
+        *drift.flux_shifts(summary["diff"]["flux_ratios"], config.nightly),
         *drift.columns_gone(before, after),
     ]

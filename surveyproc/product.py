@@ -44,7 +44,8 @@ class Batch:
     columns : mapping of str to ndarray, shape (n,)
         The columns the product asked for; floats hold NaN where the catalog holds null.
     flags : int32 ndarray, shape (n,)
-        Bits already known for each object (no_image, edge, missing_band, ...).
+        Bits already known for each object (no_image, missing_band, ...; edge if a cutout of this
+        size reaches over the edge of its tile).
     images : float32 ndarray, shape (n, band, y, x), or None
         Cutouts in nanojansky a pixel; NaN where no pixel exists, is masked, or a band is absent.
     variance : float32 ndarray, shape (n, band, y, x), or None
@@ -56,6 +57,8 @@ class Batch:
         (x, y) of the object on its tile in pixels, zero-based, pixel centres at integers.
     tiles : object ndarray of str, shape (n,), or None
         Tile each object was taken from; None entries where no tile covers the object.
+    tile_shape : int32 ndarray, shape (n, 2), or None
+        (y, x) pixels of that tile.
     pixel_scale : float64 ndarray, shape (n,), or None
         Arcsec a pixel of that tile.
     electron_flux : float64 ndarray, shape (n, band), or None
@@ -69,6 +72,7 @@ class Batch:
     offsets: NDArray[np.float32] | None = None
     positions: NDArray[np.float64] | None = None
     tiles: NDArray[np.object_] | None = None
+    tile_shape: NDArray[np.int32] | None = None
     pixel_scale: NDArray[np.float64] | None = None
     electron_flux: NDArray[np.float64] | None = None
 
@@ -80,7 +84,8 @@ class Product(Protocol):
     Attributes
     ----------
     name : str
-        `photometry`, `photoz`, ...; its flag column is `<name>_flag`.
+        `photometry`, `photoz`, ...; its flag column is `<name>_flag`, that of a single band, if it
+        has some, `<name>_flag_<band>`.
     inputs : Inputs
         What it reads.
     columns : tuple of Column

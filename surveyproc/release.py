@@ -173,7 +173,8 @@ def publish(
         "partitions": len(plan.units),
         "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
         "products": {product.name: product.version for product in plan.products},
-        "flags": commit.total_flags(commits),
+        "flags": commit.total_flags(one.flags for one in commits),
+        "band_flags": commit.total_flags(one.band_flags for one in commits),
         "quarantined": sorted(record.unit for record in commits if record.quarantined),
         # Small releases follow one another within a second, and their order counts.
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from surveyproc.errors import ConfigError
@@ -69,14 +71,31 @@ def _document(name: str) -> Mapping[str, list[dict[str, object]]]:
     return tomllib.loads(_schema_file(name))
 
 
+def aperture_name(radius: float) -> str:
+    """How column names spell the radius of an aperture.
+
+    Examples
+    --------
+    >>> aperture_name(2.0), aperture_name(0.75)
+    ('2p0', '0p75')
+    """
+    return np.format_float_positional(radius, trim="0").replace(".", "p")
+
+
 def load(
-    name: str, *, bands: Iterable[str] = (), model: str = "", product: str = ""
+    name: str,
+    *,
+    bands: Iterable[str] = (),
+    model: str = "",
+    product: str = "",
+    apertures: Sequence[float] = (),
 ) -> tuple[Column, ...]:
     """Columns of the schema file `schemas/<name>.toml`, in file order.
 
     A column whose name holds `{band}` is repeated for every band (all columns of one band together
-    are not required: the file's order is kept and bands vary fastest); `{model}` and `{product}`
-    are replaced once.
+    are not required: the file's order is kept and bands vary fastest), one whose name holds
+    `{aperture}` for every aperture but the first; `{model}`, `{product}` and `{radius}` (of the
+    aperture) are replaced once.
 
     Parameters
     ----------
@@ -88,16 +107,22 @@ def load(
         Column prefix that fills `{model}`.
     product : str
         Name of the product that fills `{product}`; `name` by default.
+    apertures : sequence of float
+        Radii in arcsec.
     """
     columns: list[Column] = []
+    bands = tuple(bands)
     for entry in _document(name)["column"]:
         template = str(entry["name"])
-        for band in bands if "{band}" in template else ("",):
+        radii = apertures[1:] if "{aperture}" in template else apertures[:1] or (0.0,)
+        for radius, band in itertools.product(radii, bands if "{band}" in template else ("",)):
             text = {
                 key: str(entry.get(key, ""))
                 .replace("{band}", band)
                 .replace("{model}", model)
                 .replace("{product}", product or name)
+                .replace("{aperture}", aperture_name(radius))
+                .replace("{radius}", f"{radius:g}")
                 for key in ("name", "dtype", "unit", "ucd", "description")
             }
             limits = entry.get("range")
@@ -135,6 +160,12 @@ def redshift_columns(names: Iterable[str]) -> list[str]:
     points = [name for name in known if name.endswith("_z_point")]
     alone = [one for one in points if one.replace("_z_point", "_z_median") not in medians]
     return medians + alone
+
+
+def flag_columns(product: str, columns: Iterable[Column]) -> list[str]:
+    """The flag columns among those of a product: of the row, and of single bands."""
+    own = f"{product}_flag"
+    return [one.name for one in columns if one.name == own or one.name.startswith(f"{own}_")]
 
 
 @cache

@@ -56,7 +56,7 @@ def test_override_values_are_toml_and_bare_words_strings(write):
         write(MINIMAL), ["images.zeropoints={g = 25.0}", "products.photometry.aperture=2.0"]
     )
     assert config.images.zeropoints == {"g": 25.0}
-    assert config.product("photometry").aperture == 2.0
+    assert config.product("photometry").aperture == [2.0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from surveyproc import verbs
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.config import load
-from surveyproc.diff import compare, differing
+from surveyproc.diff import TileRatios, compare, differing, flux_columns
 from surveyproc.errors import InputError
 
 ROW = st.tuples(
@@ -29,6 +30,9 @@ SCHEMA = pa.schema(
         ("tile", pa.string()),
     ]
 )
+
+# The first array that pyarrow makes imports pandas, longer than hypothesis waits for an example.
+pa.array([0])
 
 
 def table(rows):
@@ -124,6 +128,54 @@ def test_leaves_that_overlap_are_compared_together(first, second, data):
     for group in groups:
         outside = [leaf for leaf in one + other if not any(leaf is x for s in group for x in s)]
         assert not any(covered(leaf, group) for leaf in outside)
+
+
+def fluxes(flux, tiles, flags=0, **more):
+    flux = np.asarray(flux, np.float32)
+    return pa.table(
+        {
+            "photometry_tile": list(tiles),
+            "flux_r": pa.array(flux, mask=np.isnan(flux)),
+            "flux_err_r": np.full(len(flux), 0.5, np.float32),
+            "photometry_flag_r": np.full(len(flux), flags, np.int32),
+            **more,
+        }
+    )
+
+
+def test_ratios_of_fluxes_tile_by_tile_add_up_over_leaves():
+    flux = np.linspace(50, 500, 60)
+    tiles = ["a", "b", "a"] * 20
+    shifted = np.where(np.array(tiles) == "b", 1.05, 1.0) * flux
+    shifted[:3] = np.nan
+    first, second = fluxes(flux, ["b"] * 60), fluxes(shifted, tiles)  # the new tile counts
+    whole, parts = TileRatios(["r"]), TileRatios(["r"])
+    whole.add(first, second)
+    for start in range(0, 60, 7):
+        parts.add(first.slice(start, 7), second.slice(start, 7))
+    assert whole.summary() == parts.summary()
+    found = whole.summary()["flux_r"]
+    assert [one["objects"] for one in found.values()] == [38, 19]
+    assert found["a"]["ratio"] == pytest.approx(1.0, abs=1e-9)
+    assert found["b"]["ratio"] == pytest.approx(1.05, abs=0.002)
+    low, high = found["b"]["between"]
+    assert 1.045 < low < 1.05 < high < 1.055
+
+
+def test_flagged_fluxes_and_tiles_of_few_objects():
+    ratios = TileRatios(["r"])
+    ratios.add(fluxes([100.0] * 20, ["a"] * 20, flags=2), fluxes([200.0] * 20, ["a"] * 20))
+    assert ratios.summary() == {"flux_r": {}}
+    ratios.add(fluxes([100.0] * 3, ["a"] * 3), fluxes([200.0] * 3, ["a"] * 3))
+    assert ratios.summary()["flux_r"]["a"]["between"] is None
+
+
+def test_every_aperture_and_no_other_flux_is_compared():
+    names = ["photometry_tile", "photometry_flag", "photometry_x"]
+    for end in ("r", "g", "r_2p0"):
+        names += [f"flux_{end}", f"flux_err_{end}", f"photometry_flag_{end}"]
+    assert flux_columns([*names, "flux_auto", "flux_err_auto"]) == ["r", "g", "r_2p0"]
+    assert flux_columns(names[1:]) == []
 
 
 def test_a_release_does_not_differ_from_itself_and_an_unknown_one_is_named(published_survey):

@@ -76,7 +76,7 @@ def test_what_is_refused():
     assert ("null share", "flux_g") in refused([record(flux)], [record(gaps)])
     assert refused([record(gaps)], [record(flux)]) == set()  # fewer nulls are welcome
     flagged = record(flux, {"edge": 400})
-    assert refused([record(flux)], [flagged]) == {("flag share", "photometry: edge")}
+    assert refused([record(flux)], [flagged]) == {("flag share", "photometry_flag: edge")}
     assert refused([record(flux)], [record(flux[:3900])]) == {("rows lost", "whole catalog")}
 
 
@@ -106,3 +106,36 @@ def test_growth_of_a_survey_is_no_drift():
         for change in drift.changes(drift.profile([one]), drift.profile([one, other]), LIMITS)
         if change.what == "drift"
     )
+
+
+def test_a_shift_of_one_tile_is_a_reason_and_one_that_noise_allows_is_not():
+    def one(objects, ratio, between):
+        return {"objects": objects, "ratio": ratio, "between": between}
+
+    found = {
+        "flux_r": {
+            "t0": one(40, 1.0, (0.999, 1.001)),
+            "t1": one(40, 1.05, (1.048, 1.052)),
+            "t2": one(40, 0.95, (0.948, 0.952)),
+            "t3": one(40, 1.05, (1.01, 1.09)),
+            "t4": one(3, 1.05, None),
+        },
+        "flux_r_2p0": {"t0": one(40, 1.02, (1.019, 1.021))},
+    }
+    reasons = drift.flux_shifts(found, LIMITS)
+    assert [one.where for one in reasons] == ["flux_r of tile t1", "flux_r of tile t2"]
+    assert reasons[0].found == "1.0500 of 40 bright objects"
+    assert reasons[0].allowed == "0.9709 to 1.0300"
+    strict = NightlySection(max_flux_shift=0.005)
+    assert len(drift.flux_shifts(found, strict)) == 4
+    assert drift.flux_shifts(found, NightlySection(max_flux_shift=0.1)) == []
+
+
+def test_flags_of_bands_are_compared_as_flags():
+    flux = np.arange(1.0, 101.0)
+    last, new = record(flux), record(flux)
+    last.band_flags["photometry_flag_g"] = {"any": 1, "edge": 1}
+    new.band_flags["photometry_flag_g"] = {"any": 50, "edge": 50}
+    assert refused([last], [new]) == {("flag share", "photometry_flag_g: edge")}
+    gone = drift.columns_gone(drift.profile([last]), drift.profile([record(flux)]))
+    assert [reason.where for reason in gone] == ["photometry_flag_g"]

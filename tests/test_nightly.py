@@ -11,6 +11,7 @@ import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
+from astropy.wcs import WCS
 from sums import leaves
 from unit_troubles import KEY, TroubledWorker, make_trouble
 
@@ -92,6 +93,59 @@ def survey(first_night, tmp_path) -> Path:
     return tmp_path / "copy" / "survey.toml"
 
 
+@pytest.fixture
+def two_tiles(tmp_path) -> Path:
+    """Photometry of two tiles with 25 stars each; the first night is over."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:200, :200]
+    cx, cy = (np.arange(25) % 5 * 28 + 44.3, np.arange(25) // 5 * 28 + 43.8)
+    rows = ["object_id,ra,dec"]
+    for tile in (0, 1):
+        cards = {
+            **{"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 1.0, "CRPIX2": 1.0},
+            **{"CRVAL1": 10.0 + tile, "CRVAL2": 0.0, "CDELT1": 1e-4, "CDELT2": 1e-4},
+            **{"OBJECT": f"t{tile}", "FILTER": "r", "MAGZERO": 25.0},
+        }
+        image = rng.normal(0, 1, (200, 200))
+        for a, b, peak in zip(cx, cy, rng.uniform(40, 400, 25), strict=True):
+            image += peak * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 8)
+        header = fits.Header(cards)
+        fits.PrimaryHDU(image.astype(np.float32), header).writeto(tmp_path / f"t{tile}.fits")
+        ra, dec = WCS(header).all_pix2world(cx, cy, 0)
+        rows += [f"{100 * tile + i},{ra[i]:.9f},{dec[i]:.9f}" for i in range(25)]
+    (tmp_path / "sources.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "survey.toml").write_text(
+        '[survey]\nname = "two"\nroot = "./store"\n[images]\nbands = ["r"]\ntiles = ["*.fits"]\n'
+        '[catalog]\nsource = "sources.csv"\npartition_rows = 10\n'
+        '[[products]]\nname = "photometry"\naperture = [1.0, 1.5]\n[run]\nplace = "here"\n'
+        "[nightly]\nmax_drift = 1.0\n"
+    )
+    assert nightly(load(tmp_path / "survey.toml"))["did"] == "published"
+    return tmp_path / "survey.toml"
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.05, False), (0.95, False), (1.02, True)])
+def test_a_shift_of_one_tile_s_zero_point_does_not_pass_unseen(two_tiles, factor, passes):
+    before = leaves(two_tiles)
+    fits.setval(two_tiles.parent / "t1.fits", "MAGZERO", value=25.0 - 2.5 * np.log10(factor))
+    done = nightly(load(two_tiles))
+    for column in ("flux_r", "flux_r_1p5"):
+        # The circles of the tiles are apart: only leaves of t1 differ.
+        assert done["diff"]["flux_ratios"][column]["t1"]["ratio"] == pytest.approx(factor, abs=2e-3)
+    if passes:
+        assert done["did"] == "published"
+        return
+    assert (done["did"], done["exit_code"]) == ("refused", 3)
+    found = {(gate["gate"], gate["where"]) for gate in done["gates"]}
+    assert found == {
+        ("flux ratio", "flux_r of tile t1"),
+        ("flux ratio", "flux_r_1p5 of tile t1"),
+    }
+    assert "flux_r of tile t1" in done["error"]
+    assert leaves(two_tiles) == before
+    assert nightly(load(two_tiles, ["nightly.max_flux_shift=0.1"]))["did"] == "published"
+
+
 def test_five_nights(survey, capsys):
     folder, states, table = survey.parent, [leaves(survey)], []
     total_leaves = states[0].keys()
@@ -100,7 +154,7 @@ def test_five_nights(survey, capsys):
     def night(name: str, *tiles: str) -> dict:
         """One night, in which these tiles changed."""
         done = nightly(config_of(survey))
-        assert done["exit_code"] == 0, done["error"]
+        assert (done["exit_code"], done["error"]) == (2 if done["problems"] else 0, "")
         affected, units = near(survey, *tiles), done["units"]
         table.append(row(name, affected, done))
         assert units["affected"] == units["computed"] == affected

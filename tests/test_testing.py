@@ -21,12 +21,13 @@ def image_batch(rows: int = 5, bands: int = 2, size: int = 64) -> Batch:
         offsets=rng.uniform(-0.5, 0.5, (rows, 2)).astype(np.float32),
         positions=rng.uniform(100, 200, (rows, 2)),
         tiles=np.full(rows, "t", object),
+        tile_shape=np.full((rows, 2), 300, np.int32),
         pixel_scale=np.full(rows, 0.3),
     )
 
 
 def test_photometry_keeps_the_contract():
-    check_product(AperturePhotometry(("g", "r"), 1.2), image_batch())
+    check_product(AperturePhotometry(("g", "r"), [1.2, 0.6]), image_batch())
 
 
 def test_photoz_keeps_the_contract(trained_survey):

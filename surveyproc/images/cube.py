@@ -178,6 +178,20 @@ def read_tiles(store: Store) -> list[Tile]:
         raise StoreError(f"{store.url_of(TILES_KEY)} is damaged ({error}); ingest again") from error
 
 
+def finest_tile(store: Store) -> tuple[float, str] | None:
+    """Arcsec a pixel and name of the tile with the smallest pixels; None if there is no tile yet.
+
+    Raises
+    ------
+    StoreError
+        If the table of tiles cannot be read.
+    """
+    if not store.exists(TILES_KEY):
+        return None
+    table = store.read_table(TILES_KEY, ["pixel_scale", "id"])
+    return min(zip(*table.to_pydict().values(), strict=True), default=None)
+
+
 def chunk_grid(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Pixels (y, x) of a chunk and of a shard for a tile of this shape.
 

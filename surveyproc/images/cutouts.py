@@ -47,6 +47,27 @@ def nearest_pixel(x: Float, y: Float, shape: tuple[int, int]) -> tuple[Index, In
     return column, row
 
 
+def over_edge(x: Float, y: Float, shape: NDArray[np.int32], size: int) -> NDArray[np.bool_]:
+    """Whether a cutout reaches over the edge of its tile; false for NaN.
+
+    Parameters
+    ----------
+    x, y : float64 ndarray, shape (n,)
+        Zero-based positions within the tile, pixel centres at integers.
+    shape : int32 ndarray, shape (n, 2) or (2,)
+        (y, x) pixels of the tile of each.
+    size : int
+        Side of the cutout, whose pixel size // 2 is the nearest to the position.
+    """
+    height, width = np.moveaxis(np.asarray(shape), -1, 0)
+    half, rest = size // 2, size - size // 2
+    column = np.clip(np.floor(x + 0.5), 0, width - 1)
+    row = np.clip(np.floor(y + 0.5), 0, height - 1)
+    low = (column < half) | (row < half)
+    over: NDArray[np.bool_] = low | (column + rest > width) | (row + rest > height)
+    return over
+
+
 def split_windows(
     x: Float, y: Float, shape: tuple[int, int], size: int, max_pixels: int
 ) -> list[Plan]:
@@ -171,6 +192,8 @@ class Cutouts:
         Zero-based (x, y) on the tile.
     tiles : object ndarray of str, shape (n,)
         Tile each object was taken from.
+    tile_shape : int32 ndarray, shape (n, 2)
+        (y, x) pixels of that tile.
     pixel_scale : float64 ndarray, shape (n,)
         Arcsec a pixel.
     flags : int32 ndarray, shape (n,)
@@ -185,6 +208,7 @@ class Cutouts:
     offsets: NDArray[np.float32]
     positions: Float
     tiles: NDArray[np.object_]
+    tile_shape: NDArray[np.int32]
     pixel_scale: Float
     flags: NDArray[np.int32]
     electron_flux: Float | None = None
@@ -273,6 +297,7 @@ class CutoutReader:
             offsets=np.empty((count, 2), np.float32),
             positions=np.empty((count, 2), np.float64),
             tiles=np.empty(count, object),
+            tile_shape=np.empty((count, 2), np.int32),
             pixel_scale=np.empty(count, np.float64),
             flags=np.zeros(count, np.int32),
             electron_flux=np.full((count, len(self.bands)), np.nan),
@@ -303,13 +328,13 @@ class CutoutReader:
         batch.positions[here] = np.stack([x, y], axis=-1)
         batch.offsets[here] = np.stack([x - cx, y - cy], axis=-1)
         batch.tiles[here] = tile.id
+        batch.tile_shape[here] = tile.shape
         batch.pixel_scale[here] = tile.pixel_scale
         if batch.electron_flux is not None:
             known = dict(zip(tile.bands, tile.electron_flux, strict=False))
             batch.electron_flux[here] = [known.get(band) or np.nan for band in self.bands]
         left, low = column - size // 2, row - size // 2
-        edge = (left < 0) | (low < 0)
-        edge |= (left + size > tile.width) | (low + size > tile.height)
+        edge = over_edge(x, y, batch.tile_shape[here], size)
         flags = np.where(edge, flag("edge"), 0).astype(np.int32)
         if not set(self.bands) <= set(tile.bands):
             flags |= flag("missing_band")

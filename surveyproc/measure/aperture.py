@@ -9,14 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc.errors import ConfigError
+from surveyproc.images.cutouts import over_edge
 from surveyproc.product import Batch, Inputs
-from surveyproc.schemas import Column, flag, load
+from surveyproc.schemas import Column, aperture_name, flag, load
 from surveyproc.storage import fingerprint
 
 # Raise it when the same cutouts give other numbers.
-FORMAT = 1
-# The background annulus, in aperture radii, where the cutout has room for it.
+FORMAT = 2
+# The background annulus, in aperture radii. Beyond this many pixels it grows no further than a
+# background needs: to twice the radius.
 ANNULUS = (3.0, 5.0)
+WIDE_PX = 31.5
+# The largest cutout: a gigabyte holds nine bands of 250 of them.
+MAX_CUTOUT = 1024
 CLIP_SIGMA, CLIP_ROUNDS = 3.0, 5
 # A background from fewer pixels than this is none.
 MIN_BACKGROUND_PIXELS = 12
@@ -133,25 +138,29 @@ def aperture_photometry(
     flux, flux_err : float64 ndarray, shape (n, band)
         Nanojansky; NaN where the aperture or the background has no usable pixels.
     bad : bool ndarray, shape (n, band)
-        Some pixel of the aperture is not finite. It counts as background, that is, adds no flux.
+        Some pixel of the aperture is not finite (it counts as background, that is, adds no flux),
+        or less than half of the annulus is of use.
 
     Raises
     ------
     ValueError
-        If the aperture does not lie within the cutout.
+        If aperture and annulus do not lie within the cutout.
 
     Notes
     -----
     With w the overlap of a pixel with the circle, A = sum w, m annulus pixels with scatter s, the
     variance is sum w^2 v + A^2 (pi / 2) s^2 / m: pixels are independent, and pi / 2 is what a
     median loses to a mean. Without `variance` v = s^2, which leaves out the object's own photon
-    noise, as the gain is not known. Noise shared by neighbouring pixels (resampled images) is not
+    noise (see `with_photon_noise`). Noise shared by neighbouring pixels (resampled images) is not
     in it.
     """
     n, bands, size, _ = images.shape
     middle, half = size // 2, int(np.ceil(radius_px))
-    if middle - half < 0 or middle + half + 1 > size:
-        raise ValueError(f"an aperture of {radius_px} px does not fit a cutout of {size} px")
+    if size < side_of(annulus_px) or middle + half + 1 > size:
+        raise ValueError(
+            f"an aperture of {radius_px} px with an annulus up to {annulus_px[1]} px does not fit "
+            f"a cutout of {size} px"
+        )
     box = np.s_[middle - half : middle + half + 1]
     row, column = np.indices((size, size)) - middle
     distance = np.hypot(row, column)
@@ -166,7 +175,7 @@ def aperture_photometry(
         pixels = images[part, :, box, box].astype(np.float64)
         good = np.isfinite(pixels)
         touched = weights > 0
-        bad[part] = (~good & touched).any(axis=(2, 3))
+        bad[part] = (~good & touched).any(axis=(2, 3)) | (2 * count < ring.size)
         usable = (good & touched).any(axis=(2, 3)) & np.isfinite(median)
         level = median[..., None, None]
         total = np.where(good, (pixels - level) * weights, 0).sum(axis=(2, 3))
@@ -183,47 +192,104 @@ def aperture_photometry(
     return flux, error, bad
 
 
-def annulus_for(radius_px: float, size: int) -> tuple[float, float]:
-    """Inner and outer radius of the background annulus, as far as the cutout has room.
+def with_photon_noise(
+    flux: NDArray[np.float64], error: NDArray[np.float64], electron_flux: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Errors with the photon noise of the objects themselves.
+
+    N electrons have the variance N, so a flux f of electrons of e nanojansky each has f e; a
+    negative flux adds none.
+
+    Parameters
+    ----------
+    flux, error : float64 ndarray, shape (..., n, band)
+        Nanojansky.
+    electron_flux : float64 ndarray, shape (n, band)
+        Nanojansky of one electron; NaN, where the gain is unknown, adds none.
+    """
+    photons = np.maximum(flux, 0) * np.nan_to_num(electron_flux)
+    return np.asarray(np.sqrt(error**2 + photons))
+
+
+def annulus_for(radius_px: float) -> tuple[float, float]:
+    """Inner and outer radius of the background annulus, a function of the aperture alone.
+
+    Examples
+    --------
+    >>> annulus_for(5.0), annulus_for(40.0)
+    ((15.0, 25.0), (48.0, 80.0))
+    """
+    outer = min(max(ANNULUS[1] * radius_px, radius_px + 6), max(WIDE_PX, 2 * radius_px))
+    return min(ANNULUS[0] * radius_px, max(radius_px + 1, 0.6 * outer)), outer
+
+
+def side_of(annulus_px: tuple[float, float]) -> int:
+    """Side in pixels of the smallest cutout of even side that holds an annulus."""
+    return 2 * int(np.ceil(annulus_px[1]))
+
+
+def cutout_for(radii_arcsec: Sequence[float], pixel_scale: float, tile: str) -> int:
+    """Side in pixels of the cutouts that hold every aperture with its annulus.
+
+    Parameters
+    ----------
+    radii_arcsec : sequence of float
+        Radii of the apertures.
+    pixel_scale : float
+        Arcsec a pixel of the tile with the smallest pixels.
+    tile : str
+        Its name, for the message.
 
     Raises
     ------
     ConfigError
-        If no annulus of two pixels fits around the aperture.
+        If the cutouts would be larger than MAX_CUTOUT.
     """
-    room = (size - 1) // 2 + 0.5
-    outer = min(max(ANNULUS[1] * radius_px, radius_px + 6), room)
-    inner = min(ANNULUS[0] * radius_px, max(radius_px + 1, 0.6 * outer))
-    if outer - inner < 2:
+    side = max(side_of(annulus_for(radius / pixel_scale)) for radius in radii_arcsec)
+    if side > MAX_CUTOUT:
+        largest = MAX_CUTOUT / 4 * pixel_scale
         raise ConfigError(
-            f"products.photometry.aperture: a radius of {radius_px:.1f} px and its background do "
-            f"not fit a cutout of {size} px; choose a smaller aperture"
+            f"products.photometry.aperture: {max(radii_arcsec):g} arcsec and the background around "
+            f"them need cutouts of {side} px at the {pixel_scale:.4g} arcsec a pixel of tile "
+            f"{tile}; {MAX_CUTOUT} px are the most: choose {largest:.3g} arcsec or less"
         )
-    return inner, outer
+    return side
 
 
 class AperturePhotometry:
-    """The product `photometry`: flux and error in every band, position and tile.
+    """The product `photometry`: fluxes, errors and flags in every band, position and tile.
+
+    Every aperture has a background annulus of its own, so that each is measured as if it were the
+    only one. The first one's columns are `flux_<band>`, ...; those of the others end in the
+    radius, `flux_<band>_2p0`.
+
+    Flags of a flux: `no_image` and `corrupt_data` as the batch brings them; `edge` where aperture
+    or annulus reach over the edge of the tile; `missing_band` where the band has no pixel at all
+    there; `bad_pixels` where some pixel in the aperture, or half of the annulus, is of no use.
+    `photometry_flag` has the bits of all of them. `background_errors`, where neither weights nor
+    a gain tell the noise, concerns errors and not fluxes: the flags of bands alone have it.
 
     Parameters
     ----------
     bands : sequence of str
         The survey's bands.
-    radius_arcsec : float
-        Radius of the aperture.
+    radii_arcsec : sequence of float
+        Radii of the apertures.
     cutout : int
-        Side of the cutouts in pixels.
+        Side of the cutouts in pixels, as `cutout_for` gives it for the tiles of the survey.
 
     Examples
     --------
-    >>> AperturePhotometry(["g", "r"], 1.0).inputs
+    >>> AperturePhotometry(["g", "r"], [1.0]).inputs
     Inputs(bands=('g', 'r'), cutout=64, columns=())
     """
 
     name = "photometry"
 
-    def __init__(self, bands: Sequence[str], radius_arcsec: float, cutout: int = 64) -> None:
-        self.bands, self.radius_arcsec, self.cutout = tuple(bands), radius_arcsec, cutout
+    def __init__(
+        self, bands: Sequence[str], radii_arcsec: Sequence[float], cutout: int = 64
+    ) -> None:
+        self.bands, self.radii_arcsec, self.cutout = tuple(bands), tuple(radii_arcsec), cutout
 
     @property
     def inputs(self) -> Inputs:
@@ -233,68 +299,98 @@ class AperturePhotometry:
     @property
     def columns(self) -> tuple[Column, ...]:
         """Columns of schemas/photometry.toml."""
-        return load("photometry", bands=self.bands)
+        return load("photometry", bands=self.bands, apertures=self.radii_arcsec)
 
     @property
     def version(self) -> str:
         """Hash of the settings and of this code's FORMAT."""
-        return fingerprint([FORMAT, self.bands, self.radius_arcsec, self.cutout, ANNULUS])
+        return fingerprint([FORMAT, self.bands, self.radii_arcsec, ANNULUS, WIDE_PX])
 
     def prepare(self) -> None:
         """Nothing to load."""
 
     def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
-        """Measure a batch; tiles of different pixel scales may be in it.
-
-        Flags: what the batch brought, bad_pixels (in any band's aperture or background), and
-        missing_band where a band has no pixel at all in the cutout.
+        """Measure a batch; tiles of different pixel scales may be in it. See the class for flags.
 
         Raises
         ------
-        ConfigError
-            If aperture and background do not fit the cutout at some tile's pixel scale.
+        ValueError
+            If aperture and annulus do not fit the cutout at some tile's pixel scale.
         """
-        n, bands = len(batch.flags), len(self.bands)
-        flux, error = np.full((n, bands), np.nan), np.full((n, bands), np.nan)
-        flags = batch.flags.astype(np.int32, copy=True)
+        n, bands, radii = len(batch.flags), len(self.bands), len(self.radii_arcsec)
+        flux, error = np.full((radii, n, bands), np.nan), np.full((radii, n, bands), np.nan)
+        brought = batch.flags & flag("no_image", "corrupt_data")
+        flags = np.tile(brought[:, None], (radii, 1, bands)).astype(np.int32)
         positions = np.full((n, 2), np.nan) if batch.positions is None else batch.positions
         tiles = np.full(n, None, object) if batch.tiles is None else batch.tiles
-        unusable = flags & flag("no_image", "corrupt_data") != 0
         if batch.images is not None and batch.offsets is not None and batch.pixel_scale is not None:
             scales = batch.pixel_scale
-            for scale in np.unique(scales[np.isfinite(scales) & ~unusable]):
-                mine = np.flatnonzero((scales == scale) & ~unusable)
+            for scale in np.unique(scales[np.isfinite(scales) & (brought == 0)]):
+                mine = np.flatnonzero((scales == scale) & (brought == 0))
                 # One scale for all is the rule: then a view will do.
                 these: Any = slice(None) if mine.size == n else mine
-                radius = self.radius_arcsec / float(scale)
-                images = batch.images[these]
-                flux[these], error[these], bad = aperture_photometry(
-                    images,
-                    None if batch.variance is None else batch.variance[these],
-                    batch.offsets[these],
-                    radius,
-                    annulus_for(radius, self.cutout),
-                )
-                flags[these] |= _flags(images, bad, flux[these])
+                images, offsets = batch.images[these], batch.offsets[these]
+                variance = None if batch.variance is None else batch.variance[these]
+                for place, arcsec in enumerate(self.radii_arcsec):
+                    radius = arcsec / float(scale)
+                    annulus = annulus_for(radius)
+                    flux[place, these], error[place, these], bad = aperture_photometry(
+                        images, variance, offsets, radius, annulus
+                    )
+                    flags[place, these] |= _flags(images, bad, flux[place, these], annulus)
+                    if variance is None or not np.isfinite(variance).all():
+                        blind = _without_variance(images, variance, radius)
+                        flags[place, these] |= np.where(blind, flag("background_errors"), 0)
+                    if batch.tile_shape is not None:
+                        x, y = positions[these].T
+                        # The annulus is a pixel narrower on either side than its cutout.
+                        cut = over_edge(x, y, batch.tile_shape[these], side_of(annulus) - 1)
+                        flags[place, these] |= np.where(cut, flag("edge"), 0)[:, None]
+        if batch.electron_flux is not None:
+            error = with_photon_noise(flux, error, batch.electron_flux)
+            flags[:, np.isfinite(batch.electron_flux)] &= ~flag("background_errors")
         columns: dict[str, NDArray[Any]] = {}
-        for values, prefix in ((flux, "flux"), (error, "flux_err")):
-            for place, band in enumerate(self.bands):
-                columns[f"{prefix}_{band}"] = values[:, place].astype(np.float32)
+        for place, arcsec in enumerate(self.radii_arcsec):
+            suffix = f"_{aperture_name(arcsec)}" if place else ""
+            for number, band in enumerate(self.bands):
+                at = place, slice(None), number
+                columns[f"flux_{band}{suffix}"] = flux[at].astype(np.float32)
+                columns[f"flux_err_{band}{suffix}"] = error[at].astype(np.float32)
+                columns[f"photometry_flag_{band}{suffix}"] = flags[at]
         columns["photometry_x"] = positions[:, 0].astype(np.float32)
         columns["photometry_y"] = positions[:, 1].astype(np.float32)
         columns["photometry_tile"] = tiles
-        columns["photometry_flag"] = flags
+        together = np.bitwise_or.reduce(flags, axis=(0, 2))
+        columns["photometry_flag"] = together & ~flag("background_errors")
         return columns
 
 
+def _without_variance(
+    images: NDArray[np.float32], variance: NDArray[np.float32] | None, radius_px: float
+) -> NDArray[np.bool_]:
+    """Where no pixel of the aperture that has a value has a variance; shape (n, band)."""
+    middle, half = images.shape[-1] // 2, int(np.ceil(radius_px))
+    box = np.s_[middle - half : middle + half + 1]
+    measured = np.isfinite(images[:, :, box, box])
+    if variance is None:
+        return np.asarray(measured.any(axis=(2, 3)))
+    known = np.isfinite(variance[:, :, box, box]) & measured
+    return np.asarray(measured.any(axis=(2, 3)) & ~known.any(axis=(2, 3)))
+
+
 def _flags(
-    images: NDArray[np.float32], bad: NDArray[np.bool_], flux: NDArray[np.float64]
+    images: NDArray[np.float32],
+    bad: NDArray[np.bool_],
+    flux: NDArray[np.float64],
+    annulus_px: tuple[float, float],
 ) -> NDArray[np.int32]:
-    """bad_pixels and missing_band of each object."""
+    """bad_pixels and missing_band of each object and band."""
+    middle, half = images.shape[-1] // 2, side_of(annulus_px) // 2
+    box = np.s_[middle - half : middle + half]
     absent = np.zeros(bad.shape, bool)
     # Only a band without a flux can be empty; looking at all pixels of all would cost more.
     for i, band in zip(*np.nonzero(~np.isfinite(flux)), strict=True):
-        absent[i, band] = not np.isfinite(images[i, band]).any()
-    found = np.where(absent.any(axis=1), flag("missing_band"), 0)
+        absent[i, band] = not np.isfinite(images[i, band, box, box]).any()
     spoilt = (bad | ~np.isfinite(flux)) & ~absent
-    return np.asarray(found | np.where(spoilt.any(axis=1), flag("bad_pixels"), 0), np.int32)
+    found = np.where(absent, flag("missing_band"), np.where(spoilt, flag("bad_pixels"), 0))
+    return np.asarray(found, np.int32)

@@ -72,7 +72,7 @@ def write_report(config: SurveyConfig) -> dict[str, Any]:
         values, known = match_catalog(store, key, read_labels(config.truth, config), redshifts)
         sections.append(f"<h2>Against {len(known):,} known redshifts</h2>")
         sections += [_against_truth(name, values[name], known) for name in redshifts]
-    sections += [_flag_table(current), _open_it(str(current["url"]))]
+    sections += [_flag_table(current), _band_flag_table(current), _open_it(str(current["url"]))]
     page = _page(config.survey.name, current, "".join(sections))
     target = f"runs/{current['release']}/report.html"
     store.put(target, page.encode())
@@ -162,6 +162,22 @@ def _flag_table(current: dict[str, Any]) -> str:
         "<h2>Flags</h2><table><tr><th>product</th><th>flag</th><th>meaning</th>"
         f"<th class='n'>objects</th><th class='n'>share</th></tr>{rows}</table>"
     )
+
+
+def _band_flag_table(current: dict[str, Any]) -> str:
+    """Objects by flag column of a band, and by flag; nothing if no product has such columns."""
+    columns = current.get("band_flags", {})
+    if not columns:
+        return ""
+    found = [name for name in schemas.flags() if any(name in one for one in columns.values())]
+    head = "".join(f"<th class='n'><code>{name}</code></th>" for name in ("any", *found))
+    rows = "".join(
+        f"<tr><td><code>{html.escape(column)}</code></td>"
+        + "".join(f"<td class='n'>{counts.get(name, 0):,}</td>" for name in ("any", *found))
+        + "</tr>"
+        for column, counts in columns.items()
+    )
+    return f"<h3>Band by band</h3><table><tr><th>column</th>{head}</tr>{rows}</table>"
 
 
 def _open_it(url: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from surveyproc import schemas
 from surveyproc.catalogs import hats
@@ -61,6 +62,8 @@ class Commit:
         Column name to its statistics.
     flags : dict
         Product name to {flag name: objects}, with the key `any` for all flagged objects.
+    band_flags : dict
+        The same for the flag columns of single bands, by the column's name.
     seconds : float
         Time the unit took.
     provenance : dict
@@ -79,6 +82,7 @@ class Commit:
     provenance: dict[str, str]
     adopted: str = ""
     quarantined: str = ""
+    band_flags: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, ColumnStats]:
@@ -111,14 +115,23 @@ def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, Column
 
 def flag_counts(table: pa.Table, products: Sequence[Product]) -> dict[str, dict[str, int]]:
     """For every product, how many objects carry each flag, and how many carry any."""
-    counts = {}
-    for product in products:
-        values = table[f"{product.name}_flag"].to_numpy()
-        named = {name: int((values & bit != 0).sum()) for name, bit in schemas.flags().items()}
-        counts[product.name] = {"any": int((values != 0).sum())} | {
-            name: count for name, count in named.items() if count
-        }
-    return counts
+    return {one.name: _counts(table[f"{one.name}_flag"].to_numpy()) for one in products}
+
+
+def band_flag_counts(table: pa.Table, products: Sequence[Product]) -> dict[str, dict[str, int]]:
+    """The same for every flag column of a single band."""
+    return {
+        name: _counts(table[name].to_numpy())
+        for one in products
+        for name in schemas.flag_columns(one.name, one.columns)
+        if name != f"{one.name}_flag"
+    }
+
+
+def _counts(values: NDArray[np.int32]) -> dict[str, int]:
+    named = {name: int((values & bit != 0).sum()) for name, bit in schemas.flags().items()}
+    counts = {name: count for name, count in named.items() if count}
+    return {"any": int((values != 0).sum()), **counts}
 
 
 def record_key(run_key: str, unit: str) -> str:
@@ -196,11 +209,11 @@ def pending(store: Store, plan: Plan) -> list[Unit]:
     return [unit for unit in plan.units if unit.name not in done]
 
 
-def total_flags(commits: Sequence[Commit]) -> Mapping[str, dict[str, int]]:
+def total_flags(flags: Iterable[Mapping[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
     """Flag counts of all units together."""
     total: dict[str, dict[str, int]] = {}
-    for commit in commits:
-        for product, counts in commit.flags.items():
+    for one in flags:
+        for product, counts in one.items():
             into = total.setdefault(product, {})
             for name, count in counts.items():
                 into[name] = into.get(name, 0) + count

@@ -165,6 +165,7 @@ class UnitWorker:
             seconds=time.monotonic() - started,
             provenance=plan.provenance,
             quarantined=quarantine,
+            band_flags=commit.band_flag_counts(result, plan.products),
         )
         commit.write(self.store, plan.run_key, record)
         return record

@@ -20,7 +20,7 @@ from surveyproc.schemas import Column
 from surveyproc.storage import Store, fingerprint
 
 # Raised whenever the same inputs would give other leaves than before.
-OUTPUT_REVISION = 2
+OUTPUT_REVISION = 3
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
     InputError
         If catalog, tiles or a model are missing.
     ConfigError
-        If a product reads columns that nothing provides.
+        If a product reads columns that nothing provides, or an aperture is too large for the pixels
+        of some tile.
     """
     catalog = read_catalog(store, config.survey.name)
     products = build_products(config, store)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from surveyproc.config import ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.measure.aperture import AperturePhotometry
+from surveyproc.images.cube import finest_tile
+from surveyproc.measure.aperture import AperturePhotometry, cutout_for
 from surveyproc.models.package import load_package
 from surveyproc.models.photoz import PhotozProduct
 from surveyproc.product import Product
@@ -19,7 +20,8 @@ def build_products(config: SurveyConfig, store: Store) -> tuple[Product, ...]:
     Raises
     ------
     ConfigError
-        If a product is unknown or none is configured.
+        If a product is unknown or none is configured, or an aperture is too large for the pixels
+        of some tile.
     InputError
         If a model package is missing; the message says how to train it.
     """
@@ -29,9 +31,13 @@ def build_products(config: SurveyConfig, store: Store) -> tuple[Product, ...]:
 
 
 def build_product(section: ProductSection, config: SurveyConfig, store: Store) -> Product:
-    """One product, its model loaded if it has one."""
+    """One product, its model loaded if it has one; photometry with cutouts that fit all tiles."""
     if section.name == "photometry":
-        return AperturePhotometry(tuple(config.images.bands), section.aperture)
+        bands = tuple(config.images.bands)
+        finest = finest_tile(store)
+        if finest is None:
+            return AperturePhotometry(bands, section.aperture)
+        return AperturePhotometry(bands, section.aperture, cutout_for(section.aperture, *finest))
     if section.name == "photoz" or section.name.startswith("photoz_"):
         if section.model is None:
             raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
@@ -55,7 +61,7 @@ def build_product(section: ProductSection, config: SurveyConfig, store: Store) -
 
 
 def check_columns(products: Sequence[Product], catalog_columns: Iterable[str]) -> None:
-    """Refuse a product that reads a column which is not there, or writes one that is.
+    """Refuse a product that reads a column which is not there, or writes one that is, or one twice.
 
     Raises
     ------
@@ -76,5 +82,12 @@ def check_columns(products: Sequence[Product], catalog_columns: Iterable[str]) -
             raise ConfigError(
                 f"products.{product.name} writes {', '.join(twice)}, which the catalog or an "
                 "earlier product has already"
+            )
+        once = set(written)
+        if len(once) != len(written):
+            names = ", ".join(sorted(name for name in once if written.count(name) > 1))
+            raise ConfigError(
+                f"products.{product.name} would write {names} twice: name a band in images.bands "
+                "otherwise"
             )
         known.update(written)

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from surveyproc import schemas
 from surveyproc.errors import SurveyError
-from surveyproc.images.cutouts import CutoutReader, Cutouts
+from surveyproc.images.cutouts import CutoutReader, Cutouts, over_edge
 from surveyproc.product import Batch, Product
 from surveyproc.schemas import Column
 
-# Objects a batch. With images, 512 nine-band 64-pixel cutouts are 75 MB; without, only columns.
+# Objects a batch. With images, 512 nine-band 64-pixel cutouts are 75 MB, and of larger ones fewer
+# are taken; without, only columns.
 IMAGE_ROWS = 512
+IMAGE_PIXELS = 512 * 12 * 64 * 64
 COLUMN_ROWS = 65_536
 
 
@@ -111,7 +113,8 @@ def quarantined(rows: int, products: Sequence[Product]) -> dict[str, NDArray[Any
         column.name: _empty(column, rows) for product in products for column in product.columns
     }
     for product in products:
-        output[f"{product.name}_flag"][:] = schemas.flag("quarantined")
+        for name in schemas.flag_columns(product.name, product.columns):
+            output[name][:] = schemas.flag("quarantined")
     return output
 
 
@@ -147,12 +150,13 @@ def _batches(
     size = max(product.inputs.cutout for product in products)
     ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
     uncovered = np.ones(rows, dtype=bool)
-    for cutouts in reader.batches(ra, dec, size, IMAGE_ROWS):
+    most = min(IMAGE_ROWS, max(1, IMAGE_PIXELS // (len(bands) * size**2)))
+    for cutouts in reader.batches(ra, dec, size, most):
         uncovered[cutouts.index] = False
         yield cutouts.index, _from_cutouts(cutouts), bands
     alone = np.flatnonzero(uncovered)
-    for start in range(0, len(alone), IMAGE_ROWS):
-        index = alone[start : start + IMAGE_ROWS]
+    for start in range(0, len(alone), most):
+        index = alone[start : start + most]
         yield index, _without_image(len(index), len(bands), size), bands
 
 
@@ -165,6 +169,7 @@ def _from_cutouts(cutouts: Cutouts) -> Batch:
         offsets=cutouts.offsets,
         positions=cutouts.positions,
         tiles=cutouts.tiles,
+        tile_shape=cutouts.tile_shape,
         pixel_scale=cutouts.pixel_scale,
         electron_flux=cutouts.electron_flux,
     )
@@ -178,6 +183,7 @@ def _without_image(rows: int, bands: int, size: int) -> Batch:
         offsets=np.zeros((rows, 2), np.float32),
         positions=np.full((rows, 2), np.nan),
         tiles=np.full(rows, None, dtype=object),
+        tile_shape=np.zeros((rows, 2), np.int32),
         pixel_scale=np.full(rows, np.nan),
     )
 
@@ -203,13 +209,27 @@ def _narrow(
         chosen = planes if pick == list(range(len(bands))) else planes[:, pick]
         return chosen[..., window, window]
 
+    flags = batch.flags
+    if product.inputs.cutout < batch.images.shape[-1]:
+        flags = _edge_of(batch, product.inputs.cutout)
     return replace(
         batch,
         columns=columns,
+        flags=flags,
         images=crop(batch.images),
         variance=crop(batch.variance),
         electron_flux=None if batch.electron_flux is None else batch.electron_flux[:, pick],
     )
+
+
+def _edge_of(batch: Batch, size: int) -> NDArray[np.int32]:
+    """The batch's flags with `edge` as cutouts of `size` have it, not larger ones."""
+    assert batch.positions is not None
+    assert batch.tile_shape is not None
+    edge = schemas.flag("edge")
+    x, y = batch.positions.T
+    over = over_edge(x, y, batch.tile_shape, size)
+    return (batch.flags & ~edge) | np.where(over, edge, 0).astype(np.int32)
 
 
 def _as_arrow(values: NDArray[Any], column: Column) -> pa.Array:

@@ -317,7 +317,7 @@ def test_real_decam_exposures_with_weights_and_masks(survey_data, tmp_path, make
     assert np.isnan(window.image[0][mask != 0]).all()
     cut = window.image[None, :, 10:74, 10:74]
     flux, error, _ = aperture_photometry(
-        cut, window.variance[None, :, 10:74, 10:74], np.zeros((1, 2)), 4.0, annulus_for(4.0, 64)
+        cut, window.variance[None, :, 10:74, 10:74], np.zeros((1, 2)), 4.0, annulus_for(4.0)
     )
     assert np.isfinite(flux).all()
     assert (error > 0).all()

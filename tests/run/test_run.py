@@ -375,7 +375,8 @@ def test_commit_records_hold_what_the_design_says(published_survey):
     assert records
     document = json.loads(records[0].read_text())
     assert set(document) == {
-        *("unit", "leaf", "stats", "flags", "seconds", "provenance", "adopted", "quarantined")
+        *("unit", "leaf", "stats", "flags", "band_flags", "seconds", "provenance"),
+        *("adopted", "quarantined"),
     }
 
 

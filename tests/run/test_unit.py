@@ -67,6 +67,7 @@ class Reader:
                 offsets=np.full((len(index), 2), 0.25, np.float32),
                 positions=np.stack([ra[index], dec[index]], axis=-1),
                 tiles=np.full(len(index), "t", dtype=object),
+                tile_shape=np.full((len(index), 2), 9, np.int32),
                 pixel_scale=np.full(len(index), 0.2),
                 flags=np.full(len(index), EDGE, np.int32),
             )
@@ -239,6 +240,28 @@ def test_each_product_has_its_bands_and_the_object_in_the_middle(wanted, weights
             np.testing.assert_array_equal(batch.variance, [expected + 1])
         else:
             assert batch.variance is None
+
+
+def test_the_edge_is_that_of_the_product_s_own_cutout():
+    large, small = (
+        Made(name, lambda b: b.flags, bands=("g",), cutout=size)
+        for name, size in (("l", 9), ("s", 5))
+    )
+    places = [1.4, 1.6, 6.4, 6.6]  # nearest pixels 1, 2, 6 and 7 of 9
+    table = pa.table({"ra": places, "dec": [4.0] * 4})
+    output = unit.compute(table, [large, small], Reader("g", covered=[0, 1, 2, 3]))
+    assert output["l_flag"].tolist() == [EDGE] * 4
+    assert output["s_flag"].tolist() == [EDGE, 0, 0, EDGE]
+
+
+def test_large_cutouts_come_in_smaller_batches():
+    bands = "ugriz"
+    products = [Made("p", lambda b: b.flags, bands=tuple(bands), cutout=1000)]
+    reader = Reader(bands, covered=[])
+    unit.compute(table_of(0), products, reader)
+    ((_, size, rows),) = reader.asked
+    assert 1 <= rows < 10
+    assert rows * len(bands) * size**2 <= unit.IMAGE_PIXELS
 
 
 def test_a_product_of_columns_sees_no_pixels_and_no_flags_of_them():
