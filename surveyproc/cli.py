@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from surveyproc import text
-from surveyproc.errors import SurveyError
+from surveyproc.errors import InputError, SurveyError
 from surveyproc.interrupt import hint, watched
 
 # `--help` answers at once: what only some verbs need is imported by them.
@@ -87,6 +87,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
     tiles, catalog = done["tiles"], done["catalog"]
     lines = [
         f"tiles: {tiles.tiles} in all, {tiles.written} written, {tiles.unchanged} unchanged",
+        *(f"  {note}" for note in tiles.notes),
         *(f"  problem: {problem}" for problem in tiles.problems),
         f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
         f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
@@ -95,6 +96,8 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         *text.place_lines(done),
     ]
     _show(done, as_json, lines)
+    if tiles.problems:
+        raise typer.Exit(InputError.exit_code)
 
 
 @app.command()
@@ -167,6 +170,7 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
     _show(done, as_json, text.night_lines(done))
     if done["error"]:
         _complain(done["error"])
+    if done["exit_code"]:
         raise typer.Exit(done["exit_code"])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import glob
+import math
 import os
 import re
 import tomllib
@@ -30,6 +31,7 @@ from pydantic import (
 )
 
 from surveyproc.errors import ConfigError, StoreError
+from surveyproc.expressions import keywords
 from surveyproc.urls import is_web, public_url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -61,7 +63,26 @@ ModelReference = Annotated[
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | int) else value
+
+
+def _arithmetic(value: float | str) -> float | str:
+    if isinstance(value, str):
+        keywords(value)
+    elif not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+# A number, or arithmetic over header keywords such as `MAGZERO1 + 2.5*log10(EXPTIME)`.
+Expression = Annotated[float | str, AfterValidator(_arithmetic)]
+PlaneKind = Literal["image", "weight", "variance", "rms", "mask", "exposure", "context"]
+
+
+def _increasing(limits: list[float]) -> list[float]:
+    if not limits[0] < limits[1]:
+        raise ValueError(f"the lower one comes first, not {limits}")
+    return limits
 
 
 def _as_floats(value: Any) -> Any:
@@ -98,16 +119,50 @@ class ImagesSection(Section):
     zeropoint_keyword: str = Field(
         "MAGZERO", description="Header keyword: AB magnitude of 1 count."
     )
-    zeropoints: dict[str, float] = Field(
-        default_factory=dict, description="AB magnitude of one count by band; beats the keyword."
+    zeropoints: dict[str, Expression] = Field(
+        default_factory=dict,
+        description="AB magnitude of one count by band, a number or an expression over header "
+        "keywords; beats zeropoint_file, zeropoint, and the header.",
+    )
+    zeropoint_file: str | None = Field(
+        None,
+        description="Table with the columns file (a name without folders) and zeropoint.",
+    )
+    zeropoint: Expression | None = Field(
+        None,
+        description="AB magnitude of one count of every image, a number or an expression over "
+        "header keywords: MAGZERO1 + 2.5*log10(EXPTIME).",
+    )
+    zeropoint_range: Annotated[list[float], AfterValidator(_increasing)] = Field(
+        [5.0, 45.0],
+        min_length=2,
+        max_length=2,
+        description="Zero points from headers and tables outside of it are errors of their file; "
+        "numbers in survey.toml are believed.",
+    )
+    gain: Expression | dict[str, Expression] | None = Field(
+        None,
+        description="Electrons of one count, for all bands or by band: a number, a keyword or an "
+        "expression. Sources' own photon noise is then added to the errors of photometry; leave it "
+        "out where the weights hold it already.",
+    )
+    planes: dict[PlaneKind, Annotated[list[int | str], BeforeValidator(_as_list)]] = Field(
+        default_factory=dict,
+        description="Kind of plane to HDU names, indices or patterns such as ERR*; or, where "
+        "file_pattern has a group kind, to what it finds. weight is an inverse variance; exposure "
+        "and context are left aside. By default the names of HDUs and files tell.",
     )
     file_pattern: str | None = Field(
         None,
         description="Regular expression searched in each file name; its named groups tile, band "
-        "and kind (image, weight or mask, or their first letters) beat the header.",
+        "and kind (image, weight, variance, rms or mask, i, w, d or m) beat the header.",
     )
     mask_bits: int | None = Field(
-        None, description="Bits of mask images that make a pixel bad; all bits if absent."
+        None,
+        ge=0,
+        lt=2**64,
+        description="Bits of mask images that make a pixel bad; if absent, those that HSC, LSST "
+        "and the Legacy Survey define so, else all.",
     )
 
 

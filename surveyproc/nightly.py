@@ -49,7 +49,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         units that the published release lacks), `gates` (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
         `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
-        An error is in it, not raised, because the scheduler wants both. If the store cannot take
+        An error is in it, not raised, because the scheduler wants both. Problems alone give the
+        exit code 2, whatever was published. If the store cannot take
         the summary, `unsaved` says why.
     """
     started = time.monotonic()
@@ -68,7 +69,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         summary["before"] = _published(config, store)
         with opened(config.run) as places:
             _night(config, store, summary, places)
-        summary["exit_code"] = 0
+        # The night is done; a scheduler still has to learn that files could not be used.
+        summary["exit_code"] = InputError.exit_code if summary["problems"] else 0
     except SurveyError as error:
         summary["did"] = "refused" if isinstance(error, GateError) else "failed"
         summary["exit_code"], summary["error"] = error.exit_code, str(error)

@@ -61,6 +61,8 @@ class Batch:
         (y, x) pixels of that tile.
     pixel_scale : float64 ndarray, shape (n,), or None
         Arcsec a pixel of that tile.
+    electron_flux : float64 ndarray, shape (n, band), or None
+        Nanojansky of one electron; NaN where the gain is unknown.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -72,6 +74,7 @@ class Batch:
     tiles: NDArray[np.object_] | None = None
     tile_shape: NDArray[np.int32] | None = None
     pixel_scale: NDArray[np.float64] | None = None
+    electron_flux: NDArray[np.float64] | None = None
 
 
 @runtime_checkable

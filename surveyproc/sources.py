@@ -58,7 +58,7 @@ class Changes:
 
 
 def look(config: SurveyConfig, last: Mapping[str, Source]) -> dict[str, Source]:
-    """All input files of the survey, tiles and source catalog, by path or URL.
+    """All input files of the survey, tiles, zero points and source catalog, by path or URL.
 
     Parameters
     ----------
@@ -71,6 +71,8 @@ def look(config: SurveyConfig, last: Mapping[str, Source]) -> dict[str, Source]:
         If a pattern of tiles matches nothing.
     """
     paths = [*config.tile_files(), *_catalog_files(config.resolve(config.catalog.source))]
+    if config.images.zeropoint_file is not None:
+        paths.append(config.resolve(config.images.zeropoint_file))
     names = _names(paths)
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(_look, paths, (last.get(name) for name in names))

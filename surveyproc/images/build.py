@@ -7,11 +7,12 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -20,8 +21,9 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from surveyproc.errors import InputError
+from surveyproc.images.coverage import gaps, zeros_are_gaps
 from surveyproc.images.cube import chunk_grid
-from surveyproc.images.fits import Plane, PlaneReader
+from surveyproc.images.fits import ALL_BITS, Plane, PlaneReader
 from surveyproc.images.grid import Grid, regrid_flux, regrid_mask, regrid_weight, same_grid
 from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
@@ -32,6 +34,10 @@ from surveyproc.urls import file_name
 RECORD = "tile.json"
 FILL: dict[str, Any] = {"image": np.nan, "weight": 0.0, "mask": False}
 """What the arrays hold where there is nothing; chunks of nothing else take no bytes."""
+# Rows of an image that are looked at to learn whether its zeros are measurements.
+SAMPLE_ROWS = 128
+
+T = TypeVar("T")
 
 
 class BandError(Exception):
@@ -53,7 +59,8 @@ class _Band:
     factor: float
     """Nanojansky of one count."""
     grid: Grid
-    mask_bits: int
+    mask_bits: int | None
+    zeros_are_gaps: bool
     # Set once if the band lies on another grid than the tile; else rows are read as needed.
     moved: tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None] | None = None
     finite: bool = False
@@ -62,15 +69,16 @@ class _Band:
         self, y0: int, y1: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.bool_] | None]:
         image = self.image.rows(y0, y1)
+        if self.zeros_are_gaps:
+            image[gaps(image)] = np.nan
         image *= np.float32(self.factor)
         weight = bad = None
         if self.weight is not None:
-            weight = self.weight.rows(y0, y1)
+            weight = inverse_variance(self.weight.rows(y0, y1), self.weight.plane.kind)
             weight *= np.float32(1.0 / self.factor**2)
-            np.nan_to_num(weight, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-            np.maximum(weight, 0, out=weight)
         if self.mask is not None:
-            bad = (self.mask.bits(y0, y1) & self.mask_bits) != 0
+            bits = self.mask_bits if self.mask_bits is not None else self.mask.plane.mask_bits
+            bad = (self.mask.bits(y0, y1) & (ALL_BITS if bits is None else np.uint64(bits))) != 0
             if weight is not None:
                 bad |= weight <= 0
         return image, weight, bad
@@ -96,6 +104,22 @@ class _Band:
         return image, weight, bad
 
 
+def inverse_variance(noise: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+    """Inverse variance from a plane of weight, variance or rms, in place; 0 where it is unknown.
+
+    A variance or rms that is not positive and finite is unknown, as is such a weight.
+    """
+    good = np.isfinite(noise) & (noise > 0)
+    noise[~good] = 0
+    if kind != "weight":
+        np.divide(1, noise, out=noise, where=good)
+    if kind == "rms":
+        with np.errstate(over="ignore"):
+            np.square(noise, out=noise)
+    noise[np.isinf(noise)] = 0
+    return noise
+
+
 def nanojansky_of_count(zeropoint: float) -> float:
     """Nanojansky of one count whose AB magnitude is `zeropoint` (0 mag is 3631 Jy: 31.4)."""
     return float(10.0 ** ((AB_ZEROPOINT_NJY - zeropoint) / 2.5))
@@ -116,10 +140,9 @@ def build_cube(
     Parameters
     ----------
     planes : dict
-        Band to kind (image, weight, mask) to plane, bands in the order of the cube.
+        Band to use (image, weight, mask) to plane, bands in the order of the cube.
     mask_bits : int or None
-        Bits of masks that make a pixel bad; all if None.
-
+        Bits of masks that make a pixel bad; if None, those that the masks say, or all.
     record : callable
         Makes the commit record from the tile's grid (that of the band with the finest pixels, the
         first of them on a tie), the bands, and `has_weight` and `has_mask`. Called when all pixels
@@ -149,7 +172,7 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
     grid = min((band.grid for band in bands), key=_rounded_scale)
     for band in bands:
         if not same_grid(band.grid, grid):
-            _guard(band, lambda band=band: band.move(grid))
+            _guard(band.name, partial(band.move, grid))
     has = {
         "has_weight": any(band.weight is not None for band in bands),
         "has_mask": any(band.mask is not None for band in bands),
@@ -163,6 +186,7 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
         "weight_unit": "nJy-2",
         "zeropoints": {band.name: band.image.plane.zeropoint for band in bands},
         "reprojected": [band.name for band in bands if band.moved is not None],
+        "noise": {band.name: band.weight.plane.kind for band in bands if band.weight},
         "source": {band.name: file_name(band.image.plane.path) for band in bands},
         **has,
     }
@@ -203,11 +227,11 @@ def _rounded_scale(grid: Grid) -> float:
     return round(grid.pixel_scale, 6)
 
 
-def _guard(band: _Band, action: Any) -> Any:
+def _guard(band: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except InputError as error:
-        raise BandError(band.name, str(error)) from error
+        raise BandError(band, str(error)) from error
 
 
 def _open(stack: ExitStack, name: str, kinds: dict[str, Plane], mask_bits: int | None) -> _Band:
@@ -233,8 +257,17 @@ def _open(stack: ExitStack, name: str, kinds: dict[str, Plane], mask_bits: int |
         readers.get("mask"),
         nanojansky_of_count(image.zeropoint),
         Grid(image.wcs, image.shape),
-        -1 if mask_bits is None else mask_bits,
+        mask_bits,
+        # Weights say themselves where nothing was observed.
+        "weight" not in kinds and _guard(name, lambda: zeros_are_gaps(_sample(readers["image"]))),
     )
+
+
+def _sample(image: PlaneReader) -> Iterator[NDArray[np.float32]]:
+    """Some rows of an image, evenly spread."""
+    height = image.plane.shape[0]
+    for y in range(0, height, -(-height // SAMPLE_ROWS)):
+        yield image.rows(y, y + 1)
 
 
 def read_record(store: Store, key: str) -> dict[str, Any] | None:
@@ -274,7 +307,7 @@ def _write(
         weight = np.full(shape, np.nan, np.float32) if "weight" in arrays else None
         mask = np.zeros(shape, np.bool_) if "mask" in arrays else None
         for slot, band in enumerate(bands):
-            rows = _guard(band, lambda band=band: band.rows(y0, y1))  # noqa: B023
+            rows = _guard(band.name, partial(band.rows, y0, y1))
             image[slot] = rows[0]
             if weight is not None and rows[1] is not None:
                 weight[slot] = rows[1]

@@ -49,6 +49,7 @@ TILES_SCHEMA = pa.schema(
         pa.field("has_mask", pa.bool_()),
         pa.field("checksum", pa.string()),
         pa.field("files", pa.list_(pa.string())),
+        pa.field("electron_flux", pa.list_(pa.float64()), metadata={"unit": "nJy"}),
     ]
 )
 """What is known of a cube. In the table of tiles it is followed by the name of the survey."""
@@ -83,6 +84,8 @@ class Tile:
         SHA-256 over the checksums of the input files.
     files : tuple of str
         Names of the input files, without folders.
+    electron_flux : tuple of float or None
+        Nanojansky of one electron in each band; None where the gain is unknown.
     """
 
     id: str
@@ -101,6 +104,7 @@ class Tile:
     has_mask: bool
     checksum: str
     files: tuple[str, ...]
+    electron_flux: tuple[float | None, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,8 +120,12 @@ class Tile:
     def from_row(cls, row: dict[str, Any]) -> Tile:
         """The tile in one row of the table, or in a cube's commit record."""
         lists = ("bands", "footprint_ra", "footprint_dec", "files")
-        values = {name: row[name] for name in TILES_SCHEMA.names}
-        return cls(**{**values, **{name: tuple(row[name]) for name in lists}})
+        values = {name: row[name] for name in TILES_SCHEMA.names if name != "electron_flux"}
+        # Tables of earlier versions have no such column.
+        electrons = tuple(row.get("electron_flux") or (None,) * len(row["bands"]))
+        return cls(
+            **{**values, **{name: tuple(row[name]) for name in lists}, "electron_flux": electrons}
+        )
 
 
 @dataclass(frozen=True)

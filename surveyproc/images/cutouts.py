@@ -198,6 +198,8 @@ class Cutouts:
         Arcsec a pixel.
     flags : int32 ndarray, shape (n,)
         edge, missing_band, corrupt_data.
+    electron_flux : float64 ndarray, shape (n, band), or None
+        Nanojansky of one electron; NaN where the gain is unknown.
     """
 
     index: Index
@@ -209,6 +211,7 @@ class Cutouts:
     tile_shape: NDArray[np.int32]
     pixel_scale: Float
     flags: NDArray[np.int32]
+    electron_flux: Float | None = None
 
 
 class CutoutReader:
@@ -297,6 +300,7 @@ class CutoutReader:
             tile_shape=np.empty((count, 2), np.int32),
             pixel_scale=np.empty(count, np.float64),
             flags=np.zeros(count, np.int32),
+            electron_flux=np.full((count, len(self.bands)), np.nan),
         )
 
     def _fill(
@@ -326,6 +330,9 @@ class CutoutReader:
         batch.tiles[here] = tile.id
         batch.tile_shape[here] = tile.shape
         batch.pixel_scale[here] = tile.pixel_scale
+        if batch.electron_flux is not None:
+            known = dict(zip(tile.bands, tile.electron_flux, strict=False))
+            batch.electron_flux[here] = [known.get(band) or np.nan for band in self.bands]
         left, low = column - size // 2, row - size // 2
         edge = over_edge(x, y, batch.tile_shape[here], size)
         flags = np.where(edge, flag("edge"), 0).astype(np.int32)

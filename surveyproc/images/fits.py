@@ -1,14 +1,14 @@
-"""The image planes of FITS files: which tile, band and kind each is, and its pixels on demand."""
+"""The image planes of FITS files: what their headers say, and their pixels on demand."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import fitsio
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from surveyproc.config import ImagesSection
 from surveyproc.errors import InputError, StoreError
-from surveyproc.images.cube import TILES_KEY
+from surveyproc.images.calibration import Calibration, softening
+from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import (
     BITPIX,
     MAX_NAXIS,
@@ -31,20 +32,18 @@ from surveyproc.images.hdus import (
     scan,
     unreadable,
 )
+from surveyproc.images.planes import ASIDE, NOISE, Naming, Role, names_of, settle
 from surveyproc.images.wcs import image_axes, wcs_text
-from surveyproc.urls import file_name, plainly_named, public_url
+from surveyproc.urls import plainly_named, public_url
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
-KINDS = {
-    "weight": {"WEIGHT", "WHT", "WT", "IVAR", "INVVAR", "WGT"},
-    "mask": {"MASK", "DQ", "FLAGS", "DQM"},
-}
-KIND_LETTERS = {"i": "image", "w": "weight", "d": "mask", "m": "mask"}
 # A tile-compressed plane that claims to unpack to more than this many times its file is refused
 # before anything of that size is allocated; gzip of constant data reaches about 1,000.
 MAX_RATIO = 4000
 POSITIVE = range(1, sys.maxsize)
-TABLE_NAME = TILES_KEY.rsplit("/", 1)[-1]
+TABLE = Role("", "", "part", aside="a table")
+# Asinh pixels are in units of a magnitude: 2.5 log10(e).
+POGSON = 2.5 / math.log(10)
+ALL_BITS = np.uint64(2**64 - 1)
 # CFITSIO says in a number whether it is the disk that failed (could not open, could not read).
 CFITSIO_IO = re.compile(r"FITSIO status = (104|108)\b")
 
@@ -60,7 +59,8 @@ class Plane:
     hdu : int
         Zero-based HDU.
     tile, band, kind : str
-        Where it belongs; kind is image, weight or mask.
+        Where it belongs; kind is image, weight (inverse variance), variance, rms or mask; a mask
+        of all bands has the band EVERY_BAND.
     shape : (int, int)
         (y, x) pixels.
     wcs : str
@@ -73,6 +73,12 @@ class Plane:
         How stored values become numbers; `blank` is None if the header names no blank value.
     compressed : bool
         Whether the plane is tile compressed (.fz).
+    gain : float
+        Electrons of one count; NaN if nobody says.
+    softening : (float, float) or None
+        BOFFSET and BSOFTEN of asinh pixels.
+    mask_bits : int or None
+        Bits of a mask that are known to make a pixel bad; None if all may.
     """
 
     path: str
@@ -89,6 +95,14 @@ class Plane:
     bzero: float
     blank: int | None
     compressed: bool
+    gain: float = math.nan
+    softening: tuple[float, float] | None = None
+    mask_bits: int | None = None
+
+    @property
+    def use(self) -> str:
+        """What it is for: image, weight (of whatever kind of noise) or mask."""
+        return "weight" if self.kind in NOISE else self.kind
 
     @property
     def where(self) -> str:
@@ -110,13 +124,34 @@ class Problem:
     unread: str = ""
 
 
-def planes_of(path: str, images: ImagesSection) -> tuple[list[Plane], list[Problem]]:
+@dataclass(frozen=True)
+class Aside:
+    """An HDU that nothing needs: what it is called, why, and file and HDU."""
+
+    name: str
+    why: str
+    where: str
+
+
+def planes_of(
+    path: str,
+    images: ImagesSection,
+    zeropoints: Mapping[str, float] = MappingProxyType({}),
+    aside: list[Aside] | None = None,
+) -> tuple[list[Plane], list[Problem]]:
     """The planes of one file, and what is wrong with those that cannot be used.
 
     Reads headers only. Never raises for a bad file: the problem names file and key.
+
+    Parameters
+    ----------
+    zeropoints : mapping
+        File name to AB magnitude of one count (see `Calibration.files`).
+    aside : list, optional
+        HDUs that nothing needs are appended to it.
     """
-    place = _from_name(path, images)[:2]
-    planes: list[Plane] = []
+    names = names_of(path, images)
+    place, calibration = (names.tile, names.band), Calibration(images, zeropoints)
     problems: list[Problem] = []
     hdus: list[Hdu] = []
     try:
@@ -126,21 +161,40 @@ def planes_of(path: str, images: ImagesSection) -> tuple[list[Plane], list[Probl
         problems.append(Problem(*place, str(error)))
     except StoreError as error:
         return [], [Problem(*place, str(error), unread=path)]
+    found: list[tuple[Naming, Role]] = []
     last_image = ("", "")
     for hdu in hdus:
-        naming = _Naming(path, hdu, hdus[0].header, images)
+        naming = Naming(path, hdu, hdus[0].header, images, names)
         try:
-            if not _is_image(hdu, naming.where):
+            if _is_empty(hdu):
                 continue
-            tile, band, kind = naming.identify(last_image)
-            if kind == "image":
-                last_image = (tile, band)
-            planes.append(_plane(path, hdu, hdus[0].header, images, (tile, band, kind)))
+            role = naming.identify(last_image) if _is_image(hdu, naming.where) else TABLE
         except InputError as error:
             problems.append(Problem(naming.tile, naming.band, hdu.fault or str(error)))
-    if not planes and not problems:
-        problems.append(Problem(*place, f"{public_url(path)}: holds no image"))
+            continue
+        found.append((naming, role))
+        if role.kind in ("", "image") and not role.aside:
+            last_image = (role.tile, role.band)
+    planes: list[Plane] = []
+    left: list[Aside] = []
+    for naming, role in settle(found):
+        if role.aside:
+            left.append(Aside(naming.label, role.aside, naming.where))
+            continue
+        try:
+            planes.append(_plane(naming, hdus[0].header, calibration, role))
+        except InputError as error:
+            problems.append(Problem(role.tile, role.band, naming.hdu.fault or str(error)))
+    if not planes and not problems and names.layout_kind not in ASIDE:
+        why = "".join(f"; {one.where} is {one.why}" for one in left)
+        problems.append(Problem(*place, f"{public_url(path)}: holds no image{why}"))
+    if aside is not None:
+        aside += left
     return planes, problems
+
+
+def _is_empty(hdu: Hdu) -> bool:
+    return not hdu.fault and hdu.header["NAXIS"] == 0
 
 
 def _is_image(hdu: Hdu, where: str) -> bool:
@@ -149,117 +203,12 @@ def _is_image(hdu: Hdu, where: str) -> bool:
     kind = str(keyword(hdu.header, "XTENSION", where) or "IMAGE").strip()
     if hdu.fault and kind != "IMAGE":
         raise InputError(hdu.fault)
-    return kind == "IMAGE" and (bool(hdu.fault) or bool(hdu.header["NAXIS"]))
+    return kind == "IMAGE"
 
 
-def _stem(path: str) -> str:
-    name = file_name(path)
-    while True:
-        base, dot, suffix = name.rpartition(".")
-        if not dot or suffix.lower() not in {"fits", "fit", "fts", "fz", "gz", "bz2"}:
-            return name
-        name = base
-
-
-def _from_name(path: str, images: ImagesSection) -> tuple[str, str, str]:
-    """Tile, band and kind as far as `images.file_pattern` finds them in the file name."""
-    if images.file_pattern is None:
-        return "", "", ""
-    try:
-        match = re.search(images.file_pattern, file_name(path))
-    except re.error as error:
-        raise InputError(f"images.file_pattern: {error}") from error
-    groups = match.groupdict() if match else {}
-    return groups.get("tile") or "", groups.get("band") or "", groups.get("kind") or ""
-
-
-class _Naming:
-    """Finds tile, band and kind of one HDU; remembers them for the message if one is bad."""
-
-    def __init__(self, path: str, hdu: Hdu, primary: Header, images: ImagesSection) -> None:
-        self.path, self.hdu, self.images = path, hdu, images
-        self.where = f"{public_url(path)}[{hdu.index}]"
-        # What a broken HDU does not say itself must not be blamed on what the file begins with.
-        self.headers = (hdu.header,) if hdu.fault else (hdu.header, primary)
-        self.tile, self.band, self.kind = _from_name(path, images)
-        self.words: set[str] = set()
-
-    def identify(self, last_image: tuple[str, str]) -> tuple[str, str, str]:
-        self.words = set(re.split(r"[^A-Za-z0-9]+", self._text(self.hdu.header, "EXTNAME")))
-        tile, band, kind = self.tile, self.band, self._kind(self.kind)
-        inherited = last_image if kind != "image" else ("", "")
-        self.tile = self._tile(tile, inherited[0])
-        self.band = self._band(band, inherited[1])
-        return self.tile, self.band, kind
-
-    def _text(self, header: Header, key: str) -> str:
-        value = keyword(header, key, self.where)
-        return "" if value is None else str(value).strip()
-
-    def _own_or_primary(self, key: str) -> str:
-        return next(filter(None, (self._text(header, key) for header in self.headers)), "")
-
-    def _kind(self, named: str) -> str:
-        if not named:
-            upper = {word.upper() for word in self.words}
-            return next((kind for kind, words in KINDS.items() if upper & words), "image")
-        for kind, words in KINDS.items():
-            if named.upper() in words:
-                return kind
-        if named[0].lower() not in KIND_LETTERS:
-            raise InputError(
-                f"{public_url(self.path)}: images.file_pattern: kind {named!r} is not image, "
-                "weight or mask"
-            )
-        return KIND_LETTERS[named[0].lower()]
-
-    def _tile(self, named: str, inherited: str) -> str:
-        key = self.images.tile_keyword
-        found = named or self._text(self.hdu.header, key) or inherited
-        source = "images.file_pattern: tile" if named else f"keyword {key}: tile"
-        found = found or self._own_or_primary(key)
-        if not found and not self.hdu.fault:
-            found, source = _stem(self.path), "file name: tile"
-        remedy = "set images.tile_keyword or a group 'tile' in images.file_pattern"
-        if not SAFE_NAME.match(found):
-            raise InputError(
-                f"{self.where}: {source} id {found!r} may hold only letters, digits, '_', '.' and "
-                f"'-', and may not begin with '.'; {remedy}"
-            )
-        if found.lower() == TABLE_NAME:
-            raise InputError(
-                f"{self.where}: {source} id {found!r} is the name of the table of tiles; {remedy}"
-            )
-        return found
-
-    def _band(self, named: str, inherited: str) -> str:
-        key, bands = self.images.band_keyword, self.images.bands
-        own = self._text(self.hdu.header, key)
-        found = named or own or inherited or self._own_or_primary(key)
-        if not found:
-            by_name = [band for band in bands if band in self.words]
-            if by_name:
-                return by_name[0]
-            raise InputError(
-                f"{self.where}: keyword {key} (the band) is missing; set "
-                "images.band_keyword, or a group 'band' in images.file_pattern"
-            )
-        for candidate in (found, found.split()[0]):
-            if candidate in bands:
-                return candidate
-        close = difflib.get_close_matches(found, bands, n=1, cutoff=0.0)[0]
-        source = "images.file_pattern" if named else f"keyword {key}"
-        raise InputError(
-            f"{self.where}: {source}: band {found!r} is not in images.bands "
-            f"({', '.join(bands)}); the nearest is {close!r}"
-        )
-
-
-def _plane(
-    path: str, hdu: Hdu, primary: Header, images: ImagesSection, names: tuple[str, str, str]
-) -> Plane:
-    tile, band, kind = names
-    header, where = hdu.header, f"{public_url(path)}[{hdu.index}]"
+def _plane(naming: Naming, primary: Header, calibration: Calibration, role: Role) -> Plane:
+    path, hdu, where = naming.path, naming.hdu, naming.where
+    header, is_image = hdu.header, role.kind == "image"
     if hdu.fault:
         raise InputError(hdu.fault)
     compressed = bool(keyword(header, "ZIMAGE", where))
@@ -280,25 +229,47 @@ def _plane(
     bitpix = integer(header, f"{prefix}BITPIX", where, BITPIX)
     if compressed:
         _check_compressed(header, sizes, bitpix, hdu, where)
-    blank = keyword(header, "ZBLANK", where) if compressed else None
-    if blank is None:
-        blank = keyword(header, "BLANK", where)
+    wcs = wcs_text(header, primary, plane_axes, shape, where, required=is_image)
+    zeropoint = gain = math.nan
+    if is_image:
+        zeropoint = calibration.zeropoint(header, primary, Grid(wcs, shape), path, role.band, where)
+        gain = calibration.gain(header, primary, role.band, where)
     return Plane(
         path=path,
         hdu=hdu.index,
-        tile=tile,
-        band=band,
-        kind=kind,
+        tile=role.tile,
+        band=role.band,
+        kind=role.kind,
         shape=shape,
-        wcs=wcs_text(header, primary, plane_axes, shape, where, required=kind == "image"),
-        zeropoint=_zeropoint(header, primary, images, band, where) if kind == "image" else math.nan,
+        wcs=wcs,
+        zeropoint=zeropoint,
         offset=hdu.offset,
         bitpix=bitpix,
         bscale=_number(header, "BSCALE", where, 1.0),
         bzero=_number(header, "BZERO", where, 0.0),
-        blank=int(blank) if isinstance(blank, int) and bitpix > 0 else None,
+        blank=_blank(header, where, compressed, bitpix),
         compressed=compressed,
+        gain=gain,
+        softening=None if role.kind == "mask" else softening(header, where),
+        mask_bits=naming.mask_bits(role.band) if role.kind == "mask" else None,
     )
+
+
+def _blank(header: Header, where: str, compressed: bool, bitpix: int) -> int | None:
+    """The stored number of pixels without a value, however it is spelled: -32768.0, '-32768'."""
+    key = "BLANK"
+    if compressed and keyword(header, "ZBLANK", where) is not None:
+        key = "ZBLANK"
+    value = keyword(header, key, where)
+    if value is None or bitpix < 0:  # floating point has NaN
+        return None
+    try:
+        number = float(value)
+        if isinstance(value, bool) or number != int(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{where}: keyword {key} is {value!r}, not an integer") from error
+    return value if isinstance(value, int) else int(number)
 
 
 def _check_compressed(header: Header, sizes: list[int], bitpix: int, hdu: Hdu, where: str) -> None:
@@ -324,28 +295,6 @@ def _number(header: Header, key: str, where: str, default: float) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{where}: keyword {key} is {value!r}, not a number")
     return float(value)
-
-
-def _zeropoint(
-    header: Header, primary: Header, images: ImagesSection, band: str, where: str
-) -> float:
-    if band in images.zeropoints:
-        return images.zeropoints[band]
-    key = images.zeropoint_keyword
-    value = keyword(header, key, where)
-    if value is None:
-        value = keyword(primary, key, where)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        state = "is missing" if value is None else f"is {value!r}, not a number"
-        raise InputError(
-            f"{where}: keyword {key} (AB magnitude of one count) {state}; set "
-            f"images.zeropoint_keyword, or images.zeropoints = {{ {band} = ... }}"
-        )
-    return number
 
 
 class PlaneReader:
@@ -412,22 +361,52 @@ class PlaneReader:
         """
         plane, stored = self.plane, self._stored(y0, y1)
         out: NDArray[np.float32] = stored.astype(np.float32)
-        blank = plane.blank
-        if plane.compressed:
-            # CFITSIO has applied BSCALE and BZERO already.
-            blank = None if blank is None else round(blank * plane.bscale + plane.bzero)
-        elif (plane.bscale, plane.bzero) != (1.0, 0.0):
+        if not plane.compressed and (plane.bscale, plane.bzero) != (1.0, 0.0):
             out = (stored * plane.bscale + plane.bzero).astype(np.float32)
-        if blank is not None:
-            out[stored == blank] = np.nan
+        if plane.softening is not None:
+            offset, soft = plane.softening
+            with np.errstate(over="ignore"):
+                unpacked = np.sinh(out.astype(np.float64) / POGSON) * (2 * soft) + offset
+            out = unpacked.astype(np.float32)
+        if plane.blank is not None:
+            out[self._is_blank(stored)] = np.nan
         return out
 
-    def bits(self, y0: int, y1: int) -> NDArray[np.int64]:
-        """Rows y0 to y1 of a mask as integers; a value that is not finite becomes -1 (all bits)."""
+    def _is_blank(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
+        plane = self.plane
+        if not plane.compressed:
+            return np.asarray(stored == plane.blank)
+        # CFITSIO has applied BSCALE and BZERO already, in floating point.
+        blank = (plane.blank or 0) * plane.bscale + plane.bzero
+        return np.asarray(np.abs(stored - blank) < abs(plane.bscale) / 2)
+
+    def bits(self, y0: int, y1: int) -> NDArray[np.uint64]:
+        """Rows y0 to y1 of a mask, all bits kept; a pixel without a value has all bits set.
+
+        Negative numbers are taken as two's complement.
+        """
         plane, stored = self.plane, self._stored(y0, y1)
-        if plane.bitpix < 0:
-            return np.where(np.isfinite(stored), stored, -1).astype(np.int64)
-        whole = stored.astype(np.int64)
+        if stored.dtype.kind == "f":
+            return _whole_bits(stored * 1.0 if plane.compressed else _scaled(stored, plane))
+        whole = stored.astype(np.uint64 if stored.dtype.kind == "u" else np.int64).view(np.uint64)
         if not plane.compressed and (plane.bscale, plane.bzero) != (1.0, 0.0):
-            whole = (whole * plane.bscale + plane.bzero).astype(np.int64)
+            if plane.bscale == 1.0 and plane.bzero.is_integer():
+                # How FITS stores unsigned integers; modulo 2^64 this is exact.
+                whole = whole + np.uint64(int(plane.bzero) % 2**64)
+            else:
+                whole = _whole_bits(_scaled(stored, plane))
+        if plane.blank is not None:
+            whole[self._is_blank(stored)] = ALL_BITS
         return whole
+
+
+def _scaled(stored: NDArray[Any], plane: Plane) -> NDArray[np.float64]:
+    return np.asarray(stored * plane.bscale + plane.bzero, np.float64)
+
+
+def _whole_bits(values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Floats as bits; what is no number, or beyond 64 bits, has all bits set."""
+    known = np.isfinite(values) & (np.abs(values) < 2.0**63)
+    bits = np.where(known, values, 0).astype(np.int64).view(np.uint64)
+    bits[~known] = ALL_BITS
+    return np.asarray(bits)

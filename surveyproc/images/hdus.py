@@ -23,13 +23,20 @@ from astropy.io.fits.card import Undefined
 
 from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.storage import store_error
-from surveyproc.urls import fetched, file_name, is_web, opened_here, public_url
+from surveyproc.urls import fetched, is_web, opened_here, public_url
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000
 COPY_BYTES = 1 << 22
 # Fetched at once of a file of which only headers are wanted.
 HEADER_BYTES = 1 << 16
+GZIP, BZIP2, MAGIC_BYTES = b"\x1f\x8b", b"BZh", 3
+UNREAD_PACKINGS = {
+    b"\x1f\x9d": "compress",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 MAX_NAXIS = 999  # FITS standard 4.0, section 4.4.1
 BITPIX = (8, 16, 32, 64, -32, -64)
 # Headers are printable ASCII. Others write a degree sign into a comment, or zeros for blanks.
@@ -91,11 +98,6 @@ class _Cursor:
         return count - left
 
 
-def is_packed(path: str) -> bool:
-    """Whether the file as a whole is compressed (.gz, .bz2); .fz is not."""
-    return file_name(path).endswith((".gz", ".bz2"))
-
-
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
     """All bytes of a file; of a remote one from a copy, so that an attempt can be repeated."""
@@ -110,21 +112,31 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
 @contextmanager
 def _headers_opened(path: str) -> Iterator[IO[bytes]]:
     """The same for one who skips most of it: object stores are read in pieces then."""
-    if "://" not in path or is_packed(path) or is_web(path):
+    if "://" not in path or is_web(path):
         with _opened(path) as stream:
             yield stream
         return
     fs, place = fsspec.core.url_to_fs(path)
+    if fs.cat_file(place, start=0, end=MAGIC_BYTES).startswith((GZIP, BZIP2)):
+        with _opened(path) as stream:
+            yield stream
+        return
     with fs.open(place, "rb", block_size=HEADER_BYTES) as stream:
         yield stream
 
 
-def _unpacked(path: str, stream: IO[bytes]) -> IO[bytes]:
-    if file_name(path).endswith(".gz"):
+def _unpacked(stream: IO[bytes]) -> IO[bytes] | None:
+    """What a stream at its beginning holds if it is packed as a whole; None if it is not.
+
+    Told by its first bytes: names of files say it often, but not always.
+    """
+    magic = stream.read(MAGIC_BYTES)
+    stream.seek(0)
+    if magic.startswith(GZIP):
         return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-    if file_name(path).endswith(".bz2"):
+    if magic.startswith(BZIP2):
         return cast(IO[bytes], bz2.BZ2File(stream))
-    return stream
+    return None
 
 
 @contextmanager
@@ -177,8 +189,8 @@ def scan(path: str) -> Iterator[Hdu]:
         If the file cannot be read now.
     """
     with reading(path), _headers_opened(path) as stream:
-        if is_packed(path):
-            yield from _hdus(_Cursor(_unpacked(path, stream), None), path)
+        if unpacked := _unpacked(stream):
+            yield from _hdus(_Cursor(unpacked, None), path)
         else:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
@@ -218,10 +230,17 @@ def _hdus(cursor: _Cursor, path: str) -> Iterator[Hdu]:
 def _header(cursor: _Cursor, where: str, *, first: bool) -> Header | None:
     text = b""
     for _ in range(MAX_HEADER_BLOCKS):
-        block = cursor.read(BLOCK).translate(PRINTABLE)
+        raw = cursor.read(BLOCK)
+        block = raw.translate(PRINTABLE)
         if not text:
             if first and not block.startswith(b"SIMPLE  ="):
-                raise InputError(f"{where}: is not a FITS file (no SIMPLE keyword at its start)")
+                found = [name for magic, name in UNREAD_PACKINGS.items() if raw.startswith(magic)]
+                cause = (
+                    f"packed by {found[0]}: use gzip, bzip2 or fpack"
+                    if found
+                    else ("no SIMPLE keyword at its start")
+                )
+                raise InputError(f"{where}: is not a FITS file ({cause})")
             # Whatever follows the last extension (padding, special records) is not ours to judge.
             if not first and not block.startswith(b"XTENSION"):
                 return None
@@ -309,15 +328,18 @@ def local_copy(path: str) -> Iterator[str]:
     StoreError
         If it cannot be read now, or the temporary file cannot be written.
     """
-    if not is_packed(path):
-        with ExitStack() as stack:
-            with reading(path):
-                opened = stack.enter_context(_opened(path))
+    with ExitStack() as stack:
+        with reading(path):
+            opened = stack.enter_context(_opened(path))
+            unpacked = _unpacked(opened)
+        if unpacked is None:
             yield opened.name
-        return
-    with tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits") as copy:
+            return
+        copy = stack.enter_context(
+            tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits")
+        )
         try:
-            for data in _pieces(path):
+            for data in _pieces(path, unpacked):
                 copy.write(data)
             copy.flush()
         except OSError as error:
@@ -327,8 +349,8 @@ def local_copy(path: str) -> Iterator[str]:
         yield copy.name
 
 
-def _pieces(path: str) -> Iterator[bytes]:
-    with reading(path), _opened(path) as raw, _unpacked(path, raw) as stream:
+def _pieces(path: str, stream: IO[bytes]) -> Iterator[bytes]:
+    with reading(path):
         while data := stream.read(COPY_BYTES):
             yield data
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import fsspec
 
-from surveyproc.config import ImagesSection, SurveyConfig
-from surveyproc.errors import InputError, StoreError, UnreachableError
-from surveyproc.images.build import BandError, build_cube, clear_debris, read_record
+from surveyproc.config import SurveyConfig
+from surveyproc.errors import InputError, StoreError, SurveyError, UnreachableError
+from surveyproc.images.build import (
+    BandError,
+    build_cube,
+    clear_debris,
+    nanojansky_of_count,
+    read_record,
+)
+from surveyproc.images.calibration import Calibration
 from surveyproc.images.cube import cube_key, read_rows, write_rows
-from surveyproc.images.fits import Plane, Problem, planes_of
+from surveyproc.images.fits import Aside, Plane, Problem, planes_of
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import checksum, reading, unreadable
+from surveyproc.images.planes import EVERY_BAND, legacy_bits
 from surveyproc.places import DIED, Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
 from surveyproc.storage import Store, fingerprint
@@ -48,6 +58,8 @@ class TilesSummary:
         Bytes of the input files of all tiles.
     problems : list of str
         What could not be used, each naming file and key.
+    notes : list of str
+        What was left aside because nothing needs it, each kind of plane once.
     kept : list of str
         Tiles that stay as they were because their files are broken now.
     complete : bool
@@ -59,6 +71,7 @@ class TilesSummary:
     unchanged: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     complete: bool = True
 
@@ -94,11 +107,13 @@ def ingest_tiles(
     if not paths:  # a survey of catalogs alone
         write_rows(store, config.survey.name, [])
         return TilesSummary()
-    planes, problems = _scan(paths, config.images, store, places)
+    planes, problems, aside = _scan(paths, Calibration.of(config), store, places)
     groups = group_planes(planes, problems, config.images.bands)
     before = _former_rows(store, config.survey.name)
     failures = _unread(problems, before)
-    summary = TilesSummary(problems=[one.message for one in problems if not one.unread])
+    summary = TilesSummary(
+        problems=[one.message for one in problems if not one.unread], notes=_notes(aside)
+    )
     troubled = {one.tile for one in problems}
     items = [
         _item(tile, [plane for kinds in bands.values() for plane in kinds.values()])
@@ -216,51 +231,91 @@ def _item(tile: str, planes: list[Plane]) -> Item:
 
 
 def _scan(
-    paths: Sequence[str], images: ImagesSection, store: Store, places: Places
-) -> tuple[list[Plane], list[Problem]]:
+    paths: Sequence[str], calibration: Calibration, store: Store, places: Places
+) -> tuple[list[Plane], list[Problem], list[Aside]]:
     planes: list[Plane] = []
     problems: list[Problem] = []
+    aside: list[Aside] = []
     groups = [paths[i : i + SCAN_GROUP] for i in range(0, len(paths), SCAN_GROUP)]
     items = [Item(group[0], group, len(group) / FILES_PER_S) for group in groups]
     ledger = Ledger(store, f"{LEDGER}-headers")
-    for found, bad in places.stream(items, Stage("headers", _ScanWorker, (images,), ledger=ledger)):
+    stage = Stage("headers", _ScanWorker, (calibration,), ledger=ledger)
+    for found, bad, left in places.stream(items, stage):
         planes += found
         problems += bad
+        aside += left
     # Results come in any order.
     planes.sort(key=lambda plane: (plane.path, plane.hdu))
     problems.sort(key=lambda problem: problem.message)
-    return planes, problems
+    aside.sort(key=lambda one: one.where)
+    return planes, problems, aside
 
 
 class _ScanWorker:
     """Reads the headers of a group of files."""
 
-    def __init__(self, images: ImagesSection) -> None:
-        self.images = images
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
 
-    def __call__(self, paths: list[str]) -> tuple[list[Plane], list[Problem]]:
+    def __call__(self, paths: list[str]) -> tuple[list[Plane], list[Problem], list[Aside]]:
         planes: list[Plane] = []
         problems: list[Problem] = []
+        aside: list[Aside] = []
+        images, files = self.calibration.images, self.calibration.files
         for path in paths:
-            found, bad = planes_of(path, self.images)
+            try:
+                found, bad = planes_of(path, images, files, aside)
+            except (SurveyError, MemoryError):
+                raise
+            except Exception as error:  # whatever a header holds, it costs its own file only
+                found, bad = [], [Problem("", "", f"{public_url(path)}: {_unforeseen(error)}")]
             planes += found
             problems += bad
-        return planes, problems
+        return planes, problems, aside
+
+
+def _unforeseen(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+    return f"cannot be used: {type(error).__name__}: {error} ({place})"
+
+
+def _notes(aside: Sequence[Aside]) -> list[str]:
+    """One line for all planes of the same name that were left aside for the same reason."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in aside:
+        alike.setdefault((one.name, one.why), []).append(one.where)
+    return [
+        f"left aside: {name}, {why}: {where[0]}"
+        + (f" and {len(where) - 1} more" if len(where) > 1 else "")
+        for (name, why), where in sorted(alike.items())
+    ]
 
 
 def group_planes(
     planes: Sequence[Plane], problems: list[Problem], bands: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Plane]]]:
-    """Tile to band (in the survey's order) to kind to plane; only bands that can be used.
+    """Tile to band (in the survey's order) to use (image, weight, mask) to plane.
 
-    A band is left out if any of its planes has a problem, if two planes claim the same place, or
-    if it has a weight or mask but no image. What is found here is appended to `problems`.
+    Only bands that can be used: one is left out if any of its planes has a problem, if two planes
+    claim the same place, or if it has a weight or mask but no image. A mask of all bands is that
+    of each band without its own. What is found here is appended to `problems`.
     """
     places: dict[tuple[str, str], dict[str, list[Plane]]] = {}
+    shared: dict[str, list[Plane]] = {}
     for plane in planes:
+        if plane.band == EVERY_BAND:
+            shared.setdefault(plane.tile, []).append(plane)
+            continue
         kinds = places.setdefault((plane.tile, plane.band), {})
-        kinds.setdefault(plane.kind, []).append(plane)
+        kinds.setdefault(plane.use, []).append(plane)
+    for (tile, band), kinds in places.items():
+        if tile in shared and "mask" not in kinds:
+            kinds["mask"] = [
+                replace(mask, band=band, mask_bits=legacy_bits(band)) for mask in shared[tile]
+            ]
     bad = {(problem.tile, problem.band) for problem in problems}
+    bad |= {place for place in places if (place[0], EVERY_BAND) in bad}
     tiles = {tile for tile, _ in places} | {tile for tile, _ in bad if tile}
     groups: dict[str, dict[str, dict[str, Plane]]] = {tile: {} for tile in tiles}
     order = {band: place for place, band in enumerate(bands)}
@@ -270,7 +325,10 @@ def group_planes(
         twice = next((found for found in kinds.values() if len(found) > 1), None)
         if twice is not None:
             where = " and ".join(plane.where for plane in twice)
-            message = f"tile {tile}, band {band}: two {twice[0].kind}s: {where}; band left out"
+            message = (
+                f"tile {tile}, band {band}: two {twice[0].use}s: {where}; band left out: say in "
+                "images.planes which is what"
+            )
             problems.append(Problem(tile, band, message))
         elif "image" not in kinds:
             first = next(iter(kinds.values()))[0]
@@ -316,6 +374,10 @@ class _TileWorker:
             raise  # every other tile would wait as long
         except StoreError as error:
             outcome["failure"] = str(error)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever its files hold, it is this tile's problem only
+            outcome["problems"] = [f"tile {item['tile']}: {_unforeseen(error)}"]
         return outcome
 
     @staticmethod
@@ -349,7 +411,10 @@ def _make_tile(
             "mask_bits": mask_bits,
             # Where the files lie does not matter; what they hold and what it is taken for does.
             "planes": [
-                (sums[p.path][0], p.hdu, p.band, p.kind, None if p.kind != "image" else p.zeropoint)
+                (
+                    *(sums[p.path][0], p.hdu, p.band, p.kind, p.mask_bits),
+                    *(None if math.isnan(number) else number for number in (p.zeropoint, p.gain)),
+                )
                 for p in planes
             ],
         }
@@ -365,7 +430,7 @@ def _make_tile(
         }
     bands: dict[str, dict[str, Plane]] = {}
     for plane in planes:
-        bands.setdefault(plane.band, {})[plane.kind] = plane
+        bands.setdefault(plane.band, {})[plane.use] = plane
     problems: list[str] = []
 
     def finish(grid: Grid, names: list[str], has: dict[str, bool]) -> dict[str, Any]:
@@ -374,6 +439,7 @@ def _make_tile(
             raise StoreError(f"a file changed while it was read: {where}; ingest again")
         files = sorted({file_name(path) for path in paths})
         row = _row(tile, version, grid, names, has, files)
+        row["electron_flux"] = [_electron_flux(bands[name]["image"]) for name in names]
         combined = "".join(sorted(found for found, _ in sums.values()))
         row["checksum"] = hashlib.sha256(combined.encode()).hexdigest()
         return {"format": FORMAT, "row": row, "problems": problems}
@@ -388,6 +454,11 @@ def _make_tile(
             return {"row": made["row"], "written": True, "bytes": nbytes, "problems": problems}
     problems.append(f"tile {tile}: no usable band; skipped")
     return {"problems": problems, "bytes": nbytes}
+
+
+def _electron_flux(image: Plane) -> float | None:
+    """Nanojansky of one electron; None if the gain is unknown."""
+    return None if math.isnan(image.gain) else nanojansky_of_count(image.zeropoint) / image.gain
 
 
 def _row(

@@ -151,7 +151,7 @@ def aperture_photometry(
     With w the overlap of a pixel with the circle, A = sum w, m annulus pixels with scatter s, the
     variance is sum w^2 v + A^2 (pi / 2) s^2 / m: pixels are independent, and pi / 2 is what a
     median loses to a mean. Without `variance` v = s^2, which leaves out the object's own photon
-    noise, as the gain is not known. Noise shared by neighbouring pixels (resampled images) is not
+    noise (see `with_photon_noise`). Noise shared by neighbouring pixels (resampled images) is not
     in it.
     """
     n, bands, size, _ = images.shape
@@ -190,6 +190,25 @@ def aperture_photometry(
         flux[part] = np.where(usable, total, np.nan)
         error[part] = np.where(usable, np.sqrt(squares), np.nan)
     return flux, error, bad
+
+
+def with_photon_noise(
+    flux: NDArray[np.float64], error: NDArray[np.float64], electron_flux: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Errors with the photon noise of the objects themselves.
+
+    N electrons have the variance N, so a flux f of electrons of e nanojansky each has f e; a
+    negative flux adds none.
+
+    Parameters
+    ----------
+    flux, error : float64 ndarray, shape (..., n, band)
+        Nanojansky.
+    electron_flux : float64 ndarray, shape (n, band)
+        Nanojansky of one electron; NaN, where the gain is unknown, adds none.
+    """
+    photons = np.maximum(flux, 0) * np.nan_to_num(electron_flux)
+    return np.asarray(np.sqrt(error**2 + photons))
 
 
 def annulus_for(radius_px: float) -> tuple[float, float]:
@@ -247,7 +266,8 @@ class AperturePhotometry:
     Flags of a flux: `no_image` and `corrupt_data` as the batch brings them; `edge` where aperture
     or annulus reach over the edge of the tile; `missing_band` where the band has no pixel at all
     there; `bad_pixels` where some pixel in the aperture, or half of the annulus, is of no use.
-    `photometry_flag` has the bits of all of them.
+    `photometry_flag` has the bits of all of them. `background_errors`, where neither weights nor
+    a gain tell the noise, concerns errors and not fluxes: the flags of bands alone have it.
 
     Parameters
     ----------
@@ -318,11 +338,17 @@ class AperturePhotometry:
                         images, variance, offsets, radius, annulus
                     )
                     flags[place, these] |= _flags(images, bad, flux[place, these], annulus)
+                    if variance is None or not np.isfinite(variance).all():
+                        blind = _without_variance(images, variance, radius)
+                        flags[place, these] |= np.where(blind, flag("background_errors"), 0)
                     if batch.tile_shape is not None:
                         x, y = positions[these].T
                         # The annulus is a pixel narrower on either side than its cutout.
                         cut = over_edge(x, y, batch.tile_shape[these], side_of(annulus) - 1)
                         flags[place, these] |= np.where(cut, flag("edge"), 0)[:, None]
+        if batch.electron_flux is not None:
+            error = with_photon_noise(flux, error, batch.electron_flux)
+            flags[:, np.isfinite(batch.electron_flux)] &= ~flag("background_errors")
         columns: dict[str, NDArray[Any]] = {}
         for place, arcsec in enumerate(self.radii_arcsec):
             suffix = f"_{aperture_name(arcsec)}" if place else ""
@@ -334,8 +360,22 @@ class AperturePhotometry:
         columns["photometry_x"] = positions[:, 0].astype(np.float32)
         columns["photometry_y"] = positions[:, 1].astype(np.float32)
         columns["photometry_tile"] = tiles
-        columns["photometry_flag"] = np.bitwise_or.reduce(flags, axis=(0, 2))
+        together = np.bitwise_or.reduce(flags, axis=(0, 2))
+        columns["photometry_flag"] = together & ~flag("background_errors")
         return columns
+
+
+def _without_variance(
+    images: NDArray[np.float32], variance: NDArray[np.float32] | None, radius_px: float
+) -> NDArray[np.bool_]:
+    """Where no pixel of the aperture that has a value has a variance; shape (n, band)."""
+    middle, half = images.shape[-1] // 2, int(np.ceil(radius_px))
+    box = np.s_[middle - half : middle + half + 1]
+    measured = np.isfinite(images[:, :, box, box])
+    if variance is None:
+        return np.asarray(measured.any(axis=(2, 3)))
+    known = np.isfinite(variance[:, :, box, box]) & measured
+    return np.asarray(measured.any(axis=(2, 3)) & ~known.any(axis=(2, 3)))
 
 
 def _flags(

@@ -171,6 +171,7 @@ def _from_cutouts(cutouts: Cutouts) -> Batch:
         tiles=cutouts.tiles,
         tile_shape=cutouts.tile_shape,
         pixel_scale=cutouts.pixel_scale,
+        electron_flux=cutouts.electron_flux,
     )
 
 
@@ -217,6 +218,7 @@ def _narrow(
         flags=flags,
         images=crop(batch.images),
         variance=crop(batch.variance),
+        electron_flux=None if batch.electron_flux is None else batch.electron_flux[:, pick],
     )
 
 

@@ -17,6 +17,7 @@ from surveyproc.measure.aperture import (
     aperture_photometry,
     aperture_weights,
     clipped_background,
+    with_photon_noise,
     cutout_for,
     side_of,
 )
@@ -198,6 +199,7 @@ def batch(**changes) -> Batch:
         "columns": {},
         "flags": np.zeros(4, np.int32),
         "images": images,
+        "variance": np.full(images.shape, 0.25, np.float32),
         "offsets": offsets.astype(np.float32),
         "positions": np.full((4, 2), 300.25),
         "tiles": np.array(["a", "a", "b", None], object),
@@ -273,3 +275,44 @@ def test_product_without_images_gives_nulls():
     out = AperturePhotometry(["g"], [1.0]).compute(empty)
     assert np.isnan(out["flux_g"]).all()
     assert out["photometry_flag"].tolist() == [flag("no_image")] * 2
+
+
+def test_photon_noise_is_that_of_drawn_electrons():
+    """Fluxes of Poisson electrons scatter by the error that the gain gives."""
+    rng = np.random.default_rng(7)
+    electron_flux = np.array([[2.5, 0.4]])
+    electrons = rng.poisson([[900.0, 6000.0]], (4000, 2))
+    flux = electrons * electron_flux
+    error = with_photon_noise(flux, np.zeros_like(flux), np.broadcast_to(electron_flux, flux.shape))
+    np.testing.assert_allclose(np.median(error, axis=0), flux.std(axis=0), rtol=0.04)
+    # Unknown gains and negative fluxes add nothing.
+    np.testing.assert_array_equal(
+        with_photon_noise(
+            np.array([[5.0, -5.0, np.nan]]), np.full((1, 3), 2.0), np.array([[np.nan, 1.0, 1.0]])
+        ),
+        [[2.0, 2.0, np.nan]],
+    )
+
+
+def test_where_neither_weights_nor_gain_are_known_the_flags_of_bands_say_so():
+    product = AperturePhotometry(["g", "r"], [1.0])
+    blind = batch(variance=None)
+    variance = blind.images * 0 + np.float32(0.25)
+    variance[:, 1] = np.nan  # the band r has no weights
+    gain = np.array([[np.nan, 0.5]] * 4)
+    for one, flagged in (
+        (blind, {"g", "r"}),
+        (batch(variance=variance), {"r"}),
+        (batch(variance=variance, electron_flux=gain), set()),
+    ):
+        out = product.compute(one)
+        for band in ("g", "r"):
+            expected = flag("background_errors") if band in flagged else 0
+            assert set(out[f"photometry_flag_{band}"][:3]) == {expected}
+            assert out[f"photometry_flag_{band}"][3] == flag("no_image")
+        assert out["photometry_flag"].tolist() == [0, 0, 0, flag("no_image")]
+    plain = product.compute(batch())
+    noisy = product.compute(batch(electron_flux=gain))
+    np.testing.assert_array_equal(noisy["flux_err_g"], plain["flux_err_g"])
+    expected = np.hypot(plain["flux_err_r"], np.sqrt(0.5 * plain["flux_r"]))
+    np.testing.assert_allclose(noisy["flux_err_r"][:3], expected[:3], rtol=1e-5)
