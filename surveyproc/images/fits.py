@@ -328,7 +328,8 @@ class PlaneReader:
         try:
             yield
         except (OSError, ValueError) as error:
-            if CFITSIO_IO.match(str(error)):
+            # The system's own errors have a number; CFITSIO's have it in their text.
+            if getattr(error, "errno", None) is not None or CFITSIO_IO.match(str(error)):
                 raise unreadable(self.plane.path, error) from error
             raise InputError(f"{self.plane.where}: damaged compressed data: {error}") from error
 

@@ -12,9 +12,10 @@ import where
 import zarr
 from conftest_images import pixels, write
 
+from surveyproc import urls
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
-from surveyproc.images import hdus, ingest
+from surveyproc.images import ingest
 from surveyproc.images.build import nanojansky_of_count
 from surveyproc.images.cube import TILES_KEY, read_tiles, read_window
 from surveyproc.images.ingest import ingest_tiles
@@ -395,7 +396,7 @@ def fail_to_read(monkeypatch, name: str, number: int = errno.EIO) -> None:
             raise OSError(number, os.strerror(number), str(path))
         return open(path, *arguments)
 
-    for module in (hdus, fits_planes):
+    for module in (urls, fits_planes):
         monkeypatch.setattr(module, "open", opens, raising=False)
 
 
