@@ -235,8 +235,9 @@ def _understood(cards: Cards, where: str) -> Cards:
     _check_sip(cards, all(kind[8:] for kind in kinds), where)
     _check_turning(cards, kinds, where)
     latitude = 1 if kinds[0].startswith(("DEC", "GLAT")) else 2
-    parameters = [key for key in cards if key.startswith("PV") and cards[key]]
-    unused = [key for key in parameters if key.startswith(f"PV{latitude}_")]
+    # astropy takes TAN for TPV if there is a term of index 5 or more.
+    parameters = [key for key in cards if key.startswith("PV")]
+    unused = [key for key in parameters if key.startswith(f"PV{latitude}_") and cards[key]]
     if kinds[0].endswith("-TAN") and unused and max(int(key[4:]) for key in parameters) < 5:
         raise InputError(
             f"{where}: keyword {unused[0]}: TAN has no such parameter; if the PV cards are a "
@@ -319,6 +320,12 @@ def _check_frame(wcs: Any, cards: Cards, where: str) -> None:
         raise InputError(
             f"{where}: no WCS of equatorial or galactic positions ({_kinds(cards)}; RA---..., "
             "DEC--... or GLON-..., GLAT-... expected)"
+        )
+    longitude = wcs.wcs.crval[wcs.wcs.lng]
+    if not -360.0 <= longitude <= 360.0:
+        raise InputError(
+            f"{where}: keyword CRVAL{wcs.wcs.lng + 1}: a longitude of {longitude:g} degrees; the "
+            f"unit is that of CUNIT{wcs.wcs.lng + 1}, degrees if it is missing"
         )
     equinox = wcs.wcs.equinox
     if not math.isnan(equinox) and not EQUINOXES[0] <= equinox <= EQUINOXES[1]:

@@ -153,7 +153,7 @@ def refusal(**cards: Any) -> str:
 
 ANGLE = float(np.degrees(np.arcsin(0.6)))
 SIP_CARDS = {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-7}
-TPV_CARDS = {"PV1_1": 1.0, "PV2_1": 1.0, "PV2_2": 1e-3}
+PV_CARDS = {"PV1_1": 1.0, "PV2_1": 1.0, "PV2_2": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ TPV_CARDS = {"PV1_1": 1.0, "PV2_1": 1.0, "PV2_2": 1e-3}
             {**SIP_CARDS, "CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "B_1_2": 1e-9},
             "B_1_2: beyond B_ORDER, which is 2",
         ),
-        (TPV_CARDS, "PV2_1: TAN has no such parameter"),
+        (PV_CARDS, "PV2_1: TAN has no such parameter"),
         ({"CPDIS1": "LOOKUP"}, "CPDIS1: table distortions"),
         ({"CQDIS2": "TPD"}, "CQDIS2: table distortions"),
         ({"D2IMDIS1": "LOOKUP"}, "D2IMDIS1: table distortions"),
@@ -185,6 +185,8 @@ TPV_CARDS = {"PV1_1": 1.0, "PV2_1": 1.0, "PV2_2": 1e-3}
         ({"CTYPE2": None}, "CTYPE2 is missing"),
         ({"CRVAL2": None}, "CRVAL2 is missing"),
         ({"CUNIT1": "parsec"}, "CUNIT1"),
+        ({"CRVAL1": 36000.0}, "CRVAL1: a longitude of 36000 degrees"),
+        ({"CRVAL2": 91.0}, "CTYPE1, CTYPE2 = RA---TAN, DEC--TAN"),
         ({"CD1_1": -2e-4, "PC1_1": 1.0}, "CD1_1 is not CDELT1 x PC1_1"),
         ({"CROTA1": 30.0}, "CROTA1 = 30.0: a rotation is that of"),
         ({"CD1_3": 0.1, "CD1_1": -1e-4, "CD2_2": 1e-4}, "CD1_3 = 0.1 mixes"),
@@ -235,6 +237,7 @@ def test_spellings_of_one_grid(cards):
 )
 def test_tpv_means_the_same_whatever_gives_scales_turns_and_order(cards):
     """The polynomial follows the matrix: xi' = xi + 2 xi^2 in degrees on the tangent plane."""
+    assert "PV2_9" in text_of(**PV_CARDS, PV2_9=0.0)  # SCAMP's, before it wrote TPV
     tpv = {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.0, "PV2_1": 1.0, "PV1_4": 2.0}
     x, y = np.array([9.0, 90.0]), np.array([3.0, 70.0])
     ra, dec = sky_positions(wcs_from_header(text_of(**{**tpv, **cards})), x, y)
