@@ -177,19 +177,13 @@ def is_nearly_icrs(wcs: Any) -> bool:
     return bool(np.abs(turn.rotation - np.eye(3)).max() < np.radians(0.1 / 3600))
 
 
-def _native(wcs: Any, x: Float, y: Float) -> tuple[Float, Float]:
-    """(longitude, latitude) in the WCS's own frame, whichever of its axes comes first."""
-    world = wcs.all_pix2world(np.stack([x, y], axis=-1), 0)
-    return world[:, wcs.wcs.lng], world[:, wcs.wcs.lat]
-
-
 def sky_positions(wcs: Any, x: Float, y: Float) -> tuple[Float, Float]:
     """ICRS (ra, dec) in degrees of zero-based pixels; NaN for what is not on the sky.
 
     Parameters
     ----------
     wcs : WCS
-        Celestial, of two axes in either order, and of any frame that astropy turns to ICRS.
+        Celestial, longitude first, of any frame that astropy turns to ICRS.
     x, y : float64 array_like, shape (n,)
         Pixel centres at integers.
 
@@ -198,7 +192,7 @@ def sky_positions(wcs: Any, x: Float, y: Float) -> tuple[Float, Float]:
     ra, dec : float64 ndarray, shape (n,)
         `ra` from 0 to 360.
     """
-    lon, lat = _native(wcs, np.asarray(x, np.float64), np.asarray(y, np.float64))
+    lon, lat = wcs.all_pix2world(x, y, 0)
     turn = turn_of(wcs)
     return (lon % 360.0 % 360.0, lat) if turn is None else turn.to_icrs(lon, lat)
 
@@ -218,11 +212,10 @@ def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
         return x, y
     turn = turn_of(wcs)
     lon, lat = (ra[good], dec[good]) if turn is None else turn.from_icrs(ra[good], dec[good])
-    world = np.stack([lon, lat] if wcs.wcs.lng == 0 else [lat, lon], axis=-1)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            px, py = wcs.all_world2pix(world, 0).T
+            px, py = wcs.all_world2pix(lon, lat, 0)
         except NoConvergence as problem:
             px, py = problem.best_solution.T.copy()
             failed = np.zeros(px.shape, bool)
@@ -230,7 +223,7 @@ def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
                 if indices is not None:
                     failed[indices] = True
             px[failed] = py[failed] = np.nan
-        vectors, back = unit_vectors(lon, lat), unit_vectors(*_native(wcs, px, py))
+        vectors, back = unit_vectors(lon, lat), unit_vectors(*wcs.all_pix2world(px, py, 0))
     # A chord in degrees; a tenth of a pixel is far above rounding and far below a wrong branch.
     chord = np.degrees(np.linalg.norm(vectors - back, axis=-1))
     tolerance = 0.1 * np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
@@ -243,8 +236,8 @@ def pixel_positions(wcs: Any, ra: Float, dec: Float) -> tuple[Float, Float]:
 def pixel_sides(wcs: Any, x: float, y: float) -> tuple[Float, Float]:
     """The sides of the pixel at zero-based (x, y) along x and y, as vectors in radians."""
     step = 0.5
-    around = np.array([x - step, x + step, x, x]), np.array([y, y, y - step, y + step])
-    left, right, low, high = unit_vectors(*_native(wcs, *around))
+    lon, lat = wcs.all_pix2world([x - step, x + step, x, x], [y, y, y - step, y + step], 0)
+    left, right, low, high = unit_vectors(lon, lat)
     return right - left, high - low
 
 

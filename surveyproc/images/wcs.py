@@ -101,7 +101,7 @@ def wcs_text(
     Returns
     -------
     str
-        Cards separated by newlines, for `sky.wcs_from_header`.
+        Cards separated by newlines, for `sky.wcs_from_header`; longitude first, in degrees.
 
     Raises
     ------
@@ -118,15 +118,15 @@ def wcs_text(
     if "RADESYS" not in cards:
         # Written once for all extensions by many; EPOCH there is that of the observation.
         inherited = _cards(primary, axes, where, only=("RADECSYS", "RADESYS", "EQUINOX"))
-        cards = inherited | cards
+        cards |= {key: value for key, value in inherited.items() if key not in cards}
     cards = _understood(cards, where)
     try:
-        text = str(Header(list(cards.items())).tostring(sep="\n", endcard=False, padding=False))
-        wcs = wcs_from_header(text)
+        wcs = wcs_from_header(_text(cards))
     except Exception as error:  # wcslib's errors are a dozen classes, and plain ValueError
-        raise InputError(f"{where}: broken WCS: {_said(error)}") from error
+        raise InputError(f"{where}: broken WCS ({_kinds(cards)}): {_said(error)}") from error
     _check_frame(wcs, cards, where)
-    _check_place(wcs, Grid(text, shape), cards, where)
+    text = _text(_standard_axes(cards, wcs))
+    _check_place(Grid(text, shape), cards, where)
     return text
 
 
@@ -207,6 +207,10 @@ def _value(card: Card, where: str) -> Value | None:
     return value
 
 
+def _kinds(cards: Cards) -> str:
+    return f"CTYPE1, CTYPE2 = {cards['CTYPE1']}, {cards['CTYPE2']}"
+
+
 def _number(cards: Cards, key: str, default: float = 0.0) -> float:
     return float(cards.get(key, default))
 
@@ -231,8 +235,9 @@ def _understood(cards: Cards, where: str) -> Cards:
     _check_sip(cards, all(kind[8:] for kind in kinds), where)
     _check_turning(cards, kinds, where)
     latitude = 1 if kinds[0].startswith(("DEC", "GLAT")) else 2
-    parameters = [key for key in cards if key.startswith("PV") and cards[key]]
-    unused = [key for key in parameters if key.startswith(f"PV{latitude}_")]
+    # astropy takes TAN for TPV if there is a term of index 5 or more.
+    parameters = [key for key in cards if key.startswith("PV")]
+    unused = [key for key in parameters if key.startswith(f"PV{latitude}_") and cards[key]]
     if kinds[0].endswith("-TAN") and unused and max(int(key[4:]) for key in parameters) < 5:
         raise InputError(
             f"{where}: keyword {unused[0]}: TAN has no such parameter; if the PV cards are a "
@@ -246,6 +251,30 @@ def _understood(cards: Cards, where: str) -> Cards:
     return {key: value for key, value in cards.items() if key not in dropped}
 
 
+def _text(cards: Cards) -> str:
+    return str(Header(list(cards.items())).tostring(sep="\n", endcard=False, padding=False))
+
+
+def _standard_axes(cards: Cards, wcs: Any) -> Cards:
+    """The same WCS with longitude first, CRVAL and CD in degrees, no CUNIT, CDELT, PC or CROTA.
+
+    wcslib takes TPV polynomials for those of other axes if latitude comes first, and applies them
+    before CDELT and CUNIT, where they belong after.
+    """
+    standard: Cards = {}
+    for place, axis in enumerate((wcs.wcs.lng, wcs.wcs.lat), start=1):
+        standard[f"CTYPE{place}"] = cards[f"CTYPE{axis + 1}"]
+        standard[f"CRPIX{place}"] = cards[f"CRPIX{place}"]  # of the pixels' axes
+        standard[f"CRVAL{place}"] = float(wcs.wcs.crval[axis])
+        for j in (1, 2):
+            standard[f"CD{place}_{j}"] = float(wcs.pixel_scale_matrix[axis, j - 1])
+        for key in cards:
+            if key.startswith((f"PV{axis + 1}_", f"PS{axis + 1}_")):
+                standard[f"{key[:2]}{place}{key[3:]}"] = cards[key]
+    others = {key: value for key, value in cards.items() if key in OTHERS or SIP.match(key)}
+    return standard | others
+
+
 def _check_sip(cards: Cards, named: bool, where: str) -> None:
     for key, value in cards.items():
         match = SIP.match(key)
@@ -253,9 +282,8 @@ def _check_sip(cards: Cards, named: bool, where: str) -> None:
             continue
         if not named:
             raise InputError(
-                f"{where}: keyword {key}: a SIP distortion, but CTYPE1, CTYPE2 = "
-                f"{cards['CTYPE1']}, {cards['CTYPE2']} do not say so: add -SIP to them if it "
-                "holds, else remove the A, B, AP and BP cards"
+                f"{where}: keyword {key}: a SIP distortion, but {_kinds(cards)} do not say so: "
+                "add -SIP to them if it holds, else remove the A, B, AP and BP cards"
             )
         order = _number(cards, f"{match[1]}_ORDER")
         if int(match[2]) + int(match[3]) > order and match[1] in ("A", "B"):
@@ -288,11 +316,16 @@ def _check_turning(cards: Cards, kinds: list[str], where: str) -> None:
 
 
 def _check_frame(wcs: Any, cards: Cards, where: str) -> None:
-    kinds = f"CTYPE1, CTYPE2 = {cards['CTYPE1']}, {cards['CTYPE2']}"
     if (wcs.wcs.lngtyp.strip(), wcs.wcs.lattyp.strip()) not in SYSTEMS or wcs.wcs.lng < 0:
         raise InputError(
-            f"{where}: no WCS of equatorial or galactic positions ({kinds}; RA---..., DEC--... or "
-            "GLON-..., GLAT-... expected)"
+            f"{where}: no WCS of equatorial or galactic positions ({_kinds(cards)}; RA---..., "
+            "DEC--... or GLON-..., GLAT-... expected)"
+        )
+    longitude = wcs.wcs.crval[wcs.wcs.lng]
+    if not -360.0 <= longitude <= 360.0:
+        raise InputError(
+            f"{where}: keyword CRVAL{wcs.wcs.lng + 1}: a longitude of {longitude:g} degrees; the "
+            f"unit is that of CUNIT{wcs.wcs.lng + 1}, degrees if it is missing"
         )
     equinox = wcs.wcs.equinox
     if not math.isnan(equinox) and not EQUINOXES[0] <= equinox <= EQUINOXES[1]:
@@ -309,16 +342,18 @@ def _check_frame(wcs: Any, cards: Cards, where: str) -> None:
         ) from error
 
 
-def _check_place(wcs: Any, grid: Grid, cards: Cards, where: str) -> None:
-    matrix = ", ".join(key for key in cards if re.match(r"CDELT|CD\d|PC\d|CUNIT", key))
+def _check_place(grid: Grid, cards: Cards, where: str) -> None:
+    matrix = ", ".join(key for key in sorted(cards) if re.match(r"CDELT|CD\d|PC\d|CUNIT", key))
     matrix = f"keywords {matrix}" if matrix else "keywords CDELT1, CDELT2 are missing"
     try:
         scale = grid.pixel_scale
-        sides = np.linalg.svd(np.stack(pixel_sides(wcs, *grid.centre)), compute_uv=False)
+        sides = np.linalg.svd(
+            np.stack(pixel_sides(wcs_from_header(grid.wcs), *grid.centre)), compute_uv=False
+        )
         radius = grid.circle()[2]
         back = inverts(grid)
     except Exception as error:  # of numpy and wcslib, for positions that are none
-        raise InputError(f"{where}: broken WCS: {_said(error)}") from error
+        raise InputError(f"{where}: broken WCS ({_kinds(cards)}): {_said(error)}") from error
     if not SCALES[0] <= scale <= SCALES[1] or not sides[0] <= MAX_ASPECT * sides[1]:
         widths = np.degrees(sides) * 3600
         raise InputError(

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import where
 import zarr
-from conftest_images import pixels, write
+from astropy.coordinates import SkyCoord
+from astropy.wcs import WCS
+from conftest_images import header, pixels, write
 
 from surveyproc import urls
 from surveyproc.errors import InputError, StoreError
@@ -147,6 +149,49 @@ def test_a_bad_band_is_named_and_the_rest_of_the_tile_kept(tmp_path, make_config
     window = whole(store, tile, ["r", "g"])
     assert np.isnan(window.image[0]).all()
     assert np.isfinite(window.image[1]).all()
+
+
+def test_headers_that_are_refused_cost_no_other_tile(tmp_path, make_config):
+    bad = {
+        "text": {"CRVAL1": "10.0"},
+        "tnx": {"CTYPE1": "RA---TNX", "CTYPE2": "DEC--TNX"},
+        "table": {"CPDIS1": "LOOKUP"},
+        "degrees": {"CDELT1": -1.0, "CDELT2": 1.0},
+    }
+    for name, cards in bad.items():
+        write(tmp_path / f"{name}.fits", tile=name, **cards)
+    write(tmp_path / "good.fits", tile="good", RADESYS="FK5", EQUINOX=2016.5)
+    summary, store = run(make_config())
+    (tile,) = read_tiles(store)
+    assert tile.id == "good"
+    there = SkyCoord(10.0, 2.0, unit="deg", frame="fk5", equinox="J2016.5").icrs
+    assert there.separation(SkyCoord(tile.ra, tile.dec, unit="deg")).arcsec < 1
+    for name, key in zip(bad, ("CRVAL1", "CTYPE1", "CPDIS1", "CDELT1"), strict=True):
+        assert any(f"{name}.fits" in line and key in line for line in summary.problems)
+
+
+def test_a_band_of_another_frame_is_moved_to_the_tiles_own(tmp_path, make_config):
+    """The same sky in both: the second band's axes are galactic and turned."""
+    icrs = header()
+    centre = SkyCoord(10.0, 2.0, unit="deg").galactic
+    cards = {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"}
+    cards |= {"CRVAL1": centre.l.deg, "CRVAL2": centre.b.deg, "CDELT1": -1.2e-4, "CDELT2": 1.2e-4}
+    y, x = np.mgrid[:80, :100]
+    star = WCS(icrs).pixel_to_world(60.0, 30.0)
+    images = {}
+    for band, head in (("g", icrs), ("r", header(**cards))):
+        px, py = WCS(head).world_to_pixel(star)
+        images[band] = np.exp(-((x - px) ** 2 + (y - py) ** 2) / 2 / 3.0**2).astype(np.float32)
+    write(tmp_path / "g.fits", images["g"])
+    write(tmp_path / "r.fits", images["r"], band="r", **cards)
+    summary, store = run(make_config())
+    assert summary.problems == []
+    (tile,) = read_tiles(store)
+    g, r = whole(store, tile).image[:2, 10:50, 40:80]
+    for band in (g, r):
+        weight = band / band.sum()
+        assert (weight * x[10:50, 40:80]).sum() == pytest.approx(60.0, abs=0.02)
+        assert (weight * y[10:50, 40:80]).sum() == pytest.approx(30.0, abs=0.02)
 
 
 def test_an_image_of_nan_is_left_out_and_stays_known(tmp_path, make_config):
