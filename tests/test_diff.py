@@ -20,6 +20,7 @@ ROW = st.tuples(
     st.one_of(st.none(), st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=2)),
     st.integers(-(2**62), 2**62),
     st.sampled_from(["", "t00", "t01"]),
+    st.one_of(st.none(), st.lists(st.sampled_from(["a", "b"]), max_size=2)),
 )
 SCHEMA = pa.schema(
     [
@@ -28,6 +29,7 @@ SCHEMA = pa.schema(
         ("quantiles", pa.list_(pa.float32())),
         ("flag", pa.int64()),
         ("tile", pa.string()),
+        ("names", pa.list_(pa.string())),
     ]
 )
 
@@ -74,8 +76,16 @@ def test_a_table_does_not_differ_from_itself(rows, random):
 
 def test_tolerance_is_relative_and_nan_equals_nan():
     nan = float("nan")
-    rows = [(1, 100.0, [1.0, nan], 0, ""), (2, 100.0, None, 0, ""), (3, 0.0, None, 7, "")]
-    other = [(1, 100.05, [1.0, nan], 0, ""), (2, 101.0, None, 0, ""), (3, 0.0, None, 8, "")]
+    rows = [
+        (1, 100.0, [1.0, nan], 0, "", []),
+        (2, 100.0, None, 0, "", []),
+        (3, 0.0, None, 7, "", []),
+    ]
+    other = [
+        (1, 100.05, [1.0, nan], 0, "", []),
+        (2, 101.0, None, 0, "", []),
+        (3, 0.0, None, 8, "", []),
+    ]
     found = compare(table(rows), table(other), 1e-3)
     assert found["changed"] == 2
     assert found["columns"].keys() == {"flux", "flag"}

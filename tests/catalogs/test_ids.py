@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_tables import all_rows, rejected, run
 
@@ -19,6 +19,7 @@ from surveyproc.errors import InputError
 TWICE = schemas.flag("duplicate_id")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=50))
 def test_unsigned_ids_keep_their_bits(numbers):
     values, check = ids.read(pa.array(numbers, pa.uint64()))
@@ -26,6 +27,7 @@ def test_unsigned_ids_keep_their_bits(numbers):
     assert values.view("u8").tolist() == numbers
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), max_size=30))
 def test_text_ids_are_the_documented_hash(texts):
     column = pa.array(texts, pa.string())
@@ -37,6 +39,7 @@ def test_text_ids_are_the_documented_hash(texts):
     assert ids.is_absent(column).tolist() == [not text.strip() for text in texts]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(), max_size=30), st.sampled_from([pa.float32(), pa.float64()]))
 def test_float_ids_are_exact_or_refused(numbers, dtype):
     with np.errstate(over="ignore"):
@@ -50,6 +53,7 @@ def test_float_ids_are_exact_or_refused(numbers, dtype):
         assert ids.read(column)[0][known].tolist() == kept
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=40))
 def test_ids_of_places_are_distinct_and_local(where):
     """Rows at one place are numbered; those at another change nothing."""
