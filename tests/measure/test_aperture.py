@@ -17,9 +17,9 @@ from surveyproc.measure.aperture import (
     aperture_photometry,
     aperture_weights,
     clipped_background,
-    with_photon_noise,
     cutout_for,
     side_of,
+    with_photon_noise,
 )
 from surveyproc.product import Batch, Product
 from surveyproc.schemas import flag
