@@ -30,7 +30,7 @@ MAX_HEADER_BLOCKS = 4000
 COPY_BYTES = 1 << 22
 # Fetched at once of a file of which only headers are wanted.
 HEADER_BYTES = 1 << 16
-GZIP, BZIP2, MAGIC_BYTES = b"\x1f\x8b", b"BZh", 3
+GZIP, BZIP2, MAGIC_BYTES = b"\x1f\x8b", b"BZh", 5
 UNREAD_PACKINGS = {
     b"\x1f\x9d": "compress",
     b"\xfd7zXZ": "xz",
@@ -125,10 +125,15 @@ def _headers_opened(path: str) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _unpacked(stream: IO[bytes]) -> IO[bytes] | None:
+def _unpacked(path: str, stream: IO[bytes]) -> IO[bytes] | None:
     """What a stream at its beginning holds if it is packed as a whole; None if it is not.
 
     Told by its first bytes: names of files say it often, but not always.
+
+    Raises
+    ------
+    InputError
+        If it is packed in a way that cannot be read.
     """
     magic = stream.read(MAGIC_BYTES)
     stream.seek(0)
@@ -136,6 +141,11 @@ def _unpacked(stream: IO[bytes]) -> IO[bytes] | None:
         return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
     if magic.startswith(BZIP2):
         return cast(IO[bytes], bz2.BZ2File(stream))
+    for other, name in UNREAD_PACKINGS.items():
+        if magic.startswith(other):
+            raise InputError(
+                f"{public_url(path)}: is packed by {name}: use gzip, bzip2 or fpack instead"
+            )
     return None
 
 
@@ -189,7 +199,7 @@ def scan(path: str) -> Iterator[Hdu]:
         If the file cannot be read now.
     """
     with reading(path), _headers_opened(path) as stream:
-        if unpacked := _unpacked(stream):
+        if unpacked := _unpacked(path, stream):
             yield from _hdus(_Cursor(unpacked, None), path)
         else:
             size = stream.seek(0, os.SEEK_END)
@@ -230,17 +240,10 @@ def _hdus(cursor: _Cursor, path: str) -> Iterator[Hdu]:
 def _header(cursor: _Cursor, where: str, *, first: bool) -> Header | None:
     text = b""
     for _ in range(MAX_HEADER_BLOCKS):
-        raw = cursor.read(BLOCK)
-        block = raw.translate(PRINTABLE)
+        block = cursor.read(BLOCK).translate(PRINTABLE)
         if not text:
             if first and not block.startswith(b"SIMPLE  ="):
-                found = [name for magic, name in UNREAD_PACKINGS.items() if raw.startswith(magic)]
-                cause = (
-                    f"packed by {found[0]}: use gzip, bzip2 or fpack"
-                    if found
-                    else ("no SIMPLE keyword at its start")
-                )
-                raise InputError(f"{where}: is not a FITS file ({cause})")
+                raise InputError(f"{where}: is not a FITS file (no SIMPLE keyword at its start)")
             # Whatever follows the last extension (padding, special records) is not ours to judge.
             if not first and not block.startswith(b"XTENSION"):
                 return None
@@ -331,7 +334,7 @@ def local_copy(path: str) -> Iterator[str]:
     with ExitStack() as stack:
         with reading(path):
             opened = stack.enter_context(_opened(path))
-            unpacked = _unpacked(opened)
+            unpacked = _unpacked(path, opened)
         if unpacked is None:
             yield opened.name
             return

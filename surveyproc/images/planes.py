@@ -44,7 +44,7 @@ ASIDE = tuple(USELESS)
 # Words of names of HDUs and files, the telling ones first: WEIGHT_RMS is an rms, VAR_POISSON only
 # a part of the variance.
 WORDS = (
-    ("part", {"POISSON", "RNOISE", "ME", "WISEM1", "WISEM2"}),
+    ("part", {"POISSON", "RNOISE", "FLAT", "ME", "WISEM1", "WISEM2"}),
     ("context", {"CON", "CTX", "CONTEXT"}),
     ("exposure", {"EXP", "EXPOSURE", "EXPTIME", "NEXP"}),
     ("mask", {"MASK", "MSK", "DQ", "DQM", "FLAG", "FLAGS", "FLG", "MASKBITS"}),

@@ -2,10 +2,12 @@ import bz2
 import contextlib
 import errno
 import gzip
+import lzma
 import os
 import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -136,6 +138,36 @@ def test_truncated_packed_file(tmp_path, pack):
     path = tmp_path / f"a.fits.{suffix}"
     path.write_bytes(pack(plain.read_bytes())[:-5000])
     assert "truncated" in only_problem(path) or "cannot be read" in only_problem(path)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+@pytest.mark.parametrize("name", ["a.fits", "a.fits.fz", "a.FITS.GZ", "a.fits.bz2", "a.fits.gz"])
+def test_packing_is_told_by_bytes_and_not_by_names(tmp_path, pack, name):
+    plain = write(tmp_path / "plain.fits")
+    path = tmp_path / name
+    path.write_bytes(pack(plain.read_bytes()))
+    (plane,), problems = planes_of(str(path), images())
+    assert problems == []
+    np.testing.assert_array_equal(read(plane), pixels())
+    path.write_bytes(plain.read_bytes())
+    (plane,), _ = planes_of(str(path), images())
+    np.testing.assert_array_equal(read(plane), pixels())
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_packed_files_in_object_stores_are_told_by_bytes(tmp_path, pack):
+    data = pack(write(tmp_path / "plain.fits").read_bytes())
+    url = f"memory://{tmp_path.name}/a.fits"
+    fsspec.filesystem("memory").pipe(url, data)
+    (plane,), problems = planes_of(url, images())
+    assert problems == []
+    np.testing.assert_array_equal(read(plane), pixels())
+
+
+def test_another_packing_is_named(tmp_path):
+    path = tmp_path / "a.fits.gz"
+    path.write_bytes(lzma.compress(write(tmp_path / "plain.fits").read_bytes()))
+    assert "is packed by xz: use gzip, bzip2 or fpack" in only_problem(path)
 
 
 def test_not_fits(tmp_path):
