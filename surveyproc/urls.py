@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from surveyproc.errors import InputError
 
 # Named, not imported: the libraries behind them take a second, which local surveys need not pay.
 for _protocols, _class in ((("s3", "s3a"), "PatientS3"), (("http", "https"), "PatientHTTP")):
@@ -39,8 +46,52 @@ def fetched(url: str) -> IO[bytes]:
 
 
 def opened(fs: Any, path: str) -> IO[bytes]:
-    """A binary stream, which can be sought in, over a path of a filesystem."""
+    """A binary stream, which can be sought in, over a path of a filesystem.
+
+    Raises
+    ------
+    InputError
+        If it is on the local disk and no regular file.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return opened_here(path)
     return fetched(path) if is_web(path) else cast(IO[bytes], fs.open(path, "rb"))
+
+
+def opened_here(path: str) -> IO[bytes]:
+    """A binary stream over a regular file of the local disk, or a link to one.
+
+    A FIFO waits for ever for somebody to write, and a device may never end: neither is opened.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        found = next((name for test, name in _IRREGULAR if test(mode)), "something else")
+        raise InputError(f"{path}: is {found}, not a regular file; only those are read")
+    return open(path, "rb")
+
+
+_IRREGULAR = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+@contextmanager
+def plainly_named(path: str) -> Iterator[str]:
+    """Another name for a local file while it is open, for libraries that read names as expressions.
+
+    CFITSIO takes brackets, parentheses and `+1` at the end of a name for instructions, and fitsio
+    puts the environment's variables into it.
+    """
+    with opened_here(path) as stream:
+        yield f"/dev/fd/{stream.fileno()}"
 
 
 def public_url(url: str) -> str:

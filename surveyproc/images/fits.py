@@ -32,7 +32,7 @@ from surveyproc.images.hdus import (
     scan,
     unreadable,
 )
-from surveyproc.urls import file_name, public_url
+from surveyproc.urls import file_name, plainly_named, public_url
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
 KINDS = {
@@ -362,8 +362,8 @@ class PlaneReader:
         self._unpacking = self._compressed() if plane.compressed else None
 
     def _compressed(self) -> Any:
-        with self._cfitsio():
-            hdu = fitsio.FITS(self.path)[self.plane.hdu]
+        with self._cfitsio(), plainly_named(self.path) as name:
+            hdu = fitsio.FITS(name)[self.plane.hdu]
             # CFITSIO reads headers in its own way, and decides alone how much it unpacks.
             if not isinstance(hdu, ImageHDU) or tuple(hdu.get_dims()) != self.plane.shape:
                 raise ValueError(f"CFITSIO finds no image of {self.plane.shape} pixels here")

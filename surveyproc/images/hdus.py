@@ -22,7 +22,7 @@ from astropy.io.fits.card import Undefined
 
 from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.storage import store_error
-from surveyproc.urls import fetched, file_name, is_web, public_url
+from surveyproc.urls import fetched, file_name, is_web, opened_here, public_url
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000
@@ -94,7 +94,7 @@ def is_packed(path: str) -> bool:
 def _opened(path: str) -> Iterator[IO[bytes]]:
     """All bytes of a file; of a remote one from a copy, so that an attempt can be repeated."""
     if "://" not in path:
-        with open(path, "rb") as stream:
+        with opened_here(path) as stream:
             yield stream
         return
     with fetched(path) as copy:
