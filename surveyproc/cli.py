@@ -89,6 +89,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
         f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
         + (" (unchanged)" if catalog.skipped else ""),
+        *(f"  warning: {warning}" for warning in catalog.warnings),
         *_place_lines(done),
     ]
     _show(done, as_json, lines)

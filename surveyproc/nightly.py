@@ -182,14 +182,14 @@ def _ingest(
 
     store.clear_staging()
     tiles = ingest_tiles(config, store, places, keep_last=True)
-    kept = list(tiles.kept)
+    kept, problems = list(tiles.kept), list(tiles.problems)
     try:
-        ingest_catalog(config, store, places)
+        problems += ingest_catalog(config, store, places).warnings
     except InputError as error:
         if not store.exists(record_key(config.survey.name)):
             raise
         kept.append(f"catalog: {error}; the last one is kept")
-    return kept, tiles.problems, tiles.complete
+    return kept, problems, tiles.complete
 
 
 def _tile_changes(last: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:

@@ -32,7 +32,7 @@ from surveyproc.storage import Store, fingerprint
 from surveyproc.urls import file_name
 
 # Raised whenever the same source gives other bytes than before.
-FORMAT = 1
+FORMAT = 2
 RECORD = "ingest.json"
 REJECTED = "rejected.parquet"
 SPILL_BYTES = 96 << 20
@@ -51,6 +51,9 @@ class CatalogSummary:
         Rows of the catalog whose id another source row carries too.
     partitions : int
         Leaves.
+    warnings : tuple of str
+        What a person should know of the source: that it is a part of what was asked for, which
+        columns were renamed, converted or left out.
     skipped : bool
         Whether there was nothing to do.
     url : str
@@ -62,6 +65,7 @@ class CatalogSummary:
     rejected: int
     duplicates: int
     partitions: int
+    warnings: tuple[str, ...]
     skipped: bool
     url: str
 
@@ -165,7 +169,11 @@ def ingest_catalog(
     record = store.read_json(f"{key}/{RECORD}")
     if record is not None and record["settings"] == settings and _intact(store, key):
         return _summary(store, key, record, skipped=True)
-    with open_table(url) as reader, spill.own_folder(store, key) as folder:
+    section = config.catalog
+    with (
+        open_table(url, section.table, [section.id, section.ra, section.dec]) as reader,
+        spill.own_folder(store, key) as folder,
+    ):
         build = _Build(config, store, key, folder, reader, places)
         build.rows_per_batch = rows_per_batch or rows.batch_rows(reader.schema)
         build.spill_bytes = spill_bytes
@@ -177,6 +185,7 @@ def _summary(store: Store, key: str, record: dict[str, Any], *, skipped: bool) -
     return CatalogSummary(
         **record["counts"],
         partitions=record["partitions"],
+        warnings=tuple(record["warnings"]),
         skipped=skipped,
         url=store.url_of(key),
     )
@@ -227,6 +236,7 @@ class _Build:
             "surveyproc": surveyproc.__version__,
             "columns": [asdict(column) for column in self.columns],
             "partitions": len(written),
+            "warnings": self.reader.warnings,
             "counts": {
                 "rows_in": self.rows_in,
                 "rows_out": rows_out,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from surveyproc import schemas, sky
-from surveyproc.catalogs.readers import TableReader, nearest_name
+from surveyproc.catalogs.formats.parquet import LEAF_KEYS
+from surveyproc.catalogs.readers import TableReader, degrees_of, nearest_name
 from surveyproc.catalogs.voparquet import column_of
 from surveyproc.config import CatalogSection
 from surveyproc.errors import InputError
@@ -33,11 +34,16 @@ _RECOMPUTED = ("_healpix_29", "catalog_flag")
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of the source columns that hold id, right ascension and declination."""
+    """Names of the source columns that hold id, right ascension and declination.
+
+    `ra_degrees` and `dec_degrees` are the degrees in one unit of the latter two.
+    """
 
     id: str
     ra: str
     dec: str
+    ra_degrees: float = 1.0
+    dec_degrees: float = 1.0
 
     @property
     def names(self) -> list[str]:
@@ -77,7 +83,8 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
     Raises
     ------
     InputError
-        If a column is missing, ids are not integers, or positions are not degrees.
+        If a column is missing, ids are not integers, or positions are not numbers in a unit of
+        angles.
     """
     found = Roles(section.id, section.ra, section.dec)
     for key, name in zip(("id", "ra", "dec"), found.names, strict=True):
@@ -97,14 +104,10 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
         if not (pa.types.is_floating(entry.type) or pa.types.is_integer(entry.type)):
             raise InputError(
                 f"{reader.url}: column {name!r} (catalog.{key}) is {entry.type}; "
-                "positions must be numbers in degrees"
+                "positions must be numbers: write them as decimal degrees"
             )
-        unit = (entry.metadata or {}).get(b"unit", b"").decode()
-        if unit.lower() in ("rad", "radian", "h", "hour", "hourangle", "arcsec", "arcmin", "mas"):
-            raise InputError(
-                f"{reader.url}: column {name!r} (catalog.{key}) is in {unit}; convert it to degrees"
-            )
-    return found
+    ra, dec = degrees_of(reader, found.ra, found.dec)
+    return replace(found, ra_degrees=ra, dec_degrees=dec)
 
 
 def stored_columns(reader: TableReader, names: Roles) -> tuple[Column, ...]:
@@ -120,6 +123,9 @@ def stored_columns(reader: TableReader, names: Roles) -> tuple[Column, ...]:
     carried = []
     for entry in reader.schema:
         if entry.name in names.names:
+            continue
+        if entry.name in LEAF_KEYS:
+            reader.warn(f"column {entry.name!r} is left out: folders of the new catalog say it")
             continue
         if reader.kind == "hats" and entry.name in _RECOMPUTED:
             continue
@@ -142,7 +148,8 @@ def check(batch: pa.RecordBatch, names: Roles) -> Checked:
     """
     id_column = batch.column(names.id)
     code = np.zeros(batch.num_rows, np.int8)
-    ra, dec = (_floats(batch.column(name)) for name in (names.ra, names.dec))
+    ra = _floats(batch.column(names.ra)) * names.ra_degrees
+    dec = _floats(batch.column(names.dec)) * names.dec_degrees
     with np.errstate(invalid="ignore"):
         code[(dec < -90) | (dec > 90)] = 1
         code[(ra < -180) | (ra > 360)] = 2
