@@ -37,6 +37,13 @@ from surveyproc.urls import is_web, public_url
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
 
+Table = Annotated[str | int, Field(union_mode="left_to_right")]
+TABLE = (
+    "Which table of a FITS file or VOTable that holds several: name of the HDU or its index (the "
+    "primary one is 0), name, ID or number (from 0) of the VOTable's table. By default the one "
+    "that has the columns."
+)
+
 TOLERANCE = 1e-6
 """Relative change below which two floats of two releases count as equal: ten float32 steps."""
 
@@ -215,13 +222,18 @@ class CatalogSection(Section):
     source: str = Field(
         description="FITS, VOTable, Parquet, CSV, ECSV or HATS; relative path or URL."
     )
+    table: Table | None = Field(None, description=TABLE)
     id: str | None = Field(
         None,
         description="Column with the object id: whole numbers or text; `object_id` if absent. "
         'Without that column, or with "", ids are made from positions.',
     )
-    ra: str = Field("ra", description="Column with the right ascension, degrees, ICRS.")
-    dec: str = Field("dec", description="Column with the declination, degrees, ICRS.")
+    ra: str = Field(
+        "ra", description="Column with the right ascension, ICRS; degrees, or its own unit."
+    )
+    dec: str = Field(
+        "dec", description="Column with the declination, ICRS; degrees, or its own unit."
+    )
     reddening: str | None = Field(
         None, description="Column with the galactic reddening E(B-V), mag; 0 if absent."
     )
@@ -259,9 +271,10 @@ class LabelsSection(Section):
     """A table of known redshifts, matched to the catalog on the sky."""
 
     source: str = Field(description="Any catalog format; relative path or URL.")
+    table: Table | None = Field(None, description=TABLE)
     redshift: str = Field(description="Column with the redshift.")
-    ra: str = Field("ra", description="Column with the right ascension, degrees.")
-    dec: str = Field("dec", description="Column with the declination, degrees.")
+    ra: str = Field("ra", description="Column with the right ascension; degrees, or its own unit.")
+    dec: str = Field("dec", description="Column with the declination; degrees, or its own unit.")
     select: str | None = Field(None, description="Boolean column: only rows where it is true.")
     radius: float = Field(1.0, gt=0, le=3600, description="Largest distance of a match, arcsec.")
 

@@ -43,10 +43,10 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     dict
         What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
         `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
-        before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `units`
-        (in all, affected, adopted, computed, resumed, quarantined), `places` (where the work ran,
-        and why), `quarantined` (names of the
-        units that the published release lacks), `gates` (reasons),
+        before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `notes`,
+        `units` (in all, affected, adopted, computed, resumed, quarantined), `places` (where the work
+        ran, and why), `quarantined` (names of the units that the published release lacks), `gates`
+        (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
         `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
         An error is in it, not raised, because the scheduler wants both. Problems alone give the
@@ -167,13 +167,13 @@ def _refresh(
     settings = fingerprint(config.model_dump(mode="json", include={"survey", "images", "catalog"}))
     ingested = is_ingested(store, survey) and store.exists(record_key(survey))
     if not changed and ingested and last.get("settings") == settings and last["complete"]:
-        kept, problems, complete = last["kept"], last["problems"], True
+        kept, problems, notes, complete = last["kept"], last["problems"], last["notes"], True
     else:
-        kept, problems, complete = _ingest(config, store, places)
+        kept, problems, notes, complete = _ingest(config, store, places)
     tiles = {tile.id: tile.version for tile in read_tiles(store, survey)}
     summary["files"] = asdict(changed)
     summary["tiles"] = _tile_changes(last["tiles"], tiles)
-    summary["kept"], summary["problems"] = kept, problems
+    summary["kept"], summary["problems"], summary["notes"] = kept, problems, notes
     return {
         "settings": settings,
         "complete": complete,
@@ -183,27 +183,28 @@ def _refresh(
         "tiles": tiles,
         "kept": kept,
         "problems": problems,
+        "notes": notes,
     }
 
 
 def _ingest(
     config: SurveyConfig, store: Store, places: Places
-) -> tuple[list[str], list[str], bool]:
-    """What was kept, what was wrong, and whether everything could be read."""
+) -> tuple[list[str], list[str], list[str], bool]:
+    """What was kept, what was wrong, what one should know; and whether all could be read."""
     from surveyproc.catalogs.ingest import ingest_catalog
     from surveyproc.images.ingest import ingest_tiles
 
     store.clear_staging()
     with under_way(store, "ingest"):
         tiles = ingest_tiles(config, store, places, keep_last=True)
-    kept = list(tiles.kept)
+    kept, notes = list(tiles.kept), list(tiles.notes)
     try:
-        ingest_catalog(config, store, places)
+        notes += ingest_catalog(config, store, places).notes
     except InputError as error:
         if not store.exists(record_key(config.survey.name)):
             raise
         kept.append(f"catalog: {error}; the last one is kept")
-    return kept, tiles.problems, tiles.complete
+    return kept, tiles.problems, notes, tiles.complete
 
 
 def _tile_changes(last: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:

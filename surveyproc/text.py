@@ -69,6 +69,7 @@ def night_lines(done: dict[str, Any]) -> list[str]:
         lines += [f"  {name} {how}: {_some(what)}" for how, what in changed.items()]
     lines += [f"  kept: {one}" for one in done.get("kept", ())]
     lines += [f"  problem: {one}" for one in done.get("problems", ())]
+    lines += [f"  note: {one}" for one in done.get("notes", ())]
     if "units" in done:
         lines.append("  units: " + ", ".join(f"{n} {what}" for what, n in done["units"].items()))
     lines += gap_lines(done)

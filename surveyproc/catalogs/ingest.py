@@ -56,7 +56,8 @@ class CatalogSummary:
     url : str
         The HATS catalog.
     notes : list of str
-        How ids were made, and which columns got another name.
+        What a person should know: how ids were made, that the source is a part of what was asked
+        for, which columns were renamed, converted or left out.
     """
 
     rows_in: int
@@ -164,17 +165,32 @@ def ingest_catalog(
         "source_kind": kind,
         "name": config.survey.name,
         # Of the others the catalog does not depend.
-        **config.catalog.model_dump(include={"id", "ra", "dec", "reddening", "partition_rows"}),
+        **config.catalog.model_dump(
+            include={"table", "id", "ra", "dec", "reddening", "partition_rows"}
+        ),
     }
     record = store.read_json(f"{key}/{RECORD}")
     if record is not None and record["settings"] == settings and _intact(store, key):
         return _summary(store, key, record, skipped=True)
-    with open_table(url) as reader, spill.own_folder(store, key) as folder:
+    with open_source(config) as reader, spill.own_folder(store, key) as folder:
         build = _Build(config, store, key, folder, reader, places)
         build.rows_per_batch = rows_per_batch or rows.batch_rows(reader.schema)
         build.spill_bytes = spill_bytes
         record = build.run(settings)
     return _summary(store, key, record, skipped=False)
+
+
+def open_source(config: SurveyConfig) -> TableReader:
+    """The survey's source catalog, opened.
+
+    Raises
+    ------
+    InputError
+        As `open_table` does.
+    """
+    section = config.catalog
+    columns = [name for name in (section.id, section.ra, section.dec) if name]
+    return open_table(config.resolve(section.source), section.table, columns)
 
 
 def _summary(store: Store, key: str, record: dict[str, Any], *, skipped: bool) -> CatalogSummary:
@@ -240,7 +256,7 @@ class _Build:
             "source": file_name(self.reader.url),
             "surveyproc": surveyproc.__version__,
             "columns": [asdict(column) for column in self.columns],
-            "notes": rows.notes(self.roles, self.carried),
+            "notes": [*rows.notes(self.roles, self.carried), *self.reader.warnings],
             "partitions": len(written),
             "counts": {
                 "rows_in": self.rows_in,

@@ -65,7 +65,8 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     """
     url = config.resolve(section.source)
     names = [section.ra, section.dec, section.redshift]
-    columns = read_numbers(url, names + ([section.select] if section.select else []))
+    wanted = names + ([section.select] if section.select else [])
+    columns = read_numbers(url, wanted, section.table, (section.ra, section.dec))
     ra, dec, redshift = (columns[name] for name in names)
     placed = np.isfinite(ra) & (np.abs(dec) <= 90)
     known = (redshift > REDSHIFT_LIMITS[0]) & (redshift < REDSHIFT_LIMITS[1])

@@ -17,12 +17,14 @@ from surveyproc.catalogs.formats.fits import FitsReader
 from surveyproc.catalogs.formats.parquet import ParquetReader, parquet_files
 from surveyproc.catalogs.formats.text import CsvReader, EcsvReader
 from surveyproc.catalogs.formats.votable import VOTableReader
+from surveyproc.catalogs.units import degrees_per
 from surveyproc.errors import InputError
 from surveyproc.urls import is_web, opened, public_url
 
 __all__ = [
     "TableReader",
     "checksum",
+    "degrees_of",
     "nearest_name",
     "open_table",
     "read_numbers",
@@ -36,7 +38,9 @@ _TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 _KNOWN = "FITS, VOTable, Parquet (a file or a folder), CSV, ECSV or a HATS catalog"
 
 
-def open_table(url: str) -> TableReader:
+def open_table(
+    url: str, table: str | int | None = None, columns: Sequence[str] = ()
+) -> TableReader:
     """A reader of the table at `url`, whose format is told from its content.
 
     Parameters
@@ -44,17 +48,25 @@ def open_table(url: str) -> TableReader:
     url : str
         Path or URL of a FITS, VOTable, CSV or ECSV file (also gzipped), a Parquet file or folder,
         or the root of a HATS catalog (or collection: its main catalog).
+    table : str or int, optional
+        Which of the tables of a FITS file or VOTable: name of the HDU, or its index, 0 being the
+        primary one; name, ID or number (from 0) of the VOTable's table.
+    columns : sequence of str
+        Without `table`: what the table must have if there are several.
 
     Raises
     ------
     InputError
-        If it does not exist, is truncated, or is of no known format.
+        If it does not exist, is truncated, is of no known format, or it is not clear which table
+        is meant.
     """
     url, kind = table_kind(url)
     if kind == "fits":
-        return FitsReader(url)
+        return FitsReader(url, table, columns)
     if kind == "votable":
-        return VOTableReader(url)
+        return VOTableReader(url, table, columns)
+    if table is not None:
+        raise InputError(f"{url}: is one table ({kind}); take out the key `table` ({table!r})")
     if kind == "ecsv":
         return EcsvReader(url)
     if kind == "csv":
@@ -148,21 +160,61 @@ def checksum(url: str) -> str:
     return total.hexdigest()
 
 
-def read_numbers(url: str, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Columns of a table as float64, shape (n,); booleans are 0 and 1, null is NaN.
+def degrees_of(reader: TableReader, ra: str, dec: str) -> tuple[float, float]:
+    """Degrees in one unit of two columns of positions; what is converted is told as a warning.
 
     Raises
     ------
     InputError
-        If the table cannot be read, a column is absent, or it is not numeric.
+        If a unit is not understood, or no angle.
+    """
+    found = []
+    for name in (ra, dec):
+        unit = (reader.schema.field(name).metadata or {}).get(b"unit", b"").decode()
+        try:
+            degrees = degrees_per(unit, hours=name == ra)
+        except ValueError as error:
+            raise InputError(
+                f"{reader.url}: column {name!r} is in {unit!r} ({error}); positions must be in "
+                "degrees, or in another unit of angles"
+            ) from error
+        if degrees != 1:
+            reader.warn(f"column {name!r} is in {unit!r} and is converted to degrees")
+        found.append(degrees)
+    return found[0], found[1]
+
+
+def read_numbers(
+    url: str,
+    names: Sequence[str],
+    table: str | int | None = None,
+    positions: tuple[str, str] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Columns of a table as float64, shape (n,); booleans are 0 and 1, null is NaN.
+
+    Parameters
+    ----------
+    table : str or int, optional
+        Which table of a file of several; see `open_table`.
+    positions : tuple of str, optional
+        Those of `names` that are right ascension and declination: they come in degrees.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, a column is absent, it is not numeric, or a position is in no
+        unit of angles.
     """
     names = list(dict.fromkeys(names))
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    with open_table(url) as table:
+    factors = dict.fromkeys(names, 1.0)
+    with open_table(url, table, names) as reader:
         for name in names:
-            if name not in table.names:
-                raise InputError(f"{url}: no column {name!r}; there are {', '.join(table.names)}")
-        for batch in table.batches(BATCH_ROWS, names):
+            if name not in reader.names:
+                raise InputError(f"{url}: no column {name!r}; there are {', '.join(reader.names)}")
+        if positions is not None:
+            factors |= dict(zip(positions, degrees_of(reader, *positions), strict=True))
+        for batch in reader.batches(BATCH_ROWS, names):
             for name, values in zip(names, batch.columns, strict=True):
                 try:
                     # Arrow turns booleans into numbers only by way of an integer.
@@ -171,7 +223,7 @@ def read_numbers(url: str, names: Sequence[str]) -> dict[str, NDArray[np.float64
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                     raise InputError(f"{url}: column {name!r} is not numeric") from error
     return {
-        name: np.concatenate(part) if part else np.empty(0, np.float64)
+        name: np.concatenate(part) * factors[name] if part else np.empty(0, np.float64)
         for name, part in parts.items()
     }
 

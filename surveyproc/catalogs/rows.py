@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from surveyproc import schemas, sky
 from surveyproc.catalogs import ids
-from surveyproc.catalogs.readers import TableReader, nearest_name
+from surveyproc.catalogs.formats.parquet import LEAF_KEYS
+from surveyproc.catalogs.readers import TableReader, degrees_of, nearest_name
 from surveyproc.catalogs.voparquet import column_of
 from surveyproc.config import CatalogSection
 from surveyproc.errors import InputError
@@ -43,6 +44,8 @@ class Roles:
         Empty if the source has no ids.
     ra, dec : str
         Positions.
+    ra_degrees, dec_degrees : float
+        Degrees in one unit of theirs.
     origin : str
         Where `object_id` comes from, see `surveyproc.catalogs.ids`.
     """
@@ -52,6 +55,8 @@ class Roles:
     ra: str
     dec: str
     origin: str
+    ra_degrees: float = 1.0
+    dec_degrees: float = 1.0
 
     @property
     def names(self) -> list[str]:
@@ -88,7 +93,8 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
     Raises
     ------
     InputError
-        If a column is missing, ids are neither numbers nor text, or positions are not degrees.
+        If a column is missing, ids are neither numbers nor text, or positions are not numbers in a
+        unit of angles.
     """
     id_name = section.id
     if id_name is None:
@@ -112,14 +118,10 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
         if not (pa.types.is_floating(entry.type) or pa.types.is_integer(entry.type)):
             raise InputError(
                 f"{reader.url}: column {name!r} (catalog.{key}) is {entry.type}; "
-                "positions must be numbers in degrees"
+                "positions must be numbers: write them as decimal degrees"
             )
-        unit = (entry.metadata or {}).get(b"unit", b"").decode()
-        if unit.lower() in ("rad", "radian", "h", "hour", "hourangle", "arcsec", "arcmin", "mas"):
-            raise InputError(
-                f"{reader.url}: column {name!r} (catalog.{key}) is in {unit}; convert it to degrees"
-            )
-    return found
+    ra, dec = degrees_of(reader, found.ra, found.dec)
+    return replace(found, ra_degrees=ra, dec_degrees=dec)
 
 
 def stored_columns(
@@ -144,6 +146,9 @@ def stored_columns(
     for entry in reader.schema:
         held = entry.name in (names.ra, names.dec) or (entry.name == names.id and not how)
         if held or (reader.kind == "hats" and entry.name in _RECOMPUTED):
+            continue
+        if entry.name in LEAF_KEYS:
+            reader.warn(f"column {entry.name!r} is left out: folders of the new catalog say it")
             continue
         try:
             column = column_of(entry)
@@ -183,7 +188,8 @@ def check(batch: pa.RecordBatch, names: Roles) -> Checked:
         If ids are floats that are no whole numbers.
     """
     code = np.zeros(batch.num_rows, np.int8)
-    ra, dec = (_floats(batch.column(name)) for name in (names.ra, names.dec))
+    ra = _floats(batch.column(names.ra)) * names.ra_degrees
+    dec = _floats(batch.column(names.dec)) * names.dec_degrees
     with np.errstate(invalid="ignore"):
         code[(dec < -90) | (dec > 90)] = 1
         code[(ra < -180) | (ra > 360)] = 2

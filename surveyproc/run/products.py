@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from surveyproc import schemas
 from surveyproc.catalogs import rows
-from surveyproc.catalogs.ingest import read_catalog
-from surveyproc.catalogs.readers import nearest_name, open_table
+from surveyproc.catalogs.ingest import open_source, read_catalog
+from surveyproc.catalogs.readers import nearest_name
 from surveyproc.config import CatalogSection, ProductSection, SurveyConfig
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.cube import finest_tile
@@ -214,7 +214,7 @@ def check_source(config: SurveyConfig) -> None:
         If another key names a column that is not there or has no numbers, or a flux has no unit.
     """
     section = config.catalog
-    with open_table(config.resolve(section.source)) as reader:
+    with open_source(config) as reader:
         names = rows.roles(reader, section)
         carried = rows.stored_columns(reader, names)[1]
     held = {column.name: column for column in carried.values()}

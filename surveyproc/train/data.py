@@ -169,7 +169,7 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
     wanted = [section.redshift, section.ra, section.dec, *section.magnitudes.values()]
     wanted += section.magnitude_errors.values()
     wanted += [section.select] if section.select else []
-    columns = read_numbers(path, wanted)
+    columns = read_numbers(path, wanted, section.table, (section.ra, section.dec))
     magnitudes = np.stack([columns[section.magnitudes[band]] for band in bands], axis=1)
     unknown = np.full(len(magnitudes), np.nan)
     errors = np.stack(

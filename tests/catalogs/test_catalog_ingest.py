@@ -253,7 +253,7 @@ def test_many_rejected_rows_do_not_depend_on_batches(tmp_path, monkeypatch):
         ({"object_id": [True], "ra": [1.0], "dec": [1.0]}, {}, "'object_id'.*numbers or text"),
         ({"object_id": [1.5], "ra": [1.0], "dec": [1.0]}, {}, "'object_id'.*holds 1.5,"),
         ({"ID": [1], "ra": [1.0], "dec": [1.0]}, {"id": "id"}, r"'id' \(catalog.id\).*'ID'"),
-        ({"object_id": [1], "ra": ["00:10"], "dec": [1.0]}, {}, "'ra'.*numbers in degrees"),
+        ({"object_id": [1], "ra": ["00:10"], "dec": [1.0]}, {}, "'ra'.*must be numbers"),
         (
             {"n": [1], "ra": [1.0], "dec": [1.0], "object_id": [3], "source_object_id": [4]},
             {"id": "n"},
@@ -273,12 +273,34 @@ def test_bad_catalogs_are_named(tmp_path, columns, options, message):
     assert "s.parquet" in str(caught.value)
 
 
-def test_positions_in_radians_are_refused(tmp_path):
+def test_positions_in_other_units_become_degrees_and_that_is_said(tmp_path):
     table = sky_table(5)
-    table["ra"].unit = "rad"
-    table.write(tmp_path / "s.fits")
-    with pytest.raises(InputError, match=r"'ra'.*is in rad; convert it to degrees"):
-        run(tmp_path, tmp_path / "s.fits")
+    table.write(tmp_path / "degrees.fits")
+    table["ra"], table["dec"] = table["ra"] / 15, np.radians(table["dec"])
+    table["ra"].unit, table["dec"].unit = "h", "rad"
+    table.write(tmp_path / "others.fits")
+    stores, summaries = zip(
+        *(run(tmp_path / name, tmp_path / f"{name}.fits") for name in ("degrees", "others")),
+        strict=True,
+    )
+    ours, theirs = (all_rows(store).sort_by("object_id") for store in stores)
+    for name in ("ra", "dec"):
+        np.testing.assert_allclose(ours[name].to_numpy(), theirs[name].to_numpy(), rtol=1e-14)
+    assert summaries[0].notes == []
+    assert summaries[1].notes == [
+        "others.fits: column 'ra' is in 'h' and is converted to degrees",
+        "others.fits: column 'dec' is in 'rad' and is converted to degrees",
+    ]
+
+
+@pytest.mark.parametrize(("column", "unit"), [("ra", "pix"), ("dec", "h"), ("ra", "h:m:s")])
+def test_positions_in_what_is_no_angle_are_refused_by_name(tmp_path, column, unit):
+    metadata = {column: {"unit": unit}}
+    fields = [pa.field(name, pa.float64(), metadata=metadata.get(name)) for name in ("ra", "dec")]
+    table = pa.table([[1.0], [2.0]], schema=pa.schema(fields))
+    pq.write_table(table.append_column("object_id", [[1]]), tmp_path / "s.parquet")
+    with pytest.raises(InputError, match=rf"s\.parquet: column '{column}' is in '{unit}'"):
+        run(tmp_path, tmp_path / "s.parquet")
 
 
 def test_positions_may_be_numbers_of_any_type(tmp_path):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from surveyproc.errors import InputError
-from surveyproc.urls import opened
+from surveyproc.urls import file_name, opened
 
 GZIP_MAGIC = b"\x1f\x8b"
 # What readers of damaged gzip streams, local files and object stores raise.
@@ -37,11 +37,24 @@ class TableReader(ABC):
     schema : pyarrow.Schema
         Types as every batch has them; field metadata holds `unit`, `ucd` and `description` where
         the format knows them. Vector columns with a fixed number of values are fixed-size lists.
+    warnings : list of str
+        What a person should know of the table: it is a part of what was asked for, columns were
+        renamed or left out.
+    repeated : frozenset of str
+        Names that several columns of the file have: only the first is called so here.
     """
 
     kind = ""
     url: str
     schema: pa.Schema
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.repeated: frozenset[str] = frozenset()
+
+    def warn(self, *texts: str) -> None:
+        """Take what a person should know into `warnings`, after the file's name."""
+        self.warnings += [f"{file_name(self.url)}: {text}" for text in texts]
 
     @property
     def names(self) -> list[str]:
@@ -61,12 +74,18 @@ class TableReader(ABC):
         Raises
         ------
         InputError
-            If the file turns out to be truncated, or a column's type drifts.
+            If the file turns out to be truncated, a column's type drifts, or one of `columns` has
+            a name that several have.
         """
         if rows < 1:
             raise ValueError("rows must be at least 1")
         schema = self.schema
         if columns is not None:
+            if doubtful := sorted(self.repeated & set(columns)):
+                raise InputError(
+                    f"{self.url}: several columns are called {doubtful[0]!r}; rename all but the "
+                    "one that is meant"
+                )
             schema = pa.schema([self.schema.field(name) for name in columns])
         for batch in self._read(rows, list(schema.names)):
             for start in range(0, batch.num_rows, rows):
@@ -104,7 +123,11 @@ def field(
 
 
 def plain(dtype: pa.DataType) -> pa.DataType:
-    """The type under which a column is carried: no dictionaries, views, halves or time zones."""
+    """The type under which a column is carried: no dictionaries, views, halves or times.
+
+    Times and dates become ISO 8601 text (UTC where a zone is known), durations become seconds:
+    VOTable, and so VOParquet, has no types for them.
+    """
     if pa.types.is_dictionary(dtype):
         return plain(dtype.value_type)
     if pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
@@ -119,8 +142,10 @@ def plain(dtype: pa.DataType) -> pa.DataType:
         return pa.float32()
     if pa.types.is_decimal(dtype):
         return pa.float64()
-    if pa.types.is_timestamp(dtype) and dtype.tz is not None:
-        return pa.timestamp(dtype.unit)
+    if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype) or pa.types.is_time(dtype):
+        return pa.string()
+    if pa.types.is_duration(dtype):
+        return pa.float64()
     if pa.types.is_null(dtype):
         return pa.float64()
     return dtype
@@ -142,11 +167,22 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema, url: str) -> pa.RecordBatc
         array = batch.column(position)
         if array.type != wanted.type:
             try:
-                array = pc.cast(array, wanted.type)
+                array = pc.cast(_timeless(array), wanted.type)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise drift(url, wanted.name, wanted.type, array.type) from error
         arrays.append(array)
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _timeless(array: pa.Array) -> pa.Array:
+    """Times as ISO 8601 text and durations as seconds; anything else as it is."""
+    if pa.types.is_timestamp(array.type):
+        array = array.cast(pa.timestamp(array.type.unit))
+        return pc.strftime(array, format="%Y-%m-%dT%H:%M:%S")
+    if pa.types.is_duration(array.type):
+        ticks = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[array.type.unit]
+        return pc.multiply(array.cast(pa.int64()).cast(pa.float64(), safe=False), ticks)
+    return array
 
 
 def drift(url: str, column: str, expected: Any, found: Any) -> InputError:

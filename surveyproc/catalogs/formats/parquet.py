@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -14,11 +16,17 @@ from surveyproc.catalogs.voparquet import CONTENT_KEY, field_metadata
 from surveyproc.errors import InputError
 from surveyproc.urls import opened
 
+# Of a leaf in the HATS layout; what they say is where it lies, not what is in it.
+LEAF_KEYS = ("Norder", "Dir", "Npix")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+
 
 class ParquetReader(TableReader):
     """One Parquet file, or all `*.parquet` files under a folder in the order of their paths.
 
-    Units, UCDs and descriptions come from VOParquet footers or from Arrow field metadata.
+    Units, UCDs and descriptions come from VOParquet footers or from Arrow field metadata. Folders
+    called `key=value` (Hive) give a column each, of integers or text, unless the files have it.
 
     Parameters
     ----------
@@ -34,11 +42,35 @@ class ParquetReader(TableReader):
     """
 
     def __init__(self, url: str, kind: str = "parquet") -> None:
+        super().__init__()
         self.url, self.kind = url, kind
         self._fs, self._paths = parquet_files(url, kind)
         first = self._open(self._paths[0])
-        self.schema = _described(first, self.url)
+        inside = _described(first, self.url)
         first.close()
+        self._folders = self._hive(inside)
+        types = {name: column.type for name, column in self._folders.items()}
+        self.schema = pa.schema([*inside, *(pa.field(*item) for item in types.items())])
+
+    def _hive(self, inside: pa.Schema) -> dict[str, pa.Array]:
+        """What the names of folders say of each file, by key.
+
+        Raises
+        ------
+        InputError
+            If a file lies in folders of other keys than the first.
+        """
+        root = self._fs._strip_protocol(self.url).rstrip("/")
+        said = [_keys(path.removeprefix(root)) for path in self._paths]
+        for path, keys in zip(self._paths, said, strict=True):
+            if list(keys) != list(said[0]):
+                raise InputError(
+                    f"{path}: lies in folders of {', '.join(keys) or 'no key'}, but "
+                    f"{self._paths[0]} in those of {', '.join(said[0]) or 'none'}; name the "
+                    "folder whose files belong together"
+                )
+        names = [name for name in said[0] if name not in inside.names and name not in LEAF_KEYS]
+        return {name: _folder_values([keys[name] for keys in said]) for name in names}
 
     def _open(self, path: str) -> Any:
         try:
@@ -48,11 +80,19 @@ class ParquetReader(TableReader):
             raise damaged(path, error) from error
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        for path in self._paths:
+        folders = [name for name in columns if name in self._folders]
+        # A file of which no column is wanted still says how many rows it has.
+        inside = [name for name in columns if name not in folders] or self.names[:1]
+        for number, path in enumerate(self._paths):
             file = self._open(path)
             self._check(file.schema_arrow, path)
             try:
-                yield from file.iter_batches(batch_size=rows, columns=columns, use_threads=False)
+                for batch in file.iter_batches(rows, columns=inside, use_threads=False):
+                    for name in folders:
+                        value = self._folders[name][number]
+                        column = pa.repeat(value, batch.num_rows)
+                        batch = batch.append_column(name, column)
+                    yield batch
             except (pa.ArrowInvalid, OSError) as error:
                 raise damaged(path, error) from error
             finally:
@@ -61,6 +101,8 @@ class ParquetReader(TableReader):
     def _check(self, found: pa.Schema, path: str) -> None:
         names = set(found.names)
         for entry in self.schema:
+            if entry.name in self._folders:
+                continue
             if entry.name not in names:
                 raise InputError(
                     f"{path}: column {entry.name!r} of {self._paths[0]} is absent here; "
@@ -80,6 +122,9 @@ class ParquetReader(TableReader):
 def parquet_files(url: str, kind: str) -> tuple[Any, list[str]]:
     """The filesystem of `url` and the sorted paths of its Parquet files.
 
+    Where there are leaves of the HATS layout, whatever lies beside them is not of the table: a
+    thumbnail repeats rows of every leaf.
+
     Raises
     ------
     InputError
@@ -95,9 +140,26 @@ def parquet_files(url: str, kind: str) -> tuple[Any, list[str]]:
         if found.endswith((".parquet", ".parq", ".pq"))
         and not any(part.startswith(("_", ".")) for part in found[len(root) :].split("/"))
     ]
+    leaves = [found for found in paths if "/Npix=" in found[len(root) :]]
+    paths = leaves or paths
     if not paths:
         raise InputError(f"{url}: holds no Parquet files; check the path in survey.toml")
     return fs, paths
+
+
+def _keys(path: str) -> dict[str, str]:
+    """The `key=value` folders of a path, in order."""
+    pairs = (part.partition("=") for part in path.split("/")[:-1])
+    return {key: unquote(value) for key, equals, value in pairs if key and equals}
+
+
+def _folder_values(texts: list[str]) -> pa.Array:
+    """One value a file: integers if all are, else text; null where Hive says so."""
+    values = [None if text == _NO_VALUE else text for text in texts]
+    strings = pa.array(values, pa.string())
+    # A leading zero is part of a name.
+    whole = all(text is None or _WHOLE.fullmatch(text) for text in values)
+    return strings.cast(pa.int64()) if whole else strings
 
 
 def _described(file: Any, url: str) -> pa.Schema:
@@ -105,6 +167,9 @@ def _described(file: Any, url: str) -> pa.Schema:
     footer = file.metadata.metadata or {}
     known = field_metadata(footer[CONTENT_KEY]) if CONTENT_KEY in footer else {}
     fields = []
+    repeated = [name for name in file.schema_arrow.names if file.schema_arrow.names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{url}: several columns are called {repeated[0]!r}; rename all but one")
     for entry in file.schema_arrow:
         dtype = plain(entry.type)
         inner = dtype.value_type if isinstance(dtype, pa.ListType | pa.FixedSizeListType) else dtype
@@ -116,5 +181,7 @@ def _described(file: Any, url: str) -> pa.Schema:
         own = {key.decode(): value.decode() for key, value in (entry.metadata or {}).items()}
         described = {key: own.get(key, "") for key in ("unit", "ucd", "description")}
         described |= known.get(entry.name, {})
+        if pa.types.is_duration(entry.type):
+            described["unit"] = "s"
         fields.append(field(entry.name, dtype, **described))
     return pa.schema(fields)

@@ -1,4 +1,4 @@
-"""CSV and ECSV, through Arrow's streaming CSV parser."""
+"""CSV and its kin, and ECSV, through Arrow's streaming CSV parser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.csv as pcsv
@@ -20,68 +20,95 @@ from surveyproc.catalogs.formats.base import (
     open_stream,
     plain,
 )
+from surveyproc.catalogs.formats.choice import own_names
+from surveyproc.catalogs.formats.lines import Lines, text_head
 from surveyproc.errors import InputError
 
 # Types are inferred from the first block, so it is large. It does not depend on the batch size.
 BLOCK_BYTES = 4 << 20
+# Beside those that Arrow knows (empty, NaN, NULL, N/A, ...): of databases' dumps, and astropy's.
+_NULLS = [*pcsv.ConvertOptions().null_values, "\\N", "--"]
 
 
 class CsvReader(TableReader):
-    """Comma- or tab-separated values with a header line; types come from the first 4 MiB.
+    """Values separated by commas, tabs, semicolons, bars or blanks, below a line of names.
+
+    Types come from the first 4 MiB. Lines that begin with # are comments before the names, and
+    after them where the first column holds no text.
 
     Raises
     ------
     InputError
-        If the file is empty, a row has too few fields, or a later value does not fit the type
-        of its column.
+        If the file is empty, has no line of names, a row has too few fields, or a later value does
+        not fit the type of its column.
     """
 
     kind = "csv"
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         self.url = url
-        first = self._header_line()
-        self._delimiter = "\t" if first.count("\t") > first.count(",") else ","
+        try:
+            with open_stream(url) as stream:
+                head = text_head(stream, url)
+        except STREAM_ERRORS as error:
+            raise damaged(url, error) from error
+        self._delimiter, self._offset, self._comments = head.delimiter, head.start, True
+        given = own_names(head.names)
+        self._columns, self.repeated = list(given.names), given.repeated
+        self.warn(*given.warnings)
         self._types: dict[str, pa.DataType] = {}
-        with self._open() as reader:
-            # A column that is empty in the first block has no type there; most turn out numeric.
-            self._types = {
-                entry.name: pa.float64() for entry in reader.schema if pa.types.is_null(entry.type)
-            }
-            found = [(entry.name, plain(entry.type)) for entry in reader.schema]
-        names = [name for name, _ in found]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"{url}: two columns are called {name!r}; rename one")
+        if self._empty():
+            found = [(name, pa.float64()) for name in self._columns]
+        else:
+            with self._open() as reader:
+                # A column that is empty in the first block has no type there; most turn out
+                # numeric.
+                self._types = {
+                    entry.name: pa.float64()
+                    for entry in reader.schema
+                    if pa.types.is_null(entry.type)
+                }
+                found = [(entry.name, plain(entry.type)) for entry in reader.schema]
+            self._comments = not pa.types.is_string(found[0][1])
         self.schema = pa.schema([field(name, dtype) for name, dtype in found])
 
-    def _header_line(self) -> str:
-        try:
-            with open_stream(self.url) as stream:
-                line = stream.readline().decode("utf-8", "replace")
-        except STREAM_ERRORS as error:
-            raise damaged(self.url, error) from error
-        if not line.strip():
-            raise InputError(f"{self.url}: is empty; a CSV file begins with a line of column names")
-        return line
+    def _body(self) -> IO[bytes]:
+        stream = open_stream(self.url)
+        stream.seek(self._offset)
+        blanks = self._delimiter == " " and self.kind == "csv"
+        if self._comments or blanks:
+            return cast(IO[bytes], Lines(stream, comments=self._comments, blanks=blanks))
+        return stream
+
+    def _empty(self) -> bool:
+        """Whether there is no row; a stream that breaks is left for the parser to find."""
+        with self._body() as stream, suppress(*STREAM_ERRORS):
+            while data := stream.read(1 << 16):
+                if data.strip():
+                    return False
+            return True
+        return False
 
     def _open(self) -> Any:
-        return self._start(
-            open_stream(self.url),
-            pcsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-            pcsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-            pcsv.ConvertOptions(column_types=self._types),
-        )
+        return self._start(pcsv.ConvertOptions(column_types=self._types, null_values=_NULLS))
 
-    def _start(self, stream: Any, *options: Any) -> Any:
+    def _start(self, convert: pcsv.ConvertOptions) -> Any:
+        options = (
+            pcsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, column_names=self._columns),
+            pcsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+            convert,
+        )
         try:
-            return pcsv.open_csv(pa.PythonFile(stream, "r"), *options)
+            return pcsv.open_csv(pa.PythonFile(self._body(), "r"), *options)
         except pa.ArrowInvalid as error:
             raise self._explain(error) from error
         except STREAM_ERRORS as error:
             raise damaged(self.url, error) from error
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if self._empty():
+            return
         with self._open() as reader:
             while True:
                 try:
@@ -110,7 +137,8 @@ class EcsvReader(CsvReader):
     """Enhanced CSV: the YAML header gives types, units, descriptions and UCDs (`meta: {ucd: ...}`).
 
     The body is CSV, so Arrow parses it with the header's types; no mixin columns (sky coordinates,
-    times) are put together again, their parts are plain columns here.
+    times) are put together again, their parts are plain columns here. Missing is an empty field,
+    as the format says, or the word null, as the Gaia archive writes.
 
     Raises
     ------
@@ -123,7 +151,8 @@ class EcsvReader(CsvReader):
     def __init__(self, url: str) -> None:
         from astropy.table.meta import get_header_from_yaml
 
-        self.url = url
+        TableReader.__init__(self)
+        self.url, self._comments = url, False
         comments, self._columns, self._offset = self._header()
         try:
             header = get_header_from_yaml(comments)
@@ -135,6 +164,10 @@ class EcsvReader(CsvReader):
         declared = [str(entry["name"]) for entry in entries]
         if declared != self._columns:
             raise InputError(f"{url}: the column line does not equal the names in the ECSV header")
+        given = own_names(declared)
+        self._columns, self.repeated = list(given.names), given.repeated
+        self.warn(*given.warnings)
+        entries = [{**e, "name": name} for e, name in zip(entries, given.names, strict=True)]
         self._json: dict[str, pa.DataType] = {}
         self.schema = pa.schema([self._field(entry) for entry in entries])
 
@@ -191,21 +224,15 @@ class EcsvReader(CsvReader):
         )
 
     def _open(self) -> Any:
-        stream = open_stream(self.url)
-        stream.seek(self._offset)
         types = {entry.name: entry.type for entry in self.schema if entry.name not in self._json}
         types |= {name: pa.string() for name in self._json}
         return self._start(
-            stream,
-            pcsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, column_names=self._columns),
-            pcsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-            # An empty field is a missing value, whatever the type: ECSV says so.
-            pcsv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True),
+            pcsv.ConvertOptions(
+                column_types=types, null_values=["", "null"], strings_can_be_null=True
+            )
         )
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        if self._empty():
-            return
         for batch in super()._read(rows, columns):
             for name, dtype in self._json.items():
                 position = batch.schema.get_field_index(name)
@@ -213,12 +240,6 @@ class EcsvReader(CsvReader):
                     position, name, self._vectors(name, batch.column(position), dtype)
                 )
             yield batch
-
-    def _empty(self) -> bool:
-        with open_stream(self.url) as stream, suppress(*STREAM_ERRORS):
-            stream.seek(self._offset)
-            return not stream.read(1)
-        return False
 
     def _vectors(self, name: str, texts: pa.Array, dtype: pa.DataType) -> pa.Array:
         def flat(value: Any) -> list[Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 from xml.parsers import expat
 
 import numpy as np
@@ -21,10 +21,12 @@ from surveyproc.catalogs.formats.base import (
     from_numpy,
     open_stream,
 )
+from surveyproc.catalogs.formats.choice import TableInFile, choose, own_names
+from surveyproc.catalogs.formats.skeleton import Skeleton
 from surveyproc.errors import InputError
 
 CHUNK_BYTES = 1 << 20
-HEADER_LIMIT = 16 << 20
+ROW_LIMIT = 64 << 20
 _TYPES = {
     "boolean": pa.bool_(),
     "bit": pa.bool_(),
@@ -40,43 +42,79 @@ _NROWS = re.compile(rb"(<(?:[\w.\-]+:)?TABLE\b[^>]*?)\snrows\s*=\s*(?:\"[^\"]*\"
 
 
 class VOTableReader(TableReader):
-    """The first table with data of a VOTable.
+    """One table of a VOTable.
 
     TABLEDATA is streamed: the document's header, a block of rows and the closing tags make a small
     document that astropy parses. BINARY and BINARY2 are one base64 stream, which astropy can only
     decode whole: such a table is held in memory.
 
+    Parameters
+    ----------
+    url : str
+        Path or URL.
+    table : str or int, optional
+        Name, ID or number (from 0) of the table.
+    columns : sequence of str
+        Without `table`, or if it names several: what the table must have.
+
     Raises
     ------
     InputError
-        If the document is truncated, is not XML, or has a column that cannot be stored.
+        If the document is truncated, is not XML, is a service's error, or has a column that cannot
+        be stored; or it is not clear which table is meant.
     """
 
     kind = "votable"
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self, url: str, table: str | int | None = None, columns: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
         self.url = url
-        head = _Head()
         try:
             with open_stream(url) as stream:
-                head.feed(stream)
+                document = Skeleton(stream, url)
         except (*STREAM_ERRORS, expat.ExpatError) as error:
             raise damaged(url, error) from error
-        if head.serialization is None:
+        self._heed(document.status)
+        # Tables without columns hold parameters only.
+        listed = [
+            TableInFile(i, tuple(filter(None, (one.name, one.identifier))), tuple(one.columns))
+            for i, one in enumerate(document.parts)
+            if one.columns
+        ]
+        if not listed:
             raise InputError(f"{url}: holds no table; is it a VOTable?")
-        self._serialization = head.serialization
-        self._offset = len(head.text)
-        self._header = _NROWS.sub(rb"\1", head.text)
-        self._footer = b"".join(f"</{tag}>".encode() for tag in reversed(head.open))
+        self._number = choose(url, listed, table, columns).index
+        self._part = document.parts[self._number]
+        if self._part.serialization in ("FITS", "PARQUET"):
+            raise InputError(
+                f"{url}: its data are {self._part.serialization}; give that file as "
+                "catalog.source instead"
+            )
+        self._header = _NROWS.sub(rb"\1", document.header(self._part))
         # The closing tags of an empty table: enough for astropy to read the FIELDs.
         self._fields = list(self._parse(b"", complete=False).fields)
-        names = [entry.name or entry.ID for entry in self._fields]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"{url}: two columns are called {name!r}; rename one")
+        given = own_names([entry.name or entry.ID for entry in self._fields])
+        self.repeated = given.repeated
+        self.warn(*given.warnings)
         self.schema = pa.schema(
-            [self._field(name, entry) for name, entry in zip(names, self._fields, strict=True)]
+            [
+                self._field(name, entry)
+                for name, entry in zip(given.names, self._fields, strict=True)
+            ]
         )
+
+    def _heed(self, status: Mapping[str, str]) -> None:
+        """What the service that answered with this document says of its answer (DALI 1.1)."""
+        if "ERROR" in status:
+            said = " ".join(status["ERROR"].split())[:500] or "it does not say why"
+            raise InputError(f"{self.url}: is a service's error and no catalog: {said}")
+        if "OVERFLOW" in status:
+            self.warn(
+                "is a part of what was asked for: the service cut its answer at its "
+                "limit of rows (QUERY_STATUS = OVERFLOW); ask for more rows (MAXREC), or in parts"
+            )
 
     def _field(self, name: str, entry: Any) -> pa.Field:
         size = str(entry.arraysize or "1")
@@ -105,10 +143,10 @@ class VOTableReader(TableReader):
                 warnings.simplefilter("ignore")
                 if complete:
                     with open_stream(self.url) as stream:
-                        document = io.BytesIO(stream.read())
+                        document, number = io.BytesIO(stream.read()), self._number
                 else:
-                    document = io.BytesIO(self._header + rows + self._footer)
-                return votable.parse_single_table(document, verify="ignore")
+                    document, number = io.BytesIO(self._header + rows + self._part.footer), 0
+                return votable.parse_single_table(document, verify="ignore", table_number=number)
         except STREAM_ERRORS as error:
             raise damaged(self.url, error) from error
         except Exception as error:  # astropy raises many kinds, most without a common base
@@ -128,9 +166,9 @@ class VOTableReader(TableReader):
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        if not self._serialization:
+        if not self._part.serialization or not self._part.closing:
             return
-        if self._serialization != "TABLEDATA":
+        if self._part.serialization != "TABLEDATA":
             yield self._batch(self._parse(b"", complete=True))
             return
         for block in self._blocks(rows):
@@ -144,9 +182,9 @@ class VOTableReader(TableReader):
         InputError
             If the file ends before the table does.
         """
-        closing = f"</{self._tag()}".encode()
+        closing = self._part.closing
         with open_stream(self.url) as stream:
-            stream.read(self._offset)
+            stream.seek(self._part.start)
             pending, ended = b"", False
             while not ended:
                 try:
@@ -168,75 +206,5 @@ class VOTableReader(TableReader):
                     yield pending[begin : ends[last - 1]]
                     done = last
                 pending = pending[ends[done - 1] :] if done else pending
-
-    def _tag(self) -> str:
-        match = re.search(r"^</([^>]+)>", self._footer.decode())
-        return match[1] if match else "TABLEDATA"
-
-
-class _Head:
-    """Reads a VOTable up to its first table data: the bytes so far and the elements open there."""
-
-    def __init__(self) -> None:
-        self.text = b""
-        self.open: list[str] = []
-        self.serialization: str | None = None
-        self._at, self._fields = -1, 0
-        self._parser = expat.ParserCreate()
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-
-    def _start(self, tag: str, attributes: dict[str, str]) -> None:
-        if self.serialization is not None:
-            return
-        self.open.append(tag)
-        local = tag.rpartition(":")[2]
-        self._fields += local == "FIELD"
-        if local in ("TABLEDATA", "BINARY", "BINARY2", "FITS", "PARQUET"):
-            self.serialization, self._at = local, self._parser.CurrentByteIndex
-
-    def _end(self, tag: str) -> None:
-        if self.serialization is None:
-            self.open.pop()
-
-    def feed(self, stream: IO[bytes]) -> None:
-        """Read until the data begin.
-
-        Raises
-        ------
-        InputError
-            If the header is longer than 16 MiB, or its data lie in another file.
-        """
-        read = b""
-        while self.serialization is None:
-            chunk = stream.read(CHUNK_BYTES // 16)
-            if not chunk:
-                # A whole document may hold a table without data; a broken one raises here.
-                self._parser.Parse(b"", True)
-                if self._fields:
-                    self.serialization, self.text = "", read
-                return
-            read += chunk
-            self._parser.Parse(chunk, False)
-            if len(read) > HEADER_LIMIT:
-                raise InputError("its VOTable header is longer than 16 MiB; is it a VOTable?")
-        if self.serialization in ("FITS", "PARQUET"):
-            raise InputError(
-                f"its data are {self.serialization}; give that file as catalog.source instead"
-            )
-        end = read.find(b">", self._at) + 1
-        while end == 0:
-            more = stream.read(64)
-            if not more:
-                self.serialization = None
-                return
-            read += more
-            end = read.find(b">", self._at) + 1
-        self.text = read[:end]
-        if self.serialization != "TABLEDATA":
-            self.open[-1:] = []
-            # Without its BINARY element the header still is a table without data.
-            start = self._at
-            self.text = read[:start]
-        elif self.text.endswith(b"/>"):
-            self.text = self.text[:-2] + b">"
+                if not ends and len(pending) > ROW_LIMIT:
+                    raise damaged(self.url, f"a row of more than {ROW_LIMIT >> 20} MiB")
