@@ -11,7 +11,7 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from surveyproc import diff, drift, interrupt, release, sources, verbs
+from surveyproc import checks, diff, drift, interrupt, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
 from surveyproc.clean import clean
 from surveyproc.config import TOLERANCE, SurveyConfig
@@ -66,6 +66,7 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     }
     try:
         summary["before"] = _published(config, store)
+        checks.before_night(config, store)
         with opened(config.run) as places:
             _night(config, store, summary, places)
         summary["exit_code"] = 0

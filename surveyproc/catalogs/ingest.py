@@ -124,6 +124,25 @@ def read_catalog(store: Store, name: str) -> CatalogInfo:
     return CatalogInfo(key, columns, partitions, **record["counts"], fingerprint=record["content"])
 
 
+def check_source(config: SurveyConfig) -> None:
+    """Open the source catalog and look for the configured columns; no row is read.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, lacks a column, or one cannot be used.
+    """
+    url, _ = table_kind(config.resolve(config.catalog.source))
+    with open_table(url) as reader:
+        rows.stored_columns(reader, rows.roles(reader, config.catalog))
+        reddening = config.catalog.reddening
+        if reddening is not None and reddening not in reader.names:
+            raise InputError(
+                f"{reader.url}: no column {reddening!r} (catalog.reddening); there are "
+                + ", ".join(reader.names)
+            )
+
+
 def ingest_catalog(
     config: SurveyConfig,
     store: Store,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
@@ -18,7 +17,7 @@ from fitsio.hdu import ImageHDU
 from numpy.typing import NDArray
 
 from surveyproc.config import ImagesSection
-from surveyproc.errors import InputError, StoreError
+from surveyproc.errors import InputError, StoreError, near
 from surveyproc.images.cube import TILES_KEY
 from surveyproc.images.grid import wcs_text
 from surveyproc.images.hdus import (
@@ -247,11 +246,10 @@ class _Naming:
         for candidate in (found, found.split()[0]):
             if candidate in bands:
                 return candidate
-        close = difflib.get_close_matches(found, bands, n=1, cutoff=0.0)[0]
         source = "images.file_pattern" if named else f"keyword {key}"
         raise InputError(
             f"{self.where}: {source}: band {found!r} is not in images.bands "
-            f"({', '.join(bands)}); the nearest is {close!r}"
+            f"({', '.join(bands)})" + near(found, bands)
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from surveyproc.config import ProductSection, SurveyConfig
-from surveyproc.errors import ConfigError, InputError
+from surveyproc.errors import ConfigError, InputError, near
 from surveyproc.measure.aperture import AperturePhotometry
 from surveyproc.models.package import load_package
 from surveyproc.models.photoz import PhotozProduct
@@ -28,29 +28,42 @@ def build_products(config: SurveyConfig, store: Store) -> tuple[Product, ...]:
     return tuple(build_product(section, config, store) for section in config.products)
 
 
+def check_kind(section: ProductSection) -> None:
+    """Refuse a product of no kind, or one without the model that its kind needs.
+
+    Raises
+    ------
+    ConfigError
+        Naming the product.
+    """
+    kind = section.name.partition("_")[0]
+    if section.name != "photometry" and kind != "photoz":
+        raise ConfigError(
+            f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"
+            + near(section.name, ["photometry", "photoz"])
+        )
+    if kind == "photoz" and section.model is None:
+        raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
+
+
 def build_product(section: ProductSection, config: SurveyConfig, store: Store) -> Product:
     """One product, its model loaded if it has one."""
+    check_kind(section)
     if section.name == "photometry":
         return AperturePhotometry(tuple(config.images.bands), section.aperture)
-    if section.name == "photoz" or section.name.startswith("photoz_"):
-        if section.model is None:
-            raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
-        try:
-            # Anything with a slash is a folder, relative to survey.toml.
-            model = config.resolve(section.model) if "/" in section.model else section.model
-            package = load_package(store, model)
-        except InputError as error:
-            hint = "" if "/" in section.model else "; `surveyproc train` makes it"
-            raise InputError(f"products.{section.name}.model: {error}{hint}") from error
-        return PhotozProduct(
-            package,
-            section.bands,
-            name=section.name,
-            reddening=config.catalog.reddening,
-            survey_bands=config.images.bands,
-        )
-    raise ConfigError(
-        f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"
+    assert section.model is not None
+    try:
+        # Anything with a slash is a folder, relative to survey.toml.
+        model = config.resolve(section.model) if "/" in section.model else section.model
+        package = load_package(store, model)
+    except InputError as error:
+        raise InputError(f"products.{section.name}.model: {error}") from error
+    return PhotozProduct(
+        package,
+        section.bands,
+        name=section.name,
+        reddening=config.catalog.reddening,
+        survey_bands=config.images.bands,
     )
 
 
