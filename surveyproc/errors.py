@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -56,3 +57,22 @@ class GateError(SurveyError):
     def __init__(self, message: str, reasons: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.reasons = tuple(reasons)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The one of the `known` names that was perhaps meant, as the end of a message, or nothing.
+
+    Examples
+    --------
+    >>> near("photometri", ["photometry", "photoz"]), near("R", ["g", "r"]), near("Y", ["u", "g"])
+    ("; the nearest is 'photometry'", "; the nearest is 'r'", '')
+    """
+    alike = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), alike, n=1)
+    return f"; the nearest is {alike[close[0]]!r}" if close else ""
+
+
+def near_or_all(name: str, known: Iterable[str]) -> str:
+    """As `near`, or all that there is if nothing is near."""
+    names = list(known)
+    return near(name, names) or f"; there are {', '.join(names)}"

@@ -11,7 +11,7 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from surveyproc import diff, drift, interrupt, release, sources, verbs
+from surveyproc import checks, diff, drift, interrupt, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
 from surveyproc.clean import clean
 from surveyproc.config import TOLERANCE, SurveyConfig
@@ -44,8 +44,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
         `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
         before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `notes`,
-        `units` (in all, affected, adopted, computed, resumed, quarantined), `places` (where the work
-        ran, and why), `quarantined` (names of the units that the published release lacks), `gates`
+        `units` (in all, affected, adopted, computed, resumed, quarantined), `places` (where the
+        work ran, and why), `quarantined` (names of the units that the published release lacks), `gates`
         (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
         `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
@@ -67,6 +67,7 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     }
     try:
         summary["before"] = _published(config, store)
+        checks.before_night(config, store)
         with opened(config.run) as places:
             _night(config, store, summary, places)
         # The night is done; a scheduler still has to learn that files could not be used.

@@ -347,7 +347,7 @@ class Store:
         except OSError as error:
             raise store_error(error, self.url_of(key)) from error
         finally:
-            staged.unlink(missing_ok=True)
+            _drop(staged)
 
     def copy(self, source: str, target: str) -> None:
         """Make `target` the object that `source` is, in one step, its bytes unread where possible.
@@ -379,7 +379,19 @@ class Store:
             raise store_error(error, self.url_of(target)) from error
         finally:
             # Renaming one link of a file over another leaves both names.
-            staged.unlink(missing_ok=True)
+            _drop(staged)
+
+    def probe(self) -> None:
+        """Put a small object and remove it.
+
+        Raises
+        ------
+        StoreError
+            If the store does not take it.
+        """
+        key = f"{STAGING}/{uuid.uuid4().hex}"
+        self.put(key, b"")
+        self.remove(key)
 
     def names(self, prefix: str) -> list[str]:
         """Sorted names (last path parts) directly under the folder `prefix`; [] if it is absent."""
@@ -436,6 +448,12 @@ class Store:
             with suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > older_than_s:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _drop(staged: Path) -> None:
+    """Remove what was staged; what went wrong before counts, not what goes wrong here."""
+    with suppress(OSError):  # a read-only disk says so of a file that is not there, too
+        staged.unlink()
 
 
 def parse_table(source: Any, columns: Sequence[str] | None = None) -> pa.Table:

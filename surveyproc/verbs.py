@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc import release, schemas
+from surveyproc import checks, release, schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import TOLERANCE, ProductSection, SurveyConfig
@@ -23,8 +23,7 @@ from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
 from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
-from surveyproc.run.plan import Plan, make_plan
-from surveyproc.run.products import check_source
+from surveyproc.run.plan import Plan
 from surveyproc.storage import Store
 
 
@@ -34,7 +33,7 @@ def ingest(config: SurveyConfig) -> dict[str, Any]:
     from surveyproc.images.ingest import ingest_tiles
 
     store = Store(config.root)
-    check_source(config)
+    checks.before_ingest(config, store)
     store.clear_staging()
     with under_way(store, "ingest"), opened(config.run) as places:
         tiles = ingest_tiles(config, store, places)
@@ -58,7 +57,9 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
         raise ConfigError("products: none has a [products.training] section; add one to train")
     for section in sections:
         untrained(config, section)  # so that what cannot be built is known before any is trained
-    with under_way(Store(config.root), "train"), opened(config.run) as places:
+    store = Store(config.root)
+    checks.before_training(config, store, sections)
+    with under_way(store, "train"), opened(config.run) as places:
         return {section.name: _train_one(config, section, places) for section in sections}
 
 
@@ -94,7 +95,7 @@ def _train_one(config: SurveyConfig, section: ProductSection, places: Places) ->
 def plan(config: SurveyConfig) -> dict[str, Any]:
     """What `run` would do: units in all, to copy from other releases, to compute. Reads no data."""
     store = Store(config.root)
-    planned = make_plan(config, store)
+    planned = checks.planned(config, store)
     copied = adoptable(store, planned)
     stale = [unit for unit in commit.pending(store, planned) if unit.name not in copied]
     return {
@@ -124,12 +125,13 @@ def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, 
     """
     started = time.monotonic()
     store = Store(config.root)
-    store.clear_staging()
-    planned = make_plan(config, store)
+    planned = checks.planned(config, store)
     if release.is_published(store, planned):
         current = release.current_release(store, planned.survey)
         return {**current, "did": "nothing", "seconds": time.monotonic() - started}
     release.refuse_withdrawn(store, planned)
+    checks.writable(store)
+    store.clear_staging()
     from surveyproc.run.pipeline import compute_pending
 
     with opened(config.run) as places:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import fsspec
 import numpy as np
@@ -25,7 +24,6 @@ __all__ = [
     "TableReader",
     "checksum",
     "degrees_of",
-    "nearest_name",
     "open_table",
     "read_numbers",
     "table_kind",
@@ -244,10 +242,3 @@ def truth(values: NDArray[np.float64], url: str, name: str) -> NDArray[np.bool_]
         )
     chosen: NDArray[np.bool_] = values == 1
     return chosen
-
-
-def nearest_name(name: str, names: Iterable[str]) -> str:
-    """The element of `names` most like `name`, upper and lower case taken as equal."""
-    known = {entry.lower(): entry for entry in names}
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
-    return known[close[0]] if close else ""

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from surveyproc import schemas, sky
 from surveyproc.catalogs import ids
 from surveyproc.catalogs.formats.parquet import LEAF_KEYS
-from surveyproc.catalogs.readers import TableReader, degrees_of, nearest_name
+from surveyproc.catalogs.readers import TableReader, degrees_of
 from surveyproc.catalogs.voparquet import column_of
 from surveyproc.config import CatalogSection
-from surveyproc.errors import InputError
+from surveyproc.errors import InputError, near_or_all
 from surveyproc.schemas import Column
 
 # By code; a row with several faults gets the one with the highest code.
@@ -102,8 +102,8 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
     for key, name in (("id", id_name), ("ra", section.ra), ("dec", section.dec)):
         if name not in reader.names and (key, name) != ("id", ""):
             raise InputError(
-                f"{reader.url}: no column {name!r} (catalog.{key}); "
-                f"the nearest is {nearest_name(name, reader.names)!r}"
+                f"{reader.url}: no column {name!r} (catalog.{key})"
+                + near_or_all(name, reader.names)
             )
     try:
         origin = ids.origin(reader.schema.field(id_name).type) if id_name else ids.PLACE

@@ -17,7 +17,6 @@ Layouts that are recognised, and where they are documented:
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from fnmatch import fnmatchcase
 from astropy.io.fits import Header, VerifyError
 
 from surveyproc.config import ImagesSection
-from surveyproc.errors import InputError
+from surveyproc.errors import InputError, near
 from surveyproc.images.cube import TILES_KEY
 from surveyproc.images.hdus import Hdu, keyword
 from surveyproc.images.units import noise_kind
@@ -314,11 +313,10 @@ class Naming:
         for candidate in (found, found.split()[0], layout.replace("-", "_"), last):
             if candidate in bands:
                 return candidate
-        close = difflib.get_close_matches(found, bands, n=1, cutoff=0.0)[0]
         source = "images.file_pattern" if named else f"keyword {key}"
         raise InputError(
             f"{self.where}: {source}: band {found!r} is not in images.bands "
-            f"({', '.join(bands)}); the nearest is {close!r}"
+            f"({', '.join(bands)})" + near(found, bands)
         )
 
     def mask_bits(self, band: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc.config import CatalogSection, FluxColumn, MagnitudeColumn
-from surveyproc.errors import ConfigError
+from surveyproc.errors import ConfigError, near_or_all
 from surveyproc.measure.magnitudes import (
     fluxes_of_fluxes,
     fluxes_of_magnitudes,
@@ -120,10 +119,7 @@ def check_number(key: str, name: str, known: Mapping[str, Column]) -> None:
         Naming the key and the column, and the nearest one that there is.
     """
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ConfigError(
-            f"{key}: the catalog has no column {name!r}; the nearest is {nearest[0]!r}"
-        )
+        raise ConfigError(f"{key}: the catalog has no column {name!r}" + near_or_all(name, known))
     column = known[name]
     if column.length or not column.dtype.startswith(("int", "uint", "float")):
         what = f"lists of {column.dtype}" if column.length else column.dtype

@@ -328,7 +328,7 @@ def load_package(store: Store, reference: str) -> Package:
             known = ", ".join(store.names("models")) or "none"
             raise InputError(
                 f"no model is called {name!r} under {store.url_of('models')} (there are: {known}); "
-                "train it with surveyproc train"
+                "`surveyproc train` makes it"
             )
         version = str(pointer.get("version", ""))
         _check_name(version)

@@ -8,9 +8,8 @@ from dataclasses import replace
 from surveyproc import schemas
 from surveyproc.catalogs import rows
 from surveyproc.catalogs.ingest import open_source, read_catalog
-from surveyproc.catalogs.readers import nearest_name
 from surveyproc.config import CatalogSection, ProductSection, SurveyConfig
-from surveyproc.errors import ConfigError, InputError
+from surveyproc.errors import ConfigError, InputError, near, near_or_all
 from surveyproc.images.cube import finest_tile
 from surveyproc.measure.aperture import AperturePhotometry, cutout_for
 from surveyproc.measure.catalog import CatalogPhotometry, check_number
@@ -55,46 +54,59 @@ def build_products(
     return (*own, *(build_product(section, config, store) for section in sections))
 
 
+def check_kind(section: ProductSection) -> None:
+    """Refuse a product of no kind, or one without the model that its kind needs.
+
+    Raises
+    ------
+    ConfigError
+        Naming the product.
+    """
+    kind = section.name.partition("_")[0]
+    if section.name != "photometry" and kind != "photoz":
+        raise ConfigError(
+            f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"
+            + near(section.name, ["photometry", "photoz"])
+        )
+    if kind == "photoz" and section.model is None:
+        raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
+
+
 def build_product(section: ProductSection, config: SurveyConfig, store: Store) -> Product:
     """One product, its model loaded if it has one; photometry with cutouts that fit all tiles."""
-    if section.name == "photometry" and not config.images.bands:
-        raise ConfigError(
-            "products.photometry measures images, and [images] names no band; take the product "
-            "out: the catalog's own fluxes need none"
-        )
+    check_kind(section)
     if section.name == "photometry":
         bands = tuple(config.images.bands)
+        if not bands:
+            raise ConfigError(
+                "products.photometry measures images, and [images] names no band; take the product "
+                "out: the catalog's own fluxes need none"
+            )
         finest = finest_tile(store, config.survey.name)
         if finest is None:
             return AperturePhotometry(bands, section.aperture)
         return AperturePhotometry(bands, section.aperture, cutout_for(section.aperture, *finest))
-    if section.name == "photoz" or section.name.startswith("photoz_"):
-        if section.model is None:
-            raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
-        try:
-            # Anything with a slash is a folder, relative to survey.toml.
-            model = config.resolve(section.model) if "/" in section.model else section.model
-            package = load_package(store, model)
-        except InputError as error:
-            hint = "" if "/" in section.model else "; `surveyproc train` makes it"
-            raise InputError(f"products.{section.name}.model: {error}{hint}") from error
-        product = PhotozProduct(
-            package,
-            section.bands,
-            name=section.name,
-            reddening=config.catalog.reddening,
-            survey_bands=config.bands,
-        )
-        unseen = [band for band in product.inputs.bands if band not in config.images.bands]
-        if unseen:
-            raise ConfigError(
-                f"products.{section.name}: model {section.model!r} reads cutouts of band "
-                f"{unseen[0]!r}, which [images] does not have ({', '.join(config.images.bands)})"
-            )
-        return product
-    raise ConfigError(
-        f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"
+    assert section.model is not None
+    try:
+        # Anything with a slash is a folder, relative to survey.toml.
+        model = config.resolve(section.model) if "/" in section.model else section.model
+        package = load_package(store, model)
+    except InputError as error:
+        raise InputError(f"products.{section.name}.model: {error}") from error
+    product = PhotozProduct(
+        package,
+        section.bands,
+        name=section.name,
+        reddening=config.catalog.reddening,
+        survey_bands=config.bands,
     )
+    unseen = [band for band in product.inputs.bands if band not in config.images.bands]
+    if unseen:
+        raise ConfigError(
+            f"products.{section.name}: model {section.model!r} reads cutouts of band "
+            f"{unseen[0]!r}, which [images] does not have ({', '.join(config.images.bands)})"
+        )
+    return product
 
 
 def check_columns(products: Sequence[Product], catalog_columns: Sequence[Column]) -> None:
@@ -196,9 +208,8 @@ def check_chosen(section: CatalogSection, held: Mapping[str, Column]) -> list[st
     chosen = [name for name in dict.fromkeys(section.columns) if name in held or name not in ours]
     for name in chosen:
         if name not in held:
-            nearest = nearest_name(name, held)
             raise ConfigError(
-                f"catalog.columns: the catalog has no column {name!r}; the nearest is {nearest!r}"
+                f"catalog.columns: the catalog has no column {name!r}" + near_or_all(name, held)
             )
     return chosen
 

@@ -11,7 +11,7 @@ import pytest
 from astropy.table import QTable, Table
 from sample_tables import sky_table
 
-from surveyproc.catalogs.readers import checksum, nearest_name, open_table
+from surveyproc.catalogs.readers import checksum, open_table
 from surveyproc.errors import InputError
 from surveyproc.urls import public_url
 
@@ -254,10 +254,6 @@ def test_checksum_follows_content_and_names(tmp_path):
     assert checksum(str(tmp_path)) == first
     (tmp_path / "1.parquet").rename(tmp_path / "2.parquet")
     assert checksum(str(tmp_path)) != first
-
-
-def test_nearest_name():
-    assert nearest_name("RAJ2000", ["dec", "raj_2000", "z"]) == "raj_2000"
 
 
 @pytest.mark.parametrize(
