@@ -119,8 +119,8 @@ class Turn:
         from astropy.coordinates import FK4, ICRS, FK4NoETerms
 
         self.frame, self.icrs = frame, ICRS()
-        # All but FK4 (aberration, a rotating frame) is a rotation: a product of matrices costs a
-        # hundredth of what astropy takes for a few objects.
+        # All but FK4 (aberration, a rotating frame) is a rotation, and a product of matrices saves
+        # the milliseconds that each call of astropy costs.
         self.rotation = None
         if not isinstance(frame, FK4 | FK4NoETerms):
             axes = self._by_astropy(

@@ -238,7 +238,7 @@ def _hdus(cursor: _Cursor, path: str) -> Iterator[Hdu]:
 
 
 def _header(cursor: _Cursor, where: str, *, first: bool) -> Header | None:
-    text = b""
+    text = bytearray()
     for _ in range(MAX_HEADER_BLOCKS):
         block = cursor.read(BLOCK).translate(PRINTABLE)
         if not text:

@@ -243,12 +243,9 @@ def _understood(cards: Cards, where: str) -> Cards:
             f"{where}: keyword {unused[0]}: TAN has no such parameter; if the PV cards are a "
             "polynomial of SCAMP, CTYPE1 and CTYPE2 must say TPV"
         )
-    dropped = set()
-    if not all(kind[8:] for kind in kinds):
-        dropped |= {key for key in cards if SIP.match(key)}  # all zero
-    if kinds[0].startswith("GL"):
-        dropped |= set(FRAME)  # of equatorial axes; astropy would take these for such
-    return {key: value for key, value in cards.items() if key not in dropped}
+    if all(kind[8:] for kind in kinds):
+        return cards
+    return {key: value for key, value in cards.items() if not SIP.match(key)}  # all of them zero
 
 
 def _text(cards: Cards) -> str:
