@@ -152,8 +152,9 @@ def aperture_photometry(
     -----
     With w the overlap of a pixel with the circle, A = sum w, m annulus pixels of variance u, the
     variance is sum w^2 v + A^2 (pi / 2) u / m: pixels are independent, and pi / 2 is what a median
-    loses to a mean. Where `variance` is unknown, u and v are the square of the annulus' scatter,
-    which leaves out the object's own photon noise, as the gain is not known. Noise shared by
+    loses to a mean. u is the square of the annulus' scatter, or the median of `variance` there if
+    that is more. Where `variance` is unknown, v is u, which leaves out the object's own photon
+    noise, as the gain is not known. Noise shared by
     neighbouring pixels (images resampled before they came) is not in it; where ours resampled, it
     is in `variance`.
     """
@@ -189,7 +190,7 @@ def aperture_photometry(
             noise = np.where(np.isfinite(known), known, noise)
             around = variance.reshape(flat.shape)[part].take(ring[::RING_STEP], axis=-1)
             stated, _, _ = clipped_background(around)
-            sky = np.where(np.isfinite(stated), stated, sky)
+            sky = np.fmax(stated, sky)
         squares = (weights**2 * noise).sum(axis=(2, 3))
         area = weights.sum(axis=(2, 3))
         with np.errstate(divide="ignore", invalid="ignore"):
