@@ -199,9 +199,9 @@ def regrid_weight(values: NDArray[np.float32], source: Grid, target: Grid) -> ND
     Notes
     -----
     Pixels made from the same source pixel share noise, so the variance of a sum over them is more
-    than the sum of their variances. We scale the variance by the area ratio r, not by r squared: the sum
-    over an aperture of many pixels is then right (N pixels of variance v become N / r pixels of
-    variance r v), which is what photometry adds up.
+    than the sum of their variances. We scale the variance by the area ratio r, not by r squared:
+    the sum over an aperture of many pixels is then right (N pixels of variance v become N / r
+    pixels of variance r v), which is what photometry adds up.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.where(values > 0, np.float32(1) / values, np.float32(np.nan))

@@ -153,10 +153,9 @@ def aperture_photometry(
     With w the overlap of a pixel with the circle, A = sum w, m annulus pixels of variance u, the
     variance is sum w^2 v + A^2 (pi / 2) u / m: pixels are independent, and pi / 2 is what a median
     loses to a mean. u is the square of the annulus' scatter, or the median of `variance` there if
-    that is more. Where `variance` is unknown, v is u, which leaves out the object's own photon
-    noise, as the gain is not known. Noise shared by
-    neighbouring pixels (images resampled before they came) is not in it; where ours resampled, it
-    is in `variance`.
+    that is more. Where `variance` is unknown, v is the square of the scatter, which leaves out the
+    object's own photon noise, as the gain is not known. Noise shared by neighbouring pixels (images
+    resampled before they came) is not in it; where ours resampled, it is in `variance`.
     """
     n, bands, size, _ = images.shape
     middle, half = size // 2, int(np.ceil(radius_px))
