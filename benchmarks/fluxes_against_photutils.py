@@ -8,9 +8,9 @@ line for each field, aperture and band:
 
 - objects and median ratio of the fluxes (ours over theirs), bright (over 50 sigma) and faint (3 to
   20 sigma), and the median ratio of their errors;
-- the scatter of flux over error at places without a source, which is 1 where errors are right: ours,
-  and theirs, whose errors know only noise that pixels do not share. Half the distance between the
-  15.9 and 84.1 percentiles, so that a few undetected sources do not count.
+- the scatter of flux over error at places without a source, ours and theirs, which is 1 where
+  pixels share no noise and no source was missed. Half the distance between the 15.9 and 84.1
+  percentiles.
 
 Objects count if no pixel in the aperture is masked or outside the image.
 """
@@ -33,6 +33,7 @@ from astropy.stats import SigmaClip
 from astropy.table import Table, vstack
 from astropy.wcs import WCS
 from photutils.aperture import ApertureStats, CircularAnnulus, CircularAperture, aperture_photometry
+from scipy.ndimage import binary_dilation
 
 from surveyproc import verbs
 from surveyproc.config import load
@@ -40,6 +41,8 @@ from surveyproc.measure.aperture import annulus_for
 
 BRIGHT, FAINT = 50.0, (3.0, 20.0)
 BLANKS = 400
+WINGS = 4
+"""Pixels around a detected source that are no blank sky."""
 DECAM_NAME = r"(?P<tile>c4d_\d+_\d+)_oo(?P<kind>[iwd])_(?P<band>[grz])_"
 
 
@@ -55,8 +58,14 @@ class Exposure:
 
     @property
     def scale(self) -> float:
-        """Arcsec a pixel."""
-        return float(np.sqrt(np.abs(np.linalg.det(self.wcs.pixel_scale_matrix))) * 3600)
+        """Arcsec a pixel in the middle, distortion included."""
+        ny, nx = self.image.shape
+        x, y = (nx - 1) / 2, (ny - 1) / 2
+        left, right, low, high = (
+            self.wcs.pixel_to_world(a, b)
+            for a, b in ((x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5))
+        )
+        return float(np.sqrt(left.separation(right).arcsec * low.separation(high).arcsec))
 
 
 @dataclass
@@ -154,7 +163,7 @@ def detect(exposure: Exposure) -> tuple[Table, np.ndarray]:
         image - back.back(), 1.5, err=back.rms(), mask=exposure.bad, segmentation_map=True
     )
     ra, dec = exposure.wcs.all_pix2world(found["x"], found["y"], 0)
-    return Table({"ra": ra, "dec": dec}), segments > 0
+    return Table({"ra": ra, "dec": dec}), binary_dilation(segments > 0, iterations=WINGS)
 
 
 def positions(one: Field, seed: int = 1) -> Table:
@@ -169,7 +178,9 @@ def positions(one: Field, seed: int = 1) -> Table:
     free = np.ones(len(ra), bool)
     for exposure, (_, taken) in zip(one.exposures, seen, strict=True):
         px, py = exposure.wcs.all_world2pix(ra, dec, 0)
-        aperture = CircularAperture(np.stack([px, py], axis=-1), max(one.apertures) / exposure.scale)
+        aperture = CircularAperture(
+            np.stack([px, py], axis=-1), max(one.apertures) / exposure.scale
+        )
         sums = aperture_photometry(taken.astype(float), aperture)["aperture_sum"]
         free &= np.nan_to_num(np.asarray(sums), nan=1.0) == 0
     chosen = np.flatnonzero(free)[:BLANKS]
@@ -180,11 +191,16 @@ def positions(one: Field, seed: int = 1) -> Table:
     return table
 
 
-def theirs(exposure: Exposure, table: Table, arcsec: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flux, error and whether all pixels of the aperture are good, by photutils."""
+def theirs(
+    exposure: Exposure, table: Table, arcsec: float, finest: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flux, error and whether all pixels of the aperture are good, by photutils.
+
+    `finest` are the arcsec a pixel of the tile, in whose pixels ours chooses the annulus.
+    """
     xy = np.stack(exposure.wcs.all_world2pix(table["ra"], table["dec"], 0), axis=-1)
     radius = arcsec / exposure.scale
-    inner, outer = annulus_for(radius)
+    inner, outer = np.array(annulus_for(arcsec / finest)) * finest / exposure.scale
     unusable = ~np.isfinite(exposure.image)
     if exposure.bad is not None:
         unusable |= exposure.bad
@@ -205,7 +221,9 @@ def theirs(exposure: Exposure, table: Table, arcsec: float) -> tuple[np.ndarray,
     area = np.asarray(aperture_photometry(ones, circle, mask=unusable)["aperture_sum"])
     flux = np.asarray(sums["aperture_sum"]) - level * area
     scatter = np.asarray(ring.mad_std)
-    pixels = np.asarray(sums["aperture_sum_err"]) * (1 if exposure.variance is not None else scatter)
+    pixels = np.asarray(sums["aperture_sum_err"]) * (
+        1 if exposure.variance is not None else scatter
+    )
     error = np.sqrt(pixels**2 + (area * scatter) ** 2 * np.pi / 2 / count)
     return flux, error, np.isclose(area, circle.area)
 
@@ -226,26 +244,36 @@ def ours(one: Field, table: Table, folder: Path) -> Table:
 
 
 def scatter(values: np.ndarray) -> float:
-    return float(np.subtract(*np.percentile(values, [84.13447, 15.86553])) / 2) if len(values) else np.nan
+    return (
+        float(np.subtract(*np.percentile(values, [84.13447, 15.86553])) / 2)
+        if len(values)
+        else np.nan
+    )
 
 
 def measure(one: Field, folder: Path) -> Iterator[tuple[str, float, str, dict[str, np.ndarray]]]:
     table = positions(one)
     rows = ours(one, table, folder)
+    finest = min(exposure.scale for exposure in one.exposures)
     for place, arcsec in enumerate(one.apertures):
         suffix = f"_{arcsec:.1f}".replace(".", "p") if place else ""
         for exposure in one.exposures:
-            flux, error, complete = theirs(exposure, table, arcsec)
+            flux, error, complete = theirs(exposure, table, arcsec, finest)
             mine = rows[f"flux_{exposure.band}{suffix}"].to_numpy(float)
             err = rows[f"flux_err_{exposure.band}{suffix}"].to_numpy(float)
             good = complete & np.isfinite(mine) & np.isfinite(flux)
-            yield one.name, arcsec, exposure.band, {
-                "ratio": (mine / flux)[good],
-                "errors": (err / error)[good],
-                "snr": (flux / error)[good],
-                "pull": (mine / err)[good],
-                "blank": np.asarray(table["blank"])[good],
-            }
+            yield (
+                one.name,
+                arcsec,
+                exposure.band,
+                {
+                    "ratio": (mine / flux)[good],
+                    "errors": (err / error)[good],
+                    "snr": (flux / error)[good],
+                    "pull": (mine / err)[good],
+                    "blank": np.asarray(table["blank"])[good],
+                },
+            )
 
 
 def line(name: str, arcsec: float, band: str, found: dict[str, np.ndarray]) -> str:
@@ -254,16 +282,23 @@ def line(name: str, arcsec: float, band: str, found: dict[str, np.ndarray]) -> s
     faint = ~blank & (snr > FAINT[0]) & (snr < FAINT[1])
     text = f"{name:<12}{arcsec:5.1f} {band:>4}"
     for chosen in (bright, faint):
-        values = [np.median(found[key][chosen]) if chosen.any() else np.nan for key in ("ratio", "errors")]
+        values = [
+            np.median(found[key][chosen]) if chosen.any() else np.nan for key in ("ratio", "errors")
+        ]
         text += f"{chosen.sum():6d} {values[0]:8.4f} {values[1]:7.3f}"
-    return text + f"{blank.sum():6d} {scatter(found['pull'][blank]):6.3f} {scatter(snr[blank]):6.3f}"
+    return (
+        text + f"{blank.sum():6d} {scatter(found['pull'][blank]):6.3f} {scatter(snr[blank]):6.3f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path, help="the folder of the shared data")
     data = parser.parse_args().data.absolute()
-    print(f"{'field':<12}{'arcsec':>5} band     n   bright  errors     n    faint  errors  blank  pulls photutils")
+    print(
+        f"{'field':<11}arcsec band     n   bright  errors     n    faint  errors  blank  pulls "
+        "photutils"
+    )
     with tempfile.TemporaryDirectory() as name:
         for kind, fields in enumerate(
             (decam(data, Path(name) / "decam"), gama(data), kids_viking(data))

@@ -24,7 +24,14 @@ from surveyproc.errors import InputError
 from surveyproc.images.coverage import gaps, zeros_are_gaps
 from surveyproc.images.cube import chunk_grid
 from surveyproc.images.fits import ALL_BITS, Plane, PlaneReader
-from surveyproc.images.grid import Grid, regrid_flux, regrid_mask, regrid_weight, same_grid
+from surveyproc.images.grid import (
+    Grid,
+    noise_weight,
+    regrid_flux,
+    regrid_mask,
+    regrid_weight,
+    same_grid,
+)
 from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
 from surveyproc.schemas import AB_ZEROPOINT_NJY
@@ -84,11 +91,13 @@ class _Band:
         return image, weight, bad
 
     def move(self, grid: Grid) -> None:
-        """Interpolate the whole band to `grid`."""
+        """Move the whole band to `grid`."""
         image, weight, bad = self._own_rows(0, self.grid.shape[0])
+        if weight is None:
+            weight = noise_weight(image, bad)
         self.moved = (
             regrid_flux(image, self.grid, grid),
-            None if weight is None else regrid_weight(weight, self.grid, grid),
+            regrid_weight(weight, self.grid, grid),
             None if bad is None else regrid_mask(bad, self.grid, grid),
         )
 
@@ -174,7 +183,7 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
         if not same_grid(band.grid, grid):
             _guard(band.name, partial(band.move, grid))
     has = {
-        "has_weight": any(band.weight is not None for band in bands),
+        "has_weight": any(band.weight is not None or band.moved is not None for band in bands),
         "has_mask": any(band.mask is not None for band in bands),
     }
     names = [band.name for band in bands]

@@ -112,13 +112,13 @@ def area_ratio(source: Grid, target: Grid) -> float:
     return (target.pixel_scale / scale) ** 2
 
 
-def _interpolate(values: NDArray[Any], source: Grid, target: Grid) -> NDArray[np.float32]:
+def _average(values: NDArray[Any], source: Grid, target: Grid) -> NDArray[np.float32]:
     # Imports half a second's worth of dask, which most tiles and most processes never need.
-    from reproject import reproject_interp
+    from reproject import reproject_exact
 
     wcs_in, wcs_out = wcs_from_header(source.wcs), wcs_from_header(target.wcs)
-    moved, covered = reproject_interp(
-        (values, wcs_in), wcs_out, shape_out=target.shape, order="bilinear"
+    moved, covered = reproject_exact(
+        (values.astype(np.float64), wcs_in), wcs_out, shape_out=target.shape, parallel=False
     )
     moved[covered <= 0] = np.nan
     return np.asarray(moved, np.float32)
@@ -127,15 +127,17 @@ def _interpolate(values: NDArray[Any], source: Grid, target: Grid) -> NDArray[np
 def regrid_flux(values: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[np.float32]:
     """An image in flux a pixel on another grid, total flux conserved.
 
-    The surface brightness is interpolated (bilinearly) and multiplied by the ratio of the pixels'
-    areas. Pixels outside the source are NaN.
+    The surface brightness is averaged over each target pixel and multiplied by the ratio of the
+    pixels' areas, so that a sum over an aperture is what the source's own pixels give; bilinear
+    interpolation smooths, which cost fluxes in small apertures 3 %. Pixels outside the source are
+    NaN.
 
     Parameters
     ----------
     values : float32 ndarray, shape source.shape
         Flux a pixel.
     """
-    return _interpolate(values, source, target) * np.float32(area_ratio(source, target))
+    return _average(values, source, target) * np.float32(area_ratio(source, target))
 
 
 def regrid_weight(values: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[np.float32]:
@@ -143,20 +145,44 @@ def regrid_weight(values: NDArray[np.float32], source: Grid, target: Grid) -> ND
 
     Notes
     -----
-    Pixels made by interpolation share noise, so the variance of a sum over them is more than the
-    sum of their variances. We scale the variance by the area ratio r, not by r squared: the sum
-    over an aperture of many pixels is then right (N pixels of variance v become N / r pixels of
-    variance r v), which is what photometry adds up.
+    Pixels made from the same source pixel share noise, so the variance of a sum over them is more
+    than the sum of their variances. We scale the variance by the area ratio r, not by r squared:
+    the sum over an aperture of many pixels is then right (N pixels of variance v become N / r
+    pixels of variance r v), which is what photometry adds up.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.where(values > 0, np.float32(1) / values, np.float32(np.nan))
-        moved = _interpolate(variance, source, target) * np.float32(area_ratio(source, target))
+        moved = _average(variance, source, target) * np.float32(area_ratio(source, target))
         weight = np.float32(1) / moved
     weight[~np.isfinite(weight)] = 0
     return np.asarray(weight, np.float32)
 
 
+def noise_weight(values: NDArray[np.float32], bad: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """Inverse variance from the scatter of an image's background, where no weights are given.
+
+    On another grid the scatter of pixels no longer tells their noise, which they share.
+
+    Parameters
+    ----------
+    values : float32 ndarray, shape (y, x)
+        An image on its own grid.
+    bad : bool ndarray, shape (y, x), or None
+        Pixels to leave out.
+    """
+    import sep
+
+    unusable = ~np.isfinite(values)
+    if bad is not None:
+        unusable |= bad
+    if unusable.all():
+        return np.zeros(values.shape, np.float32)
+    rms = sep.Background(np.where(unusable, 0, values).astype(np.float32), mask=unusable).rms()
+    with np.errstate(divide="ignore"):
+        return np.where(rms > 0, 1 / np.square(rms), 0).astype(np.float32)
+
+
 def regrid_mask(bad: NDArray[np.bool_], source: Grid, target: Grid) -> NDArray[np.bool_]:
-    """A mask on another grid: bad wherever a bad pixel contributes to the interpolated image."""
-    moved = _interpolate(bad.astype(np.float32), source, target)
+    """A mask on another grid: bad wherever a bad pixel contributes to the moved image."""
+    moved = _average(bad.astype(np.float32), source, target)
     return np.asarray(moved > 1e-3)

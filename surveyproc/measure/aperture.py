@@ -25,6 +25,8 @@ MAX_CUTOUT = 1024
 CLIP_SIGMA, CLIP_ROUNDS = 3.0, 5
 # A background from fewer pixels than this is none.
 MIN_BACKGROUND_PIXELS = 12
+# The variance of the annulus is smooth: one of so many of its pixels will do.
+RING_STEP = 8
 # Objects handled at a time: their annulus pixels stay in the cache.
 BLOCK = 64
 
@@ -148,11 +150,12 @@ def aperture_photometry(
 
     Notes
     -----
-    With w the overlap of a pixel with the circle, A = sum w, m annulus pixels with scatter s, the
-    variance is sum w^2 v + A^2 (pi / 2) s^2 / m: pixels are independent, and pi / 2 is what a
-    median loses to a mean. Without `variance` v = s^2, which leaves out the object's own photon
-    noise (see `with_photon_noise`). Noise shared by neighbouring pixels (resampled images) is not
-    in it.
+    With w the overlap of a pixel with the circle, A = sum w, m annulus pixels of variance u, the
+    variance is sum w^2 v + A^2 (pi / 2) u / m: pixels are independent, and pi / 2 is what a median
+    loses to a mean. u is the square of the annulus' scatter, or the median of `variance` there if
+    that is more. Where `variance` is unknown, v is the square of the scatter, which leaves out the
+    object's own photon noise (see `with_photon_noise`). Noise shared by neighbouring pixels (images
+    resampled before they came) is not in it; where ours resampled, it is in `variance`.
     """
     n, bands, size, _ = images.shape
     middle, half = size // 2, int(np.ceil(radius_px))
@@ -179,14 +182,18 @@ def aperture_photometry(
         usable = (good & touched).any(axis=(2, 3)) & np.isfinite(median)
         level = median[..., None, None]
         total = np.where(good, (pixels - level) * weights, 0).sum(axis=(2, 3))
-        noise = (scatter**2)[..., None, None]
+        sky = scatter**2
+        noise = sky[..., None, None]
         if variance is not None:
             known = variance[part, :, box, box].astype(np.float64)
             noise = np.where(np.isfinite(known), known, noise)
+            around = variance.reshape(flat.shape)[part].take(ring[::RING_STEP], axis=-1)
+            stated, _, _ = clipped_background(around)
+            sky = np.fmax(stated, sky)
         squares = (weights**2 * noise).sum(axis=(2, 3))
         area = weights.sum(axis=(2, 3))
         with np.errstate(divide="ignore", invalid="ignore"):
-            squares += (area * scatter) ** 2 * (np.pi / 2) / count
+            squares += area**2 * sky * (np.pi / 2) / count
         flux[part] = np.where(usable, total, np.nan)
         error[part] = np.where(usable, np.sqrt(squares), np.nan)
     return flux, error, bad
