@@ -20,6 +20,7 @@ from surveyproc.errors import InputError
 from surveyproc.evaluate.ratio import bounds, counted, log_ratios, median
 from surveyproc.run import commit
 from surveyproc.run.plan import read_done, release_key, run_key
+from surveyproc.schemas import flag
 from surveyproc.storage import Store
 
 Int = NDArray[np.int64]
@@ -185,7 +186,8 @@ class TileRatios:
     def add(self, first: pa.Table, second: pa.Table) -> None:
         """Count the objects of two tables, row by row the same, by the tile of the second.
 
-        Objects whose flux has a flag in one of them do not count.
+        Objects whose flux has a flag in one of them do not count; `background_errors` is none of
+        the flux.
         """
         if not self.ends:
             return
@@ -199,7 +201,7 @@ class TileRatios:
             )
             ratios = log_ratios(*values)
             flags = (table[f"photometry_flag_{end}"].to_numpy() for table in (first, second))
-            ratios[np.bitwise_or(*flags) != 0] = np.nan
+            ratios[np.bitwise_or(*flags) & ~flag("background_errors") != 0] = np.nan
             for place, tile in enumerate(names):
                 found = counted(ratios[number == place])
                 if found.any():

@@ -40,6 +40,11 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 code { background: #e8edf2; border-radius: .3rem; padding: .1rem .35rem; overflow-wrap: anywhere; }
 """
 
+ERRORS = (
+    "Where background_errors is set, neither weights nor a gain (images.gain) are known: the "
+    "errors are the noise of the background alone, too small for bright objects."
+)
+
 
 def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any]:
     """Write the page of the published release.
@@ -198,7 +203,8 @@ def _band_flag_table(current: dict[str, Any]) -> str:
         + "</tr>"
         for column, counts in columns.items()
     )
-    return f"<h3>Band by band</h3><table><tr><th>column</th>{head}</tr>{rows}</table>"
+    told = f"<p>{html.escape(ERRORS)}</p>" if "background_errors" in found else ""
+    return f"<h3>Band by band</h3>{told}<table><tr><th>column</th>{head}</tr>{rows}</table>"
 
 
 def _open_it(url: str) -> str:
