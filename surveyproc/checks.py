@@ -12,6 +12,7 @@ from surveyproc.catalogs.readers import open_table
 from surveyproc.config import LabelsSection, ProductSection, SurveyConfig, TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError, near
 from surveyproc.images.cube import read_tiles
+from surveyproc.models.package import trained_by
 from surveyproc.run.plan import Plan, make_plan
 from surveyproc.run.products import build_product, check_kind, check_source
 from surveyproc.storage import Store
@@ -69,7 +70,7 @@ def before_night(config: SurveyConfig, store: Store) -> None:
 
 
 def before_training(config: SurveyConfig, store: Store, sections: Iterable[ProductSection]) -> None:
-    """That label tables have their columns, and the survey what those without magnitudes measure.
+    """That networks can be built, label tables have their columns, and the survey what it needs.
 
     Raises
     ------
@@ -78,9 +79,14 @@ def before_training(config: SurveyConfig, store: Store, sections: Iterable[Produ
     StoreError
         If nothing can be written under the root.
     """
+    from surveyproc.run.labels import untrained  # which takes torch
+
     checks = list(_settings(config))
     for section in sections:
-        assert section.training is not None
+        checks.append(partial(untrained, config, section))
+        if section.training is None or section.model is None:
+            continue
+        checks.append(partial(_own_model, config, store, section))
         checks += _table(config, f"products.{section.name}.training", section.training)
         if not section.training.magnitudes:
             checks.append(partial(read_catalog, store, config.survey.name))
@@ -167,6 +173,19 @@ def _file_pattern(config: SurveyConfig) -> None:
         raise ConfigError(
             f"images.file_pattern: {pattern!r} has no group named tile, band or kind, as "
             "(?P<band>...) is one"
+        )
+
+
+def _own_model(config: SurveyConfig, store: Store, section: ProductSection) -> None:
+    """A training makes its model the current one of that name for all surveys under the root."""
+    assert section.model is not None
+    other = trained_by(store, section.model)
+    if other not in ("", config.survey.name):
+        network = section.architecture or section.model
+        raise ConfigError(
+            f"products.{section.name}.model: {section.model!r} was trained by survey {other!r}, "
+            "which lies under the same root and would be given this one: name it otherwise, with "
+            f'architecture = "{network}"'
         )
 
 

@@ -50,13 +50,9 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
         If no such product is configured, or it has no training section, or a network refuses its
         bands or settings.
     """
-    from surveyproc.run.labels import untrained
-
     sections = [config.product(name)] if name else [p for p in config.products if p.training]
     if not sections:
         raise ConfigError("products: none has a [products.training] section; add one to train")
-    for section in sections:
-        untrained(config, section)  # so that what cannot be built is known before any is trained
     store = Store(config.root)
     checks.before_training(config, store, sections)
     with under_way(store, "train"), opened(config.run) as places:
@@ -82,6 +78,7 @@ def _train_one(config: SurveyConfig, section: ProductSection, places: Places) ->
         settings=section.training,
         store=store,
         name=section.model,
+        survey=config.survey.name,
         places=places,
     )
     return {

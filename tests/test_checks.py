@@ -79,6 +79,21 @@ def test_a_plan_tells_all_that_stands_in_its_way(tmp_path):
     assert str(error.value).count("surveyproc train") == 1
 
 
+def test_a_survey_does_not_train_the_model_of_another_one(tmp_path):
+    more = (
+        '[[products]]\nname = "photoz"\nmodel = "gaznet-c2"\n[products.training]\n'
+        'source = "sources.csv"\nredshift = "dec"\nmagnitudes = { g = "dec", r = "ra" }\n'
+    )
+    config = survey(tmp_path, more=more)
+    store = Store(config.root)
+    store.put_json("models/gaznet-c2/current.json", {"version": "v1"})
+    for name, sections in (("s", config.products), ("other", [])):
+        store.put_json("models/gaznet-c2/v1/model.json", {"training": {"survey": name}})
+        checks.before_training(config, store, sections)
+    with pytest.raises(ConfigError, match="'gaznet-c2' was trained by survey 'other'"):
+        checks.before_training(config, store, config.products)
+
+
 def test_a_root_that_cannot_be_written_to_is_named(tmp_path):
     config = survey(tmp_path)
     (tmp_path / "store").write_text("no folder")

@@ -1,11 +1,12 @@
 """Jobs on a Ray head of its own: a process with a token, its own ports and its own folder."""
 
 import json
-import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -60,15 +61,15 @@ def call(survey, address, *arguments, env=None):
     )
 
 
+@contextmanager
 def blocked(survey):
-    """Make the catalog a pipe that nobody writes to: a job that reads it never ends."""
-    source = survey.parent / "sources.csv"
-    source.rename(survey.parent / "kept.csv")
-    os.mkfifo(source)
-
-
-def unblock(survey):
-    (survey.parent / "kept.csv").replace(survey.parent / "sources.csv")
+    """Make the catalog one of a server that takes the question and never answers."""
+    text = survey.read_text()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/sources.csv"
+        survey.write_text(text.replace(f"{survey.parent}/sources.csv", url))
+        yield
+    survey.write_text(text)
 
 
 def driver_of(job):
@@ -102,35 +103,37 @@ def test_a_job_runs_the_shipped_code_and_its_log_is_followed(survey, address):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(survey, address):
-    blocked(survey)
-    with subprocess.Popen(
-        command(survey, address, "--verb", "ingest"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    ) as following:
+    with (
+        blocked(survey),
+        subprocess.Popen(
+            command(survey, address, "--verb", "ingest"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        ) as following,
+    ):
         job = following.stdout.readline().split()[1]
         driver = driver_of(job)
         following.send_signal(signal.SIGINT)
         said = following.communicate(timeout=60)[1]
-    assert following.returncode == 130
-    assert f"--stop {job}" in said
-    assert "Traceback" not in said
-    assert driver.is_running()
-    stopped = call(survey, address, "--stop", job)
-    assert stopped.returncode == 0, stopped.stderr
-    assert f"job {job}: STOPPED" in stopped.stdout
-    assert not driver.is_running()
+        assert following.returncode == 130
+        assert f"--stop {job}" in said
+        assert "Traceback" not in said
+        assert driver.is_running()
+        assert driver.cmdline()[0] == sys.executable
+        stopped = call(survey, address, "--stop", job)
+        assert stopped.returncode == 0, stopped.stderr
+        assert f"job {job}: STOPPED" in stopped.stdout
+        assert not driver.is_running()
 
 
 @pytest.mark.slow
 def test_a_driver_that_dies_is_started_again_by_the_same_command(survey, address):
-    blocked(survey)
-    detached = call(survey, address, "--verb", "ingest", "--detach", "--json")
-    assert detached.returncode == 0, detached.stderr
-    driver_of(json.loads(detached.stdout)["job"]).kill()
-    unblock(survey)
+    with blocked(survey):
+        detached = call(survey, address, "--verb", "ingest", "--detach", "--json")
+        assert detached.returncode == 0, detached.stderr
+        driver_of(json.loads(detached.stdout)["job"]).kill()
     again = call(survey, address, "--verb", "ingest")
     assert again.returncode == 0, again.stderr
     assert "40 rows in, 40 in 1 partitions" in again.stdout

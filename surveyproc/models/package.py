@@ -265,6 +265,18 @@ def set_current(store: Store, name: str, version: str) -> None:
         store.put_json(pointer, {"version": version})
 
 
+def trained_by(store: Store, name: str) -> str:
+    """The survey that trained the current version of `name`; empty if that cannot be told."""
+    try:
+        version = (store.read_json(f"models/{name}/{CURRENT}") or {}).get("version")
+        document = store.read_json(f"models/{name}/{version}/{DOCUMENT}") or {}
+    except UnreachableError:
+        raise
+    except StoreError:
+        return ""  # a damaged package is trained anew
+    return str(document.get("training", {}).get("survey", ""))
+
+
 def package_versions(store: Store, name: str) -> list[str]:
     """Versions of `name` that are complete, sorted."""
     _check_name(name)

@@ -101,6 +101,7 @@ def train(
     settings: TrainingSection,
     store: Store,
     name: str,
+    survey: str = "",
     architecture: str | None = None,
     network: Mapping[str, Any] | None = None,
     fit_options: Mapping[str, Any] | None = None,
@@ -123,6 +124,8 @@ def train(
         The survey's root.
     name : str
         Name of the model package.
+    survey : str
+        Name of the survey that it is trained for, kept in its record.
     architecture : str, optional
         Registered name; by default `name` if that is one, else `gaznet-c<bands>`.
     network : mapping, optional
@@ -208,7 +211,7 @@ def train(
         return done
     for member, state in enumerate(states):
         _write_log(store, folder, member, state.history)
-    package = _finish(store, name, recipe, key, usable, test, fold, scaling, states)
+    package = _finish(store, name, survey, recipe, key, usable, test, fold, scaling, states)
     tell(f"train {name}: version {package.version}")
     _clear(store, folder)
     return package
@@ -412,6 +415,7 @@ def _clear(store: Store, folder: str) -> None:
 def _finish(
     store: Store,
     name: str,
+    survey: str,
     recipe: Recipe,
     key: str,
     usable: TrainingSet,
@@ -442,6 +446,7 @@ def _finish(
         absent_bands="mask" if recipe.fit.dropped_rows else "refuse",
         training={
             "fingerprint": key,
+            "survey": survey,
             "recipe": {"number": RECIPE, **document},
             "data_checksum": usable.checksum,
             "cube": None if usable.cube is None else usable.cube.key,
