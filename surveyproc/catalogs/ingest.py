@@ -249,12 +249,17 @@ class _Build:
     def count(self) -> list[tuple[int, int, int]]:
         """Pass 1: rows on the sky, and from them the partitions."""
         counts = SkyCounts()
-        for batch in self.reader.batches(
-            self.rows_per_batch, list(dict.fromkeys(self.roles.names))
-        ):
+        unsigned = [column.name for column in self.columns if column.dtype == "uint64"]
+        names = list(dict.fromkeys([*self.roles.names, *unsigned]))
+        beyond: set[str] = set()
+        for batch in self.reader.batches(self.rows_per_batch, names):
+            beyond |= rows.beyond_int64(batch) & set(unsigned)
             self.rows_in += batch.num_rows
             checked = rows.check(batch, self.roles)
             counts.add(checked.index[checked.code == 0])
+        self.columns = rows.signed(self.columns, beyond)
+        for name in sorted(beyond):
+            self.reader.warn(f"column {name!r} has integers above 2**63 - 1 and is kept as text")
         if not self.rows_in:
             raise InputError(f"{self.reader.url}: the catalog has no rows; check catalog.source")
         if not len(counts.pixels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,6 +139,30 @@ def stored_columns(reader: TableReader, names: Roles) -> tuple[Column, ...]:
         except TypeError as error:
             raise InputError(f"{reader.url}: column {error}; remove it") from error
     return own + tuple(carried)
+
+
+def beyond_int64(batch: pa.RecordBatch) -> set[str]:
+    """Names of the unsigned columns with a value that no signed integer can be."""
+    found = set()
+    for name, values in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_uint64(values.type):
+            most = pc.max(values).as_py()
+            if most is not None and most > np.iinfo(np.int64).max:
+                found.add(name)
+    return found
+
+
+def signed(columns: Sequence[Column], beyond: Collection[str]) -> tuple[Column, ...]:
+    """Columns with int64 in place of uint64, and text for those `beyond` its range.
+
+    VOTable, and so VOParquet, knows no unsigned 64-bit integers: astropy would make floats of them.
+    """
+    return tuple(
+        replace(column, dtype="string" if column.name in beyond else "int64")
+        if column.dtype == "uint64" and not column.length
+        else column
+        for column in columns
+    )
 
 
 def check(batch: pa.RecordBatch, names: Roles) -> Checked:

@@ -52,8 +52,10 @@ def plain(value):
     """A value of numpy or Python as a Python value; text without blanks at its end."""
     if isinstance(value, np.ma.core.MaskedConstant):
         return None
-    if isinstance(value, np.ndarray | list):
-        return [plain(item) for item in np.ma.MaskedArray(value).ravel().tolist()]
+    if isinstance(value, np.ndarray):
+        value = np.ma.MaskedArray(value).ravel().tolist()
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):
         value = value.decode()
