@@ -45,8 +45,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
         before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `notes`,
         `units` (in all, affected, adopted, computed, resumed, quarantined), `places` (where the
-        work ran, and why), `quarantined` (names of the units that the published release lacks), `gates`
-        (reasons),
+        work ran, and why), `quarantined` (names of the units that the published release lacks),
+        `gates` (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
         `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
         An error is in it, not raised, because the scheduler wants both. Problems alone give the

@@ -18,7 +18,7 @@ from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import TOLERANCE, ProductSection, SurveyConfig
 from surveyproc.diff import diff as compare_releases
-from surveyproc.errors import ConfigError, InputError
+from surveyproc.errors import ConfigError, InputError, StoreError, UnreachableError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
 from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
@@ -28,7 +28,16 @@ from surveyproc.storage import Store
 
 
 def ingest(config: SurveyConfig) -> dict[str, Any]:
-    """Tiles to cubes and the source catalog to HATS; what is there already is left alone."""
+    """Tiles to cubes and the source catalog to HATS; what is there already is left alone.
+
+    Raises
+    ------
+    InputError
+        If the catalog cannot be used, or no tile at all.
+    StoreError
+        If a file could not be read now, or the store could not take a cube. In both cases, unless
+        nobody answers, all else is done first: the other tiles, and the catalog.
+    """
     from surveyproc.catalogs.ingest import ingest_catalog
     from surveyproc.images.ingest import ingest_tiles
 
@@ -36,8 +45,16 @@ def ingest(config: SurveyConfig) -> dict[str, Any]:
     checks.before_ingest(config, store)
     store.clear_staging()
     with under_way(store, "ingest"), opened(config.run) as places:
-        tiles = ingest_tiles(config, store, places)
+        tiles = failure = None
+        try:
+            tiles = ingest_tiles(config, store, places)
+        except UnreachableError:
+            raise
+        except (InputError, StoreError) as error:
+            failure = error
         catalog = ingest_catalog(config, store, places)
+    if failure is not None:
+        raise failure
     return {"tiles": tiles, "catalog": catalog, "places": places.told()}
 
 

@@ -221,8 +221,7 @@ class _Build:
         self.config, self.store, self.key, self.folder = config, store, key, folder
         self.reader, self.places = reader, places
         self.roles = rows.roles(reader, config.catalog)
-        own, self.carried = rows.stored_columns(reader, self.roles)
-        self.columns = (*own, *self.carried.values())
+        self.own, self.carried = rows.stored_columns(reader, self.roles)
         self.rows_in = 0
 
     def run(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -267,13 +266,25 @@ class _Build:
         }
         return self.finish(record, written)
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Columns of the leaves."""
+        return (*self.own, *self.carried.values())
+
     def count(self) -> list[tuple[int, int, int]]:
         """Pass 1: rows on the sky, and from them the partitions."""
         counts = SkyCounts()
-        for batch in self.reader.batches(self.rows_per_batch, self.roles.names):
+        unsigned = {name for name, column in self.carried.items() if column.dtype == "uint64"}
+        names = list(dict.fromkeys([*self.roles.names, *sorted(unsigned)]))
+        beyond: set[str] = set()
+        for batch in self.reader.batches(self.rows_per_batch, names):
+            beyond |= rows.beyond_int64(batch) & unsigned
             self.rows_in += batch.num_rows
             checked = rows.check(batch, self.roles)
             counts.add(checked.index[checked.code == 0])
+        self.carried = rows.signed(self.carried, beyond)
+        for name in sorted(beyond):
+            self.reader.warn(f"column {name!r} has integers above 2**63 - 1 and is kept as text")
         if not self.rows_in:
             raise InputError(f"{self.reader.url}: the catalog has no rows; check catalog.source")
         if not len(counts.pixels):

@@ -101,6 +101,8 @@ def table_kind(url: str) -> tuple[str, str]:
 
 def _file_kind(url: str, head: bytes) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{url}: is UTF-16 text; write it as UTF-8")
     if head.startswith(b"SIMPLE  ="):
         return "fits"
     if head.startswith(b"PAR1"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -175,6 +175,30 @@ def notes(names: Roles, carried: Mapping[str, Column]) -> list[str]:
         for source, column in carried.items()
         if source != column.name
     ]
+
+
+def beyond_int64(batch: pa.RecordBatch) -> set[str]:
+    """Names of the unsigned columns with a value that no signed integer can be."""
+    found = set()
+    for name, values in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_uint64(values.type):
+            most = pc.max(values).as_py()
+            if most is not None and most > np.iinfo(np.int64).max:
+                found.add(name)
+    return found
+
+
+def signed(carried: Mapping[str, Column], beyond: Collection[str]) -> dict[str, Column]:
+    """Columns with int64 in place of uint64, and text for those `beyond` its range.
+
+    VOTable, and so VOParquet, knows no unsigned 64-bit integers: astropy would make floats of them.
+    """
+    return {
+        source: replace(column, dtype="string" if source in beyond else "int64")
+        if column.dtype == "uint64" and not column.length
+        else column
+        for source, column in carried.items()
+    }
 
 
 def check(batch: pa.RecordBatch, names: Roles) -> Checked:

@@ -291,6 +291,8 @@ class FitsReader(TableReader):
             if column.inner:
                 counts, _ = self._descriptors(block, column)
                 total += counts * self._inner_size(column)
+        if total.sum() > self._integer("PCOUNT", 0) + BLOCK_BYTES:
+            raise damaged(self.url, "its variable-length arrays hold more than the heap does")
         group = np.cumsum(total) // BLOCK_BYTES
         edges = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(block)]
         for start, stop in pairwise(edges):

@@ -52,8 +52,6 @@ def text_head(stream: IO[bytes], url: str) -> TextHead:
         If there is no line of names, or two delimiters would do.
     """
     read = stream.read(HEAD_BYTES)
-    if read[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{url}: is UTF-16 text; write it as UTF-8")
     whole = len(read) < HEAD_BYTES
     place = len(BOM) if read.startswith(BOM) else 0
     lines: list[str] = []
