@@ -13,10 +13,10 @@ from conftest_images import header, pixels, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surveyproc import urls
 from surveyproc.config import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
-from surveyproc.images import hdus
 from surveyproc.images.fits import Plane, PlaneReader, planes_of
 from surveyproc.images.hdus import checksum, local_copy, reading
 
@@ -325,7 +325,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fits_planes, "open", fails, raising=False)
-    monkeypatch.setattr(hdus, "open", fails, raising=False)
+    monkeypatch.setattr(urls, "open", fails, raising=False)
     with pytest.raises(StoreError, match=re.escape(path)):
         reader.rows(0, 10)
     with pytest.raises(StoreError, match=re.escape(path)):
