@@ -313,7 +313,7 @@ class PlaneReader:
         self._unpacking = self._compressed() if plane.compressed else None
 
     def _compressed(self) -> Any:
-        with self._cfitsio(), plainly_named(self.path) as name:
+        with reading(self.plane.path), plainly_named(self.path) as name, self._cfitsio():
             hdu = fitsio.FITS(name)[self.plane.hdu]
             # CFITSIO reads headers in its own way, and decides alone how much it unpacks.
             sizes = tuple(hdu.get_dims())[::-1] if isinstance(hdu, ImageHDU) else ()

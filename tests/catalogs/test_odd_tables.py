@@ -215,6 +215,14 @@ def test_units_of_positions(unit, degrees):
     assert degrees_per(unit, hours=True) == pytest.approx(degrees, rel=1e-15)
 
 
+def test_positions_of_labels_come_in_degrees(tmp_path):
+    table = Table({"ra": [10.0], "dec": [0.5], "z": [1.0]}, units={"ra": "h", "dec": "rad"})
+    table.write(tmp_path / "t.fits")
+    found = read_numbers(str(tmp_path / "t.fits"), ["ra", "dec", "z"], None, ("ra", "dec"))
+    assert (found["ra"][0], found["z"][0]) == (150.0, 1.0)
+    assert found["dec"][0] == pytest.approx(np.degrees(0.5), rel=1e-15)
+
+
 @pytest.mark.parametrize(("unit", "hours"), [("h", False), ("mag", True), ("h:m:s", True)])
 def test_units_that_are_no_angle(unit, hours):
     with pytest.raises(ValueError, match=r"it is|hours are"):
