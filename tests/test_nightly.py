@@ -28,6 +28,7 @@ LOOSE = (
     "nightly.max_share_growth=0.5",
     "nightly.max_drift=1.0",
     "nightly.max_metric_growth=9.0",
+    "nightly.max_flux_shift=1.0",
     "products.photoz.training.epochs=1",
     "catalog.partition_rows=12",
 )
