@@ -184,6 +184,7 @@ def test_killed_here_at_any_moment_the_same_command_ends_in_the_same_bytes(
     assert not any(path.is_file() for path in commits.glob("r*/begun/*"))
 
 
+@pytest.mark.timeout(300)
 def test_two_drivers_at_once_end_in_one_valid_release(survey_copy, published_survey):
     command = [sys.executable, "-m", "surveyproc", "run", str(survey_copy), "--json"]
     drivers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
