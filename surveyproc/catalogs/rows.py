@@ -120,6 +120,11 @@ def roles(reader: TableReader, section: CatalogSection) -> Roles:
                 f"{reader.url}: column {name!r} (catalog.{key}) is {entry.type}; "
                 "positions must be numbers: write them as decimal degrees"
             )
+        if entry.type in (pa.float16(), pa.float32()):
+            reader.warn(
+                f"column {name!r} is {entry.type}: positions are rounded, by up to 0.05 arcsec "
+                "for a float32 near 360 degrees"
+            )
     ra, dec = degrees_of(reader, found.ra, found.dec)
     return replace(found, ra_degrees=ra, dec_degrees=dec)
 

@@ -281,10 +281,18 @@ def keyword(header: Header, key: str, where: str) -> Any:
     Raises
     ------
     InputError
-        If its card cannot be parsed.
+        If its card cannot be parsed, or there are several with different values.
     """
     try:
         value = header.get(key)
+        times = header.count(key) if key in header else 0
+        # fpack leaves an EXTNAME of its own beside the image's.
+        for number in range(1, times if key != "EXTNAME" else 0):
+            if header[key, number] != value:
+                raise InputError(
+                    f"{where}: keyword {key} is given {times} times, as {value!r} and "
+                    f"{header[key, number]!r}: delete the wrong one"
+                )
     except (VerifyError, ValueError) as error:
         raise InputError(f"{where}: keyword {key}: its card is not valid FITS") from error
     return None if isinstance(value, Undefined) else value

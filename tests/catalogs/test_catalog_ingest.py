@@ -249,7 +249,7 @@ def test_many_rejected_rows_do_not_depend_on_batches(tmp_path, monkeypatch):
     ("columns", "options", "message"),
     [
         ({"object_id": [], "ra": [], "dec": []}, {}, "has no rows"),
-        ({"object_id": [1], "RAJ2000": [1.0], "dec": [1.0]}, {}, r"'ra' \(catalog.ra\).*'RAJ2000'"),
+        ({"object_id": [1], "RAJ2000": [1.0], "dec": [1.0]}, {}, r"'ra' \(catalog.ra\).*RAJ2000"),
         ({"object_id": [True], "ra": [1.0], "dec": [1.0]}, {}, "'object_id'.*numbers or text"),
         ({"object_id": [1.5], "ra": [1.0], "dec": [1.0]}, {}, "'object_id'.*holds 1.5,"),
         ({"ID": [1], "ra": [1.0], "dec": [1.0]}, {"id": "id"}, r"'id' \(catalog.id\).*'ID'"),
@@ -312,8 +312,9 @@ def test_positions_may_be_numbers_of_any_type(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "s.parquet")
-    store, _ = run(tmp_path, tmp_path / "s.parquet")
+    store, summary = run(tmp_path, tmp_path / "s.parquet")
     stored = all_rows(store).sort_by("object_id")
+    assert [note.split(":")[1] for note in summary.notes] == [" column 'dec' is float"]
     assert stored["ra"].to_pylist() == [270.0, 0.0]
     assert stored.schema.field("object_id").type == pa.int64()
 

@@ -296,6 +296,16 @@ def test_a_card_that_cannot_be_parsed(tmp_path, key):
     assert key in only_problem(path)
 
 
+@pytest.mark.parametrize(("key", "other"), [("MAGZERO", 29.0), ("FILTER", "r"), ("OBJECT", "T2")])
+def test_a_keyword_with_two_values_is_refused_and_a_value_given_twice_is_not(tmp_path, key, other):
+    for name, value in (("same", header()[key]), ("other", other)):
+        head = header()
+        head.append((key, value), end=True)
+        fits.PrimaryHDU(pixels(), head).writeto(tmp_path / f"{name}.fits")
+    assert f"keyword {key} is given 2 times" in only_problem(tmp_path / "other.fits")
+    assert len(planes_of(str(tmp_path / "same.fits"), images())[0]) == 1
+
+
 @pytest.mark.parametrize("key", ["ZNAXIS", "ZBITPIX", "ZNAXIS1", "ZTILE1", "NAXIS2"])
 @pytest.mark.parametrize("value", [None, "0", "abc", "-3", "9000000000"])
 def test_compressed_headers_that_make_no_sense(tmp_path, key, value):
