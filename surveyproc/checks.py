@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,7 +69,7 @@ def before_night(config: SurveyConfig, store: Store) -> None:
     writable(store)
 
 
-def before_training(config: SurveyConfig, store: Store, sections: Iterable[ProductSection]) -> None:
+def before_training(config: SurveyConfig, store: Store, sections: Sequence[ProductSection]) -> None:
     """That networks can be built, label tables have their columns, and the survey what it needs.
 
     Raises
@@ -91,7 +91,8 @@ def before_training(config: SurveyConfig, store: Store, sections: Iterable[Produ
         if not section.training.magnitudes:
             checks.append(partial(read_catalog, store, config.survey.name))
             before = config.products[: config.products.index(section)]
-            checks += _models(config, store, before)
+            # Those that are trained now will be there when they are wanted.
+            checks += _models(config, store, [one for one in before if one not in sections])
     told(checks)
     writable(store)
 

@@ -75,4 +75,4 @@ def near(name: str, known: Iterable[str]) -> str:
 def near_or_all(name: str, known: Iterable[str]) -> str:
     """As `near`, or all that there is if nothing is near."""
     names = list(known)
-    return near(name, names) or f"; there are {', '.join(names)}"
+    return near(name, names) or f"; there are {', '.join(names) or 'none'}"

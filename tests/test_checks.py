@@ -30,7 +30,7 @@ def survey(folder: Path, catalog: str = "", more: str = "", images: str = ""):
         ({"images": 'file_pattern = "_(.)_"'}, ConfigError, "no group named tile, band or kind"),
         ({"images": 'tiles = ["*.fits"]'}, ConfigError, "matches no file"),
         ({"catalog": 'ra = "RAJ2000"'}, InputError, r"'RAJ2000' \(catalog.ra\)"),
-        ({"catalog": 'reddening = "EBV"'}, InputError, r"'EBV' \(catalog.reddening\)"),
+        ({"catalog": 'reddening = "EBV"'}, ConfigError, "catalog.reddening: .*'EBV'"),
         ({"more": '[[products]]\nname = "photometri"'}, ConfigError, "'photometri' is not a prod"),
         ({"more": '[[products]]\nname = "photoz"'}, ConfigError, "products.photoz.model"),
         (

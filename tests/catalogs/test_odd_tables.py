@@ -245,7 +245,7 @@ def test_times_and_large_integers_are_opened_by_astropy_with_all_their_digits(tm
     )
     pq.write_table(source, tmp_path / "s.parquet")
     store, done = run(tmp_path, tmp_path / "s.parquet")
-    assert [warning.split(" ")[2] for warning in done.warnings] == ["'Norder'", "'huge'"]
+    assert [note.split(" ")[2] for note in done.notes] == ["'Norder'", "'huge'"]
     (leaf,) = (tmp_path / "catalogs/test/dataset").glob("Norder=*/Dir=*/*.parquet")
     opened = Table.read(leaf, format="parquet.votable")
     ours = all_rows(store)

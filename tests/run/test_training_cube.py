@@ -127,7 +127,7 @@ def test_what_decides_the_content_decides_the_name(survey, built):
     others = [
         key(cutout=SIDE + 1),
         key(bands=("g", "r", "K")),
-        key(changed("photometry", aperture=0.9)),
+        key(changed("photometry", aperture=[0.9])),
         key(changed("photoz", training=wider)),
     ]
     assert len({built.key, *others}) == 5
