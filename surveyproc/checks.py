@@ -9,12 +9,13 @@ from typing import Any
 
 from surveyproc.catalogs.ingest import read_catalog, record_key
 from surveyproc.catalogs.readers import open_table
-from surveyproc.config import LabelsSection, ProductSection, SurveyConfig, TrainingSection
+from surveyproc.config import SurveyConfig
 from surveyproc.errors import ConfigError, InputError, StoreError, near
 from surveyproc.images.cube import read_tiles
 from surveyproc.models.package import trained_by
 from surveyproc.run.plan import Plan, make_plan
 from surveyproc.run.products import build_product, check_kind, check_source
+from surveyproc.sections import LabelsSection, ProductSection, TrainingSection
 from surveyproc.storage import Store
 from surveyproc.urls import public_url
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from surveyproc import schemas
 from surveyproc.catalogs.labels import match_catalog, read_labels
-from surveyproc.config import NightlySection, SurveyConfig
+from surveyproc.config import SurveyConfig
 from surveyproc.evaluate.histogram import add, distance, unpack
 from surveyproc.evaluate.redshift import bootstrap_errors, redshift_metrics
 from surveyproc.release import Reason
 from surveyproc.run.commit import Commit
+from surveyproc.sections import NightlySection
 from surveyproc.storage import Store
 
 METRICS = ("nmad", "outlier_fraction")

@@ -14,12 +14,13 @@ from typing import Any
 from surveyproc import checks, diff, drift, interrupt, release, sources, verbs
 from surveyproc.catalogs.ingest import record_key
 from surveyproc.clean import clean
-from surveyproc.config import TOLERANCE, SurveyConfig
+from surveyproc.config import SurveyConfig
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
 from surveyproc.images.cube import is_ingested, read_tiles
 from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan, release_key, run_key
+from surveyproc.sections import TOLERANCE
 from surveyproc.storage import Store, fingerprint
 
 FOLDER = "runs/nightly"

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from surveyproc.catalogs import hats
-from surveyproc.config import GatesSection
 from surveyproc.errors import GateError, InputError, StoreError
 from surveyproc.run import commit
 from surveyproc.run.plan import (
@@ -21,6 +20,7 @@ from surveyproc.run.plan import (
     release_key,
     run_key,
 )
+from surveyproc.sections import GatesSection
 from surveyproc.storage import Store, as_json, digest
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from surveyproc import checks, release, schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
-from surveyproc.config import TOLERANCE, ProductSection, SurveyConfig
+from surveyproc.config import SurveyConfig
 from surveyproc.diff import diff as compare_releases
 from surveyproc.errors import ConfigError, InputError, StoreError, UnreachableError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
@@ -24,6 +24,7 @@ from surveyproc.places import Places, opened, under_way
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan
+from surveyproc.sections import TOLERANCE, ProductSection
 from surveyproc.storage import Store
 
 

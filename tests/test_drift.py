@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from surveyproc import drift
 from surveyproc.catalogs.hats import Leaf
-from surveyproc.config import NightlySection
 from surveyproc.run.commit import Commit, column_stats
 from surveyproc.schemas import Column
+from surveyproc.sections import NightlySection
 
 COLUMNS = (
     Column("flux_g", "float32"),

@@ -7,7 +7,8 @@ import pytest
 from sums import is_leaf, sums
 
 from surveyproc import verbs
-from surveyproc.config import RunSection, load
+from surveyproc.config import load
+from surveyproc.sections import RunSection
 from surveyproc.simulate import simulate
 from surveyproc.storage import Store
 

@@ -15,8 +15,9 @@ from surveyproc import sky
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.crossmatch import nearest
 from surveyproc.catalogs.readers import read_numbers, truth
-from surveyproc.config import LabelsSection, SurveyConfig
+from surveyproc.config import SurveyConfig
 from surveyproc.errors import InputError
+from surveyproc.sections import LabelsSection
 from surveyproc.storage import Store
 
 REDSHIFT_LIMITS = (0.0, 20.0)

@@ -17,7 +17,6 @@ from astropy.io.fits import Header
 from fitsio.hdu import ImageHDU
 from numpy.typing import NDArray
 
-from surveyproc.config import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.calibration import Calibration, softening
 from surveyproc.images.grid import Grid
@@ -34,6 +33,7 @@ from surveyproc.images.hdus import (
 )
 from surveyproc.images.planes import ASIDE, NOISE, Naming, Role, names_of, settle
 from surveyproc.images.wcs import image_axes, wcs_text
+from surveyproc.sections import ImagesSection
 from surveyproc.urls import plainly_named, public_url
 
 # A tile-compressed plane that claims to unpack to more than this many times its file is refused

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc.config import CatalogSection, FluxColumn, MagnitudeColumn
 from surveyproc.errors import ConfigError, near_or_all
 from surveyproc.measure.magnitudes import (
     fluxes_of_fluxes,
@@ -18,6 +17,7 @@ from surveyproc.measure.magnitudes import (
 )
 from surveyproc.product import Batch, Inputs
 from surveyproc.schemas import Column, flag, load
+from surveyproc.sections import CatalogSection, FluxColumn, MagnitudeColumn
 from surveyproc.storage import fingerprint
 
 # Raise it when the same columns give other numbers.

@@ -9,12 +9,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from surveyproc.catalogs.ingest import read_catalog
-from surveyproc.config import ProductSection, SurveyConfig
+from surveyproc.config import SurveyConfig
 from surveyproc.errors import ConfigError
 from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.places import Places
 from surveyproc.run.products import build_products, check_fluxes
 from surveyproc.run.training_cube import build_training_cube
+from surveyproc.sections import ProductSection
 from surveyproc.storage import Store
 from surveyproc.train.data import TrainingSet
 

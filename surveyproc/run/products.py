@@ -8,7 +8,7 @@ from dataclasses import replace
 from surveyproc import schemas
 from surveyproc.catalogs import rows
 from surveyproc.catalogs.ingest import open_source, read_catalog
-from surveyproc.config import CatalogSection, ProductSection, SurveyConfig
+from surveyproc.config import SurveyConfig
 from surveyproc.errors import ConfigError, InputError, near, near_or_all
 from surveyproc.images.cube import finest_tile
 from surveyproc.measure.aperture import AperturePhotometry, cutout_for
@@ -17,6 +17,7 @@ from surveyproc.models.package import load_package
 from surveyproc.models.photoz import PhotozProduct
 from surveyproc.product import Product
 from surveyproc.schemas import Column
+from surveyproc.sections import CatalogSection, ProductSection
 from surveyproc.storage import Store
 
 

@@ -15,7 +15,7 @@ import surveyproc
 from surveyproc import schemas
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import Labels, read_labels
-from surveyproc.config import ProductSection, SurveyConfig
+from surveyproc.config import SurveyConfig
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.images.cutouts import CutoutReader
@@ -27,6 +27,7 @@ from surveyproc.run.cost import IMAGE_S, expected_seconds
 from surveyproc.run.plan import OUTPUT_REVISION
 from surveyproc.run.products import build_products, check_columns
 from surveyproc.schemas import Column
+from surveyproc.sections import ProductSection
 from surveyproc.storage import Store, fingerprint
 from surveyproc.train import cube
 from surveyproc.train.cube import SHARD, TrainingCube

@@ -17,9 +17,9 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from surveyproc.config import SurveySection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.progress import Meter
+from surveyproc.sections import SurveySection
 from surveyproc.simulate import draw, tables
 from surveyproc.simulate.bands import DEFAULT_BANDS, PIXEL_SCALE, Band, choose
 from surveyproc.simulate.population import Population, populate

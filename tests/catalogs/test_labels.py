@@ -10,9 +10,9 @@ import pytest
 from sample_tables import survey
 
 from surveyproc.catalogs import hats, labels
-from surveyproc.config import LabelsSection
 from surveyproc.errors import InputError
 from surveyproc.schemas import Column
+from surveyproc.sections import LabelsSection
 from surveyproc.storage import Store
 
 

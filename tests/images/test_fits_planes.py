@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surveyproc import urls
-from surveyproc.config import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
 from surveyproc.images.fits import Plane, PlaneReader, planes_of
 from surveyproc.images.hdus import checksum, local_copy, reading
+from surveyproc.sections import ImagesSection
 
 
 def images(**settings) -> ImagesSection:

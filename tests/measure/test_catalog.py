@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surveyproc import schemas
-from surveyproc.config import CatalogSection
 from surveyproc.errors import ConfigError
 from surveyproc.measure.catalog import CatalogPhotometry
 from surveyproc.measure.magnitudes import (
@@ -18,6 +17,7 @@ from surveyproc.measure.magnitudes import (
 )
 from surveyproc.product import Batch, Product
 from surveyproc.schemas import Column
+from surveyproc.sections import CatalogSection
 from surveyproc.testing import check_product
 
 NAN = np.nan
