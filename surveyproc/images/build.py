@@ -250,6 +250,8 @@ def _open(stack: ExitStack, name: str, kinds: dict[str, Plane], mask_bits: int |
             kind: PlaneReader(plane, stack.enter_context(local_copy(plane.path)))
             for kind, plane in kinds.items()
         }
+        for reader in readers.values():
+            reader.verify()
         for plane in kinds.values():
             other = Grid(plane.wcs or image.wcs, plane.shape)
             if not same_grid(other, Grid(image.wcs, image.shape)):

@@ -22,9 +22,11 @@ from surveyproc.images.calibration import Calibration, softening
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import (
     BITPIX,
+    BLOCK,
     MAX_NAXIS,
     Hdu,
     big_endian,
+    datasum,
     integer,
     keyword,
     reading,
@@ -79,6 +81,10 @@ class Plane:
         BOFFSET and BSOFTEN of asinh pixels.
     mask_bits : int or None
         Bits of a mask that are known to make a pixel bad; None if all may.
+    nbytes : int
+        Length of the data in the uncompressed file, with their padding.
+    datasum : int or None
+        What the header says that the data sum to.
     """
 
     path: str
@@ -98,6 +104,8 @@ class Plane:
     gain: float = math.nan
     softening: tuple[float, float] | None = None
     mask_bits: int | None = None
+    nbytes: int = 0
+    datasum: int | None = None
 
     @property
     def use(self) -> str:
@@ -252,7 +260,15 @@ def _plane(naming: Naming, primary: Header, calibration: Calibration, role: Role
         gain=gain,
         softening=None if role.kind == "mask" else softening(header, where),
         mask_bits=naming.mask_bits(role.band) if role.kind == "mask" else None,
+        nbytes=-(-hdu.nbytes // BLOCK) * BLOCK,
+        datasum=_datasum(header, where),
     )
+
+
+def _datasum(header: Header, where: str) -> int | None:
+    """The value of DATASUM, a number in quotes; None if there is none, or it is blank."""
+    text = str(keyword(header, "DATASUM", where) or "").strip()
+    return int(text) if text.isdecimal() else None
 
 
 def _blank(header: Header, where: str, compressed: bool, bitpix: int) -> int | None:
@@ -328,10 +344,32 @@ class PlaneReader:
         try:
             yield
         except (OSError, ValueError) as error:
-            # The system's own errors have a number; CFITSIO's have it in their text.
-            if getattr(error, "errno", None) is not None or CFITSIO_IO.match(str(error)):
+            if CFITSIO_IO.match(str(error)):
                 raise unreadable(self.plane.path, error) from error
             raise InputError(f"{self.plane.where}: damaged compressed data: {error}") from error
+
+    def verify(self) -> None:
+        """Hold the plane's bytes against the sum that its header states, if it states one.
+
+        Raises
+        ------
+        InputError
+            If they differ.
+        StoreError
+            If the file cannot be read now.
+        """
+        plane = self.plane
+        if plane.datasum is None:
+            return
+        with reading(plane.where), open(self.path, "rb") as stream:
+            stream.seek(plane.offset)
+            found = datasum(stream, plane.nbytes)
+        if found != plane.datasum:
+            raise InputError(
+                f"{plane.where}: its bytes sum to {found}, keyword DATASUM = {plane.datasum}: "
+                "damaged, or changed by a program that left the keyword as it was; fetch the file "
+                "again, or take DATASUM and CHECKSUM out"
+            )
 
     def _stored(self, y0: int, y1: int) -> NDArray[Any]:
         if self._unpacking is not None:

@@ -379,6 +379,21 @@ def checksum(path: str) -> tuple[str, int]:
         return found.hexdigest(), stream.tell()
 
 
+def datasum(stream: IO[bytes], nbytes: int) -> int:
+    """Sum of the 32-bit words of `nbytes` of a stream, carries added back: what DATASUM states.
+
+    Fewer bytes count as if zeros followed (FITS standard 4.0, section 4.4.2.7 and appendix J).
+    """
+    total, left = 0, nbytes
+    while left and (data := stream.read(min(left, COPY_BYTES))):
+        left -= len(data)
+        data += bytes(-len(data) % 4)
+        total += int(np.frombuffer(data, ">u4").sum(dtype=np.uint64))
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
+
+
 def big_endian(bitpix: int) -> np.dtype[Any]:
     """The numpy type of FITS pixels with this BITPIX."""
     names = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}

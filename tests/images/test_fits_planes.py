@@ -416,3 +416,23 @@ def test_junk_in_any_card_is_a_problem_at_most(tmp_path_factory, place, junk, ex
     for plane in planes:
         with contextlib.suppress(InputError):
             read(plane)
+
+
+@pytest.mark.parametrize("form", ["plain", "packed", "compressed"])
+def test_bytes_that_do_not_sum_to_what_the_header_says_are_refused(tmp_path, form):
+    path = tmp_path / "a.fits"
+    hdu = fits.PrimaryHDU(pixels(), header())
+    hdus = [hdu]
+    if form == "compressed":
+        hdus = [fits.PrimaryHDU(), fits.CompImageHDU(pixels(), header(), compression_type="RICE_1")]
+    fits.HDUList(hdus).writeto(path, checksum=True)
+    content = path.read_bytes()
+    (good,), _ = planes_of(str(path), images())
+    assert good.datasum is not None
+    PlaneReader(good, str(path)).verify()
+    damaged = bytearray(content)
+    damaged[good.offset + 40] ^= 0x10
+    path.write_bytes(gzip.compress(bytes(damaged)) if form == "packed" else bytes(damaged))
+    (bad,), _ = planes_of(str(path), images())
+    with local_copy(str(path)) as copy, pytest.raises(InputError, match=r"keyword DATASUM = \d+"):
+        PlaneReader(bad, copy).verify()
