@@ -242,6 +242,8 @@ def _header(cursor: _Cursor, where: str, *, first: bool) -> Header | None:
     for _ in range(MAX_HEADER_BLOCKS):
         block = cursor.read(BLOCK).translate(PRINTABLE)
         if not text:
+            if first and not block:
+                raise InputError(f"{where}: the file is empty; fetch it again")
             if first and not block.startswith(b"SIMPLE  ="):
                 raise InputError(f"{where}: is not a FITS file (no SIMPLE keyword at its start)")
             # Whatever follows the last extension (padding, special records) is not ours to judge.
