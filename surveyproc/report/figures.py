@@ -73,7 +73,7 @@ def magnitude_histogram(summary: Summary) -> bytes:
     spectrum = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, max(len(summary.magnitudes), 1)))
     for (band, counts), colour in zip(summary.magnitudes.items(), spectrum, strict=True):
         axis.stairs(counts, MAG_EDGES, color=colour, label=band)
-    axis.set_xlabel("aperture magnitude, AB")
+    axis.set_xlabel("magnitude, AB")
     axis.set_ylabel("objects a bin")
     axis.legend(ncols=3, frameon=False, fontsize=8)
     return _png(figure)
