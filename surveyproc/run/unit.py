@@ -97,13 +97,19 @@ def image_needs(products: Sequence[Product], survey_bands: Sequence[str]) -> tup
 def to_table(
     source: pa.Table, output: Mapping[str, NDArray[Any]], columns: Sequence[Column]
 ) -> pa.Table:
-    """The leaf's table: object columns of `source`, then `output`; NaN becomes null."""
+    """The leaf's table: columns of `source` and `output`; NaN becomes null, and null text empty.
+
+    astropy opens no Parquet file with a null in a column of text or bytes.
+    """
     arrays = []
     for column in columns:
         if column.name in output:
             arrays.append(_as_arrow(output[column.name], column))
         else:
-            arrays.append(source[column.name].cast(column.arrow_type))
+            values = source[column.name].cast(column.arrow_type)
+            if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+                values = values.fill_null(pa.scalar(b"", values.type))
+            arrays.append(values)
     return pa.table(arrays, schema=schemas.arrow_schema(columns))
 
 

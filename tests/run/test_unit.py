@@ -329,6 +329,13 @@ def test_the_table_has_the_declared_columns_and_nulls():
     assert whole == [2, 3]
 
 
+def test_null_text_of_the_source_is_empty_because_astropy_opens_none():
+    source = pa.table({"name": ["a", None], "code": pa.array([None, b"x"]), "n": [1, None]})
+    columns = (Column("name", "string"), Column("code", "binary"), Column("n", "int64"))
+    table = unit.to_table(source, {}, columns)
+    assert table.to_pydict() == {"name": ["a", ""], "code": [b"", b"x"], "n": [1, None]}
+
+
 def test_quarantined_rows_hold_nulls_and_the_flag_of_every_product():
     more = [Column("real", "float32"), Column("list", "float32", length=2)]
     products = [Made("p", None, more), Made("q", None, [Column("text", "string")])]
