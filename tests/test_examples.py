@@ -93,8 +93,8 @@ def test_both_kinds_of_redshifts_with_flags_outside_the_training_range(kids_viki
     assert rows.gaznet_1_z_median.notna().sum() == rows.gaznet_c7_z_median.notna().sum() == 893
     for product in ("photoz", "photoz_images"):
         assert 100 < done["flags"][product]["outside_training_range"] < 600
-    # Edge, bad pixels: the images' own flags.
-    assert done["flags"]["photoz_images"]["edge"] > 50
+    # Edge, bad pixels: the images' own flags; the edge is that of the network's own cutouts.
+    assert done["flags"]["photoz_images"]["edge"] > 20
     both = (rows.photoz_flag == 0) & (rows.photoz_images_flag == 0)
     assert script.compare_redshifts(config)["n"] == both.sum() > 100
 
