@@ -211,7 +211,7 @@ def _parsed(store: Store, data: bytes | None) -> tuple[list[str], list[dict[str,
         return [], []
     try:
         table = parse_table(pa.BufferReader(data))
-        known = json.loads(table.schema.metadata[SURVEYS])
+        known = json.loads((table.schema.metadata or {})[SURVEYS])
         rows = table.select(TABLE_SCHEMA.names).to_pylist()
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise StoreError(
@@ -267,11 +267,15 @@ def write_rows(store: Store, survey: str, rows: Sequence[dict[str, Any]]) -> Non
 def finest_tile(store: Store, survey: str) -> tuple[float, str] | None:
     """Arcsec a pixel and name of the survey's tile with the smallest pixels; None without tiles.
 
+    Without a table that can be used there are none either: the next ingest writes it anew.
+
     Raises
     ------
     StoreError
         If the table of tiles cannot be read.
     """
+    if not is_ingested(store, survey):
+        return None
     _, rows = read_rows(store)
     mine = ((row["pixel_scale"], row["id"]) for row in rows if row["survey"] == survey)
     return min(mine, default=None)

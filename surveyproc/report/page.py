@@ -72,7 +72,7 @@ def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any
     current = current_release(store, config.survey.name)
     key = str(current["path"])
     names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
-    flags = ["catalog_flag", *(f"{product}_flag" for product in current["products"])]
+    flags = ["catalog_flag", *(f"{product}_flag" for product in current["flags"])]
     # The source's own columns follow the last flag.
     names = names[: max(map(names.index, flags)) + 1]
     redshifts = schemas.redshift_columns(names)

@@ -263,35 +263,6 @@ def test_sky_that_nobody_saw_takes_no_bytes(tmp_path, make_config):
     assert sum(sizes.values()) < 0.7 * half.nbytes
 
 
-def test_two_surveys_under_one_root_have_their_own_tiles(tmp_path, make_config):
-    write_two_bands(tmp_path)
-    write(tmp_path / "b_g.fits", pixels(7), tile="T2")
-    _, store = run(make_config(tiles=["a_*.fits"], name="one"))
-    one = read_tiles(store, "one")
-    run(make_config(tiles=["b_*.fits"], name="two"))
-    assert read_tiles(store, "one") == one
-    assert [tile.id for tile in read_tiles(store, "two")] == ["T2"]
-    with pytest.raises(ValueError, match="one, two"):
-        read_tiles(store)
-    with pytest.raises(InputError, match="no tiles of three; run `surveyproc ingest`"):
-        read_tiles(store, "three")
-    run(make_config(tiles=["b_*.fits"], name="one"))
-    assert [tile.id for tile in read_tiles(store, "one")] == ["T2"]
-
-
-def test_a_damaged_table_is_written_anew_and_the_other_survey_told(tmp_path, make_config):
-    write_two_bands(tmp_path)
-    run(make_config(name="one"))
-    _, store = run(make_config(name="two"))
-    store.put(TILES_KEY, b"PAR1 no more")
-    with pytest.raises(StoreError, match="damaged or of an earlier version"):
-        read_tiles(store, "one")
-    run(make_config(name="two"))
-    assert read_tiles(store, "two")
-    with pytest.raises(InputError, match="no tiles of one"):
-        read_tiles(store, "one")
-
-
 def test_only_regular_files_are_read(tmp_path, make_config):
     write_two_bands(tmp_path)
     os.mkfifo(tmp_path / "c.fits")
@@ -300,11 +271,6 @@ def test_only_regular_files_are_read(tmp_path, make_config):
     assert [problem.split(": ")[0][-6:] for problem in summary.problems] == ["c.fits", "d.fits"]
     assert all("not a regular file" in problem for problem in summary.problems)
     assert read_tiles(store)[0].bands == ("g", "r")
-
-
-def test_no_tiles_yet(tmp_path):
-    with pytest.raises(InputError, match="surveyproc ingest"):
-        read_tiles(Store(str(tmp_path)))
 
 
 @pytest.mark.ray
