@@ -303,14 +303,18 @@ class Store:
             yield
 
     @contextmanager
-    def writing(self, key: str, *, lasting: bool = True) -> Iterator[IO[bytes]]:
+    def writing(
+        self, key: str, *, lasting: bool = True, in_place: bool = False
+    ) -> Iterator[IO[bytes]]:
         """A binary stream whose content becomes `key` when the block ends without an error.
 
         Parameters
         ----------
         lasting : bool
-            False for a temporary file: on a local disk it is written where it will lie, need not
-            survive a power cut, and may be left behind half written.
+            False for what need not survive a power cut.
+        in_place : bool
+            True for a temporary file that stays open for long: on a local disk it is written where
+            it will lie, and may be left behind half written.
 
         Notes
         -----
@@ -332,7 +336,7 @@ class Store:
             return
         staged = Path(self.root) / STAGING / uuid.uuid4().hex
         try:
-            if not lasting:
+            if in_place:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
                 with open(target, "wb") as stream:
                     yield stream
@@ -340,8 +344,9 @@ class Store:
             staged.parent.mkdir(parents=True, exist_ok=True)
             with open(staged, "wb") as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
+                if lasting:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, target)
         except OSError as error:

@@ -139,3 +139,15 @@ def test_a_copy_on_an_object_store():
     store.put("a", b"one")
     store.copy("a", "deep/b")
     assert store.read("deep/b") == b"one"
+
+
+def test_what_need_not_outlive_a_power_cut_appears_whole_too(tmp_path):
+    """Whoever is killed while it is written leaves nothing that another process would read."""
+    store = Store(str(tmp_path))
+    with store.writing("notes/one.json", lasting=False) as stream:
+        stream.write(b"half")
+        stream.flush()
+        assert store.names("notes") == []
+        stream.write(b" and half")
+    assert store.read("notes/one.json") == b"half and half"
+    assert store.names(".staging") == []

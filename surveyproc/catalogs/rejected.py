@@ -65,7 +65,7 @@ class RejectedRows:
 
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
-            stream = self._open.enter_context(self._store.writing(self._key, lasting=False))
+            stream = self._open.enter_context(self._store.writing(self._key, in_place=True))
             self._writer = self._open.enter_context(
                 pq.ParquetWriter(stream, self._schema, compression="zstd")
             )
