@@ -78,6 +78,7 @@ def test_failure_at_any_write_then_the_same_command(tmp_path, fits, step, monkey
     old.write(tmp_path / "old.fits")
     root = tmp_path / "s"
     run(root, tmp_path / "old.fits", partition_rows=100)
+    before = sums(root / KEY)
     run(tmp_path / "fresh", fits, partition_rows=400)
     real = os.replace
     count = 0
@@ -94,8 +95,10 @@ def test_failure_at_any_write_then_the_same_command(tmp_path, fits, step, monkey
         try:
             run(root, fits, partition_rows=400)
         except KeyboardInterrupt:
-            with pytest.raises(InputError, match="run `surveyproc ingest` first"):
-                read_catalog(Store(str(root)), "test")
+            # Before the rows are sorted out the old catalog stands; from then on there is none.
+            if sums(root / KEY) != before:
+                with pytest.raises(InputError, match="run `surveyproc ingest` first"):
+                    read_catalog(Store(str(root)), "test")
     run(root, fits, partition_rows=400)
     Store(str(root)).clear_staging(older_than_s=-1)
     assert sums(root) == sums(tmp_path / "fresh")
