@@ -184,7 +184,7 @@ def test_ingest(survey):
     names = spoil(survey)
     config = load(survey, ["gates.max_null_share=0.9"])
     # The link to nothing may lead somewhere another time: that file is to be tried again.
-    with pytest.raises(StoreError, match="1 tiles or files failed") as caught:
+    with pytest.raises(StoreError, match="1 of the tiles and files failed") as caught:
         verbs.ingest(config)
     assert {kind for kind, name in names.items() if name not in str(caught.value)} == set()
     (survey.parent / "tiles" / names["a link to nothing"]).unlink()

@@ -20,6 +20,8 @@ from surveyproc.sky import (
 # Grids that agree to this many pixels everywhere are one grid.
 SAME_GRID_PX = 1e-3
 EDGE_SAMPLES = 17
+# So many touching pixels, each so far above the background's scatter, are a source.
+SOURCE_SIGMA, SOURCE_PIXELS = 1.5, 5
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,21 @@ def noise_weight(values: NDArray[np.float32], bad: NDArray[np.bool_] | None) -> 
         Pixels to leave out.
     """
     import sep
+    from scipy.ndimage import label
 
     unusable = ~np.isfinite(values)
     if bad is not None:
         unusable |= bad
     if unusable.all():
         return np.zeros(values.shape, np.float32)
-    rms = sep.Background(np.where(unusable, 0, values).astype(np.float32), mask=unusable).rms()
+    image = np.where(unusable, 0, values).astype(np.float32)
+    level = sep.Background(image, mask=unusable)
+    # Wings and sources too faint to be clipped would pass for noise.
+    regions, _ = label((image - level.back() > SOURCE_SIGMA * level.rms()) & ~unusable)
+    source = np.bincount(regions.ravel())[regions] >= SOURCE_PIXELS
+    empty = ~unusable & ((regions == 0) | ~source)
+    rms = sep.Background(image, mask=~empty).rms() if empty.any() else np.zeros_like(image)
+    rms = np.where(rms > 0, rms, level.rms())
     with np.errstate(divide="ignore"):
         return np.where(rms > 0, 1 / np.square(rms), 0).astype(np.float32)
 

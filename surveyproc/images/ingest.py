@@ -165,8 +165,8 @@ def ingest_tiles(
     if failures:
         lines = [*sorted(failures.values()), *(f"problem: {one}" for one in summary.problems)]
         raise StoreError(
-            f"{len(failures)} tiles or files failed; the other tiles are done, and the same "
-            "command tries again:\n" + "\n".join(lines)
+            f"{len(failures)} of the tiles and files failed; the other tiles are done, and the "
+            "same command tries again:\n" + "\n".join(lines)
         )
     return summary
 

@@ -33,6 +33,17 @@ def test_an_aperture_holds_what_the_band_s_own_pixels_give(arcsec):
     assert sums[1] == pytest.approx(sums[0], rel=3e-3)
 
 
+def test_sources_do_not_pass_for_noise():
+    """A third of the image is covered by sources too faint for a clip to see."""
+    rng = np.random.default_rng(4)
+    y, x = np.mgrid[:96, :96]
+    image = rng.normal(0, 1.0, (96, 96))
+    for at in rng.uniform(0, 96, (30, 2)):
+        image += 4 * np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (2 * 3.0**2))
+    weight = noise_weight(image.astype(np.float32), None)
+    assert 1 / np.sqrt(np.median(weight)) == pytest.approx(1.0, rel=0.25)
+
+
 def test_noise_without_weights_is_that_of_the_pixels_before_they_are_moved():
     rng = np.random.default_rng(2)
     image = rng.normal(50, 4.0, (31, 31)).astype(np.float32)

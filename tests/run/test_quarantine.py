@@ -217,7 +217,7 @@ def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):
 def test_a_tile_that_kills_every_worker_fails_alone(survey_copy, monkeypatch, ray_session):
     shutil.rmtree(survey_copy.parent / "store" / "images")
     monkeypatch.setattr(ingest, "_TileWorker", DeadlyTileWorker)
-    with pytest.raises(StoreError, match="1 tiles or files failed") as caught:
+    with pytest.raises(StoreError, match="1 of the tiles and files failed") as caught:
         verbs.ingest(load(survey_copy, ["run.place=ray"]))
     assert "tile t01: its process died" in str(caught.value)
     monkeypatch.undo()
