@@ -21,7 +21,7 @@ from surveyproc.images.cube import read_tiles
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.places import opened
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 SIZE = 64
 

@@ -23,7 +23,7 @@ from surveyproc.config import load
 from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package
 from surveyproc.places import opened
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.loop import train
 

@@ -18,7 +18,7 @@ from astropy.io import fits
 from surveyproc.config import load
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.places import opened
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def write_tiles(folder: Path, tiles: int, side: int, bands: str) -> Path:

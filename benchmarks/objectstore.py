@@ -18,7 +18,7 @@ from zarr.storage import FsspecStore
 
 from surveyproc.images.build import create_cube, write_rows
 from surveyproc.images.cube import chunk_grid, zarr_store
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 SIDE, BANDS, REPEATS = 2048, 9, 9
 WINDOWS = (300, 1000, SIDE)

@@ -45,13 +45,13 @@ from surveyproc.models.base import RedshiftNetwork, build, count_parameters
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.places import opened
-from surveyproc.run.labels import measured_training_set
 from surveyproc.simulate import simulate
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.data import TrainingSet, sky_split
 from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings, fit
+from surveyproc.train.labels import measured_training_set
 
 PRODUCT = """
 [[products]]

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestRegressor
 
+from surveyproc.config.sections import TrainingSection
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
-from surveyproc.models.photoz import PhotozProduct
 from surveyproc.places import opened
-from surveyproc.sections import TrainingSection
-from surveyproc.storage import Store
+from surveyproc.products.photoz import PhotozProduct
+from surveyproc.store.storage import Store
 from surveyproc.train.data import TrainingSet, from_labels, sky_split
 from surveyproc.train.loop import train
 

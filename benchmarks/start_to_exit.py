@@ -140,7 +140,7 @@ def write_objects(folder: Path, objects: int) -> Path:
 SAVE = """
 import sys, torch
 from surveyproc.models.package import save_package
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 weights = torch.load(sys.argv[1], weights_only=True)
 save_package(Store(sys.argv[2]), "plaincnn", architecture="plaincnn", settings={},
              bands=list("grizy"), scaling=None,

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from surveyproc.images.augment import augment
 from surveyproc.models.base import RedshiftNetwork, build, count_parameters
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train import cube as cubes
 from surveyproc.train.examples import BandDropout, Examples, generator
 from surveyproc.train.fit import FitSettings, fit

@@ -2,7 +2,7 @@
 
 import sys
 
-from surveyproc.cli import main
+from surveyproc.cli.app import main
 
 sys.argv.insert(1, "nightly")
 main()

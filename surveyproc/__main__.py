@@ -6,7 +6,7 @@ from surveyproc.interrupt import watched
 def main() -> None:
     """The command; Ctrl-C is looked after before anything else is imported."""
     with watched():
-        from surveyproc.cli import main as command
+        from surveyproc.cli.app import main as command
 
         command()
 

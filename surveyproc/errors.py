@@ -30,7 +30,7 @@ class StoreError(SurveyError):
 
 
 class UnreachableError(StoreError):
-    """A store or server did not answer for as long as `surveyproc.remote` waits."""
+    """A store or server did not answer for as long as `surveyproc.store.remote` waits."""
 
 
 class ClusterError(SurveyError):
@@ -48,7 +48,7 @@ class GateError(SurveyError):
     ----------
     message : str
         What is refused, and the reasons, one a line.
-    reasons : sequence of surveyproc.release.Reason
+    reasons : sequence of surveyproc.releases.release.Reason
         The same reasons, for machines.
     """
 

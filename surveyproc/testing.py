@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc.product import Batch, Product
+from surveyproc.products.base import Batch, Product
 
 
 def check_product(product: Product, batch: Batch) -> None:
-    """Assert that `product` keeps the contract of `surveyproc.product.Product` on `batch`.
+    """Assert that `product` keeps the contract of `surveyproc.products.base.Product` on `batch`.
 
     Checked are: names and types of the declared columns, one value a row and column, the same
     result when called again and when the rows come in other batches, an untouched input, and that

@@ -5,7 +5,7 @@ In a module of its own: Ray's worker processes import it by name. As a program i
 
 import sys
 
-from surveyproc.cli import main
+from surveyproc.cli.app import main
 from surveyproc.run import pipeline
 from surveyproc.run.pipeline import UnitWorker
 

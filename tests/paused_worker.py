@@ -11,10 +11,10 @@ import time
 
 import ray
 
-from surveyproc.cli import main
+from surveyproc.cli.app import main
 from surveyproc.run import pipeline
 from surveyproc.run.pipeline import UnitWorker
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 STAGES = ("reading", "inference", "commit")
 KEY, REACHED, WORKED = "pause.json", "paused.json", "worked"

@@ -15,8 +15,8 @@ from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.config import load
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.cube import read_tiles
-from surveyproc.nightly import nightly
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
+from surveyproc.verbs.nightly import nightly
 
 SIDE, SCALE, GOOD = 64, 0.3 / 3600, 10
 

@@ -8,9 +8,9 @@ from sums import is_leaf, sums
 
 from surveyproc import verbs
 from surveyproc.config import load
-from surveyproc.sections import RunSection
+from surveyproc.config.sections import RunSection
 from surveyproc.simulate import simulate
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 import small_package
 
 from surveyproc.simulate import simulate
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 # Each takes a quarter of a second to import, Ray and torch several; so a verb has its reasons.
 # pandas comes with pyarrow's first array, whoever makes it.
@@ -23,7 +23,7 @@ ARRAYS = {"numpy", "pyarrow", "astropy", "scipy", "zarr"}
 # Runs commands one after the other and says what is loaded after each.
 PROGRAM = """
 import json, sys
-from surveyproc.cli import main
+from surveyproc.cli.app import main
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["surveyproc", *arguments]
     try:

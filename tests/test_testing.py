@@ -5,10 +5,10 @@ import pytest
 
 from surveyproc import schemas
 from surveyproc.config import load
-from surveyproc.measure.aperture import AperturePhotometry
-from surveyproc.product import Batch, Inputs
-from surveyproc.run.products import build_products
-from surveyproc.storage import Store
+from surveyproc.products.base import Batch, Inputs
+from surveyproc.products.photometry import AperturePhotometry
+from surveyproc.products.registry import build_products
+from surveyproc.store.storage import Store
 from surveyproc.testing import check_product
 
 

@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 
-from surveyproc.cli import main
+from surveyproc.cli.app import main
 from surveyproc.images import ingest
 from surveyproc.run import pipeline
 from surveyproc.run.pipeline import UnitWorker
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 KEY = "trouble.json"
 

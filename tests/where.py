@@ -1,7 +1,7 @@
 """Places of work for tests that call what a command calls."""
 
+from surveyproc.config.sections import RunSection
 from surveyproc.places import Places
-from surveyproc.sections import RunSection
 
 HERE = Places(RunSection(place="here", workers=2))
 """This process, two threads."""

@@ -24,8 +24,8 @@ from pyarrow import csv
 from surveyproc.catalogs import metadata, voparquet
 from surveyproc.errors import StoreError
 from surveyproc.schemas import Column, arrow_schema
-from surveyproc.storage import Store, digest
-from surveyproc.urls import is_web
+from surveyproc.store.storage import Store, digest
+from surveyproc.store.urls import is_web
 
 SPATIAL = "_healpix_29"
 ORDER = 29

@@ -28,8 +28,8 @@ from surveyproc.errors import InputError, StoreError
 from surveyproc.places import Places
 from surveyproc.progress import Meter
 from surveyproc.schemas import Column
-from surveyproc.storage import Store, fingerprint
-from surveyproc.urls import file_name
+from surveyproc.store.storage import Store, fingerprint
+from surveyproc.store.urls import file_name
 
 # Raised whenever the same source gives other bytes than before.
 FORMAT = 2

@@ -16,9 +16,9 @@ from surveyproc.catalogs import hats
 from surveyproc.catalogs.crossmatch import nearest
 from surveyproc.catalogs.readers import read_numbers, truth
 from surveyproc.config import SurveyConfig
+from surveyproc.config.sections import LabelsSection
 from surveyproc.errors import InputError
-from surveyproc.sections import LabelsSection
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 REDSHIFT_LIMITS = (0.0, 20.0)
 """Redshifts at or below the first (stars, failures) or at or above the second are no labels."""

@@ -16,7 +16,7 @@ from surveyproc.catalogs.spill import Int, bucket, collisions, read_group, repea
 from surveyproc.errors import InputError
 from surveyproc.places import Item, Places, Stage
 from surveyproc.schemas import Column
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 # Far more than rounding: an object on the rim of its circle must never fall outside.
 CAP_MARGIN_DEG = 2e-6

@@ -16,7 +16,7 @@ from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import Labels
 from surveyproc.errors import InputError
 from surveyproc.places import Places
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec")
 

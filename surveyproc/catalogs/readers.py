@@ -18,7 +18,7 @@ from surveyproc.catalogs.formats.text import CsvReader, EcsvReader
 from surveyproc.catalogs.formats.votable import VOTableReader
 from surveyproc.catalogs.units import degrees_per
 from surveyproc.errors import InputError
-from surveyproc.urls import is_web, opened, public_url
+from surveyproc.store.urls import is_web, opened, public_url
 
 __all__ = [
     "TableReader",

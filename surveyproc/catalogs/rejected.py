@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from surveyproc.catalogs.rows import REASONS
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 ROW_GROUP_ROWS = 65_536
 

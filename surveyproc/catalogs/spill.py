@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from surveyproc.errors import StoreError
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 Int = NDArray[np.int64]
 _ABANDONED_S = 2 * 86_400

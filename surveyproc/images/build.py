@@ -35,8 +35,8 @@ from surveyproc.images.grid import (
 from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
 from surveyproc.schemas import AB_ZEROPOINT_NJY
-from surveyproc.storage import STAGING, Store, store_error
-from surveyproc.urls import file_name
+from surveyproc.store.storage import STAGING, Store, store_error
+from surveyproc.store.urls import file_name
 
 RECORD = "tile.json"
 FILL: dict[str, Any] = {"image": np.nan, "weight": 0.0, "mask": False}

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from astropy.io.fits import Header
 
 from surveyproc.config import SurveyConfig
+from surveyproc.config.expressions import evaluate
+from surveyproc.config.sections import ImagesSection
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.expressions import evaluate
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import keyword
 from surveyproc.images.units import zeropoint_of
-from surveyproc.sections import ImagesSection
-from surveyproc.urls import file_name, public_url
+from surveyproc.store.urls import file_name, public_url
 
 # A keyword and a BUNIT may differ by so much before they contradict each other, mag.
 SAME_ZEROPOINT = 0.01

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from surveyproc.errors import InputError, StoreError, SurveyError, UnreachableError
 from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray, unreadable
-from surveyproc.storage import Store, parse_table
+from surveyproc.store.storage import Store, parse_table
 
 # Cubes of ours on a local disk are read without Zarr.
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def zarr_store(store: Store, key: str) -> LocalStore | FsspecStore | ObjectStore
     if store.is_local:
         return LocalStore(store.path(key), read_only=True)
     if store.url.startswith("s3"):
-        from surveyproc.remote import chunk_store
+        from surveyproc.store.remote import chunk_store
 
         return ObjectStore(chunk_store(store.fs, store.path(key)), read_only=True)
     return FsspecStore.from_url(store.url_of(key), read_only=True)
@@ -391,7 +391,7 @@ class Cube:
         foreign = isinstance(error, OSError) or not self.store.is_local
         if foreign and not isinstance(error, SurveyError):
             if self.store.url.startswith("s3"):
-                from surveyproc.remote import is_out_of_reach
+                from surveyproc.store.remote import is_out_of_reach
 
                 if is_out_of_reach(error):
                     raise UnreachableError(str(unreadable(where, error))) from error

@@ -13,7 +13,7 @@ from surveyproc.images.cube import CHUNK_PX, Cube, Scratch, Tile, Window, chunk_
 from surveyproc.images.shards import Rectangle
 from surveyproc.schemas import flag
 from surveyproc.sky import owners
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -25,7 +25,7 @@ OPEN_CUBES = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class WindowPlan:
     """One window and the objects cut from it.
 
     Attributes
@@ -70,7 +70,7 @@ def over_edge(x: Float, y: Float, shape: NDArray[np.int32], size: int) -> NDArra
 
 def split_windows(
     x: Float, y: Float, shape: tuple[int, int], size: int, max_pixels: int
-) -> list[Plan]:
+) -> list[WindowPlan]:
     """Windows from which all cutouts can be sliced, each object in exactly one.
 
     A window that is too large, or so sparsely filled that most of what it reads is of no use, is
@@ -89,13 +89,13 @@ def split_windows(
 
     Returns
     -------
-    list of Plan
+    list of WindowPlan
         A function of the arguments alone. Windows in order of the cuts, lower side first; the
         pixels of a window are the smallest box that holds its cutouts, clipped to the tile.
     """
     column, row = nearest_pixel(x, y, shape)
     (chunk_y, chunk_x), _ = chunk_grid(shape)
-    plans: list[Plan] = []
+    plans: list[WindowPlan] = []
     pending = [np.arange(column.size, dtype=np.int64)] if column.size else []
     half, rest = size // 2, size - size // 2
     while pending:
@@ -111,13 +111,13 @@ def split_windows(
         # Reading an object alone costs about its cutout and a chunk more on every side.
         sparse = 2 * objects.size * (size + CHUNK_PX) ** 2 < area
         if area <= max_pixels and not sparse:
-            plans.append(Plan(box, objects))
+            plans.append(WindowPlan(box, objects))
             continue
         tall = np.ptp(rows) >= np.ptp(columns)
         along, chunk = (rows, chunk_y) if tall else (columns, chunk_x)
         low, high = int(along.min()), int(along.max())
         if low == high:
-            plans.append(Plan(box, objects))
+            plans.append(WindowPlan(box, objects))
             continue
         middle = (low + high + 1) // 2
         snapped = round(middle / chunk) * chunk

@@ -17,6 +17,7 @@ from astropy.io.fits import Header
 from fitsio.hdu import ImageHDU
 from numpy.typing import NDArray
 
+from surveyproc.config.sections import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.calibration import Calibration, softening
 from surveyproc.images.grid import Grid
@@ -35,8 +36,7 @@ from surveyproc.images.hdus import (
 )
 from surveyproc.images.planes import ASIDE, NOISE, Naming, Role, names_of, settle
 from surveyproc.images.wcs import image_axes, wcs_text
-from surveyproc.sections import ImagesSection
-from surveyproc.urls import plainly_named, public_url
+from surveyproc.store.urls import plainly_named, public_url
 
 # A tile-compressed plane that claims to unpack to more than this many times its file is refused
 # before anything of that size is allocated; gzip of constant data reaches about 1,000.

@@ -22,8 +22,8 @@ from astropy.io.fits import Header, VerifyError
 from astropy.io.fits.card import Undefined
 
 from surveyproc.errors import InputError, StoreError, SurveyError
-from surveyproc.storage import store_error
-from surveyproc.urls import fetched, is_web, opened_here, public_url
+from surveyproc.store.storage import store_error
+from surveyproc.store.urls import fetched, is_web, opened_here, public_url
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000

@@ -30,8 +30,8 @@ from surveyproc.images.hdus import checksum, reading, unreadable
 from surveyproc.images.planes import EVERY_BAND, legacy_bits
 from surveyproc.places import DIED, Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
-from surveyproc.storage import Store, fingerprint
-from surveyproc.urls import file_name, public_url
+from surveyproc.store.storage import Store, fingerprint
+from surveyproc.store.urls import file_name, public_url
 
 # Part of every cube's version: raise it when the same input makes other cubes.
 FORMAT = 2

@@ -24,12 +24,12 @@ from fnmatch import fnmatchcase
 
 from astropy.io.fits import Header, VerifyError
 
+from surveyproc.config.sections import ImagesSection
 from surveyproc.errors import InputError, near
 from surveyproc.images.cube import TILES_KEY
 from surveyproc.images.hdus import Hdu, keyword
 from surveyproc.images.units import noise_kind
-from surveyproc.sections import ImagesSection
-from surveyproc.urls import file_name, public_url
+from surveyproc.store.urls import file_name, public_url
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
 TABLE_NAME = TILES_KEY.rsplit("/", 1)[-1]

@@ -24,11 +24,11 @@ from surveyproc.errors import ConfigError
 
 ENTRY_POINTS = "surveyproc.models"
 OWN_MODULES = (
-    "surveyproc.models.gaznet",
-    "surveyproc.models.gaznet_images",
-    "surveyproc.models.multimodal",
-    "surveyproc.models.inception",
-    "surveyproc.models.tabm",
+    "surveyproc.models.families.gaznet",
+    "surveyproc.models.families.gaznet_images",
+    "surveyproc.models.families.multimodal",
+    "surveyproc.models.families.inception",
+    "surveyproc.models.families.tabm",
 )
 
 

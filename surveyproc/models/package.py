@@ -19,7 +19,7 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.models.features import FeatureScaling
-from surveyproc.storage import Store, as_json, digest, fingerprint
+from surveyproc.store.storage import Store, as_json, digest, fingerprint
 
 # Planning reads packages but computes nothing: torch is imported where tensors are made.
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from surveyproc.errors import ClusterError, StoreError
-from surveyproc.storage import Store, as_json
+from surveyproc.store.storage import Store, as_json
 
 DEATHS = 5
 """How often a worker process may die with an item, unless the stage says otherwise."""

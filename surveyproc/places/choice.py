@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from surveyproc.config.sections import RunSection
 from surveyproc.errors import ConfigError
 from surveyproc.places.base import Item, Stage
 from surveyproc.places.here import Here
-from surveyproc.sections import RunSection
 
 # Who works here imports no Ray.
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config import SurveyConfig
 from surveyproc.evaluate.redshift import redshift_metrics
-from surveyproc.release import current_release
+from surveyproc.releases.release import current_release
 from surveyproc.report import figures
 from surveyproc.report.summary import summarise
-from surveyproc.storage import Store, store_error
+from surveyproc.store.storage import Store, store_error
 
 STYLE = """
 :root { color-scheme: light; }

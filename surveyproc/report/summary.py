@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from surveyproc import sky
 from surveyproc.catalogs import hats
 from surveyproc.schemas import AB_ZEROPOINT_NJY
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 MAX_SKY_BINS = 160
 Z_BINS = 80

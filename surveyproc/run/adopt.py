@@ -14,7 +14,7 @@ from surveyproc.catalogs import hats
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, Unit, pointer_key, release_key, run_key
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def adopt(store: Store, plan: Plan) -> int:

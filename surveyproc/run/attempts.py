@@ -10,7 +10,7 @@ from __future__ import annotations
 from surveyproc.places import DIED
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, run_key
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def record(store: Store, run: str, unit: str, errors: list[str]) -> None:

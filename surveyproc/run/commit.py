@@ -18,10 +18,10 @@ from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import StoreError
 from surveyproc.evaluate.histogram import histogram, pack
-from surveyproc.product import Product
+from surveyproc.products.base import Product
 from surveyproc.run.plan import Plan, Unit
 from surveyproc.schemas import Column
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 READERS = 16
 

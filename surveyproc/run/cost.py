@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from surveyproc.product import Product
+from surveyproc.products.base import Product
 from surveyproc.run.plan import Plan, pointer_key
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 IMAGE_S = 4e-4
 """Seconds of one core an object for a product that sees a cutout of it, a guess on the high side: a

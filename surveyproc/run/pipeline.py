@@ -27,7 +27,7 @@ from surveyproc.run import attempts, commit, unit
 from surveyproc.run.adopt import adopt
 from surveyproc.run.cost import seconds_per_object
 from surveyproc.run.plan import Plan, Unit, make_plan
-from surveyproc.storage import Store, digest, parse_table
+from surveyproc.store.storage import Store, digest, parse_table
 
 DEATHS = 8
 """Units in a row, or three a worker if that is more, whose processes die: it is not the units."""

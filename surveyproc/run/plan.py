@@ -14,10 +14,10 @@ from surveyproc import schemas, sky
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.config import SurveyConfig
 from surveyproc.images.cube import Tile, read_tiles
-from surveyproc.product import Product
-from surveyproc.run.products import build_products, carried_columns, check_columns
+from surveyproc.products.base import Product
+from surveyproc.products.registry import build_products, carried_columns, check_columns
 from surveyproc.schemas import Column
-from surveyproc.storage import Store, fingerprint
+from surveyproc.store.storage import Store, fingerprint
 
 # Raised whenever the same inputs would give other leaves than before.
 OUTPUT_REVISION = 3

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from surveyproc import schemas
 from surveyproc.errors import SurveyError
 from surveyproc.images.cutouts import CutoutReader, Cutouts, over_edge
-from surveyproc.product import Batch, Product
+from surveyproc.products.base import Batch, Product
 from surveyproc.schemas import Column
 
 # Objects a batch. With images, 512 nine-band 64-pixel cutouts are 75 MB, and of larger ones fewer

@@ -17,14 +17,14 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from surveyproc.config.sections import SurveySection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.progress import Meter
-from surveyproc.sections import SurveySection
 from surveyproc.simulate import draw, tables
 from surveyproc.simulate.bands import DEFAULT_BANDS, PIXEL_SCALE, Band, choose
 from surveyproc.simulate.population import Population, populate
 from surveyproc.simulate.tiles import Tile, field_side, layout, sky
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 Float = NDArray[np.float64]
 MISSING_BAND = "H"

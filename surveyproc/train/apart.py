@@ -7,7 +7,7 @@ import time
 import torch
 
 from surveyproc.places import Item, Ledger, Places, Stage
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train.fit import FitState, fit
 from surveyproc.train.job import Job, deterministic, history_key
 

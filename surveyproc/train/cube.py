@@ -26,7 +26,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from surveyproc.errors import InputError, StoreError
-from surveyproc.storage import Store, digest, parse_table
+from surveyproc.store.storage import Store, digest, parse_table
 
 # Raised whenever the same inputs would give other bytes than before.
 FORMAT = 2

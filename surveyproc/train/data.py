@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from surveyproc.catalogs.labels import REDSHIFT_LIMITS
 from surveyproc.catalogs.readers import read_numbers, truth
+from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import InputError
 from surveyproc.measure.magnitudes import fluxes_of_magnitudes
-from surveyproc.sections import TrainingSection
 from surveyproc.sky import healpix29
 from surveyproc.train.cube import TrainingCube
 

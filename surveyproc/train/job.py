@@ -16,7 +16,7 @@ import torch
 
 from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.models.package import read_tensors
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings

@@ -28,19 +28,19 @@ from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
 from surveyproc import __version__
+from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.models.base import RedshiftNetwork, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
 from surveyproc.places import Places, opened
 from surveyproc.progress import PLAIN_INTERVAL_S
-from surveyproc.sections import TrainingSection
-from surveyproc.storage import Store, fingerprint
+from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitSettings, FitState
 from surveyproc.train.job import DATA, Job, histories
-from surveyproc.train.measure import cutouts_of, flux_of, measure
+from surveyproc.train.scores import cutouts_of, flux_of, measure
 
 RECIPE = 4
 """Raised when a change of the loop or the features changes the weights it ends with."""

@@ -23,7 +23,7 @@ import ray.train.torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from surveyproc.errors import SurveyError
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train.fit import FitSettings, FitState, fit
 from surveyproc.train.job import Job, deterministic, history_key
 

@@ -14,7 +14,7 @@ from surveyproc.catalogs import hats
 from surveyproc.catalogs.ingest import SPILL_BYTES, CatalogSummary, ingest_catalog
 from surveyproc.config import SurveyConfig
 from surveyproc.places import Places
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 KEY = "catalogs/test"
 

@@ -19,10 +19,10 @@ from sums import sums
 from surveyproc import schemas, sky
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.config.sections import RunSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.places import Places
-from surveyproc.sections import RunSection
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 ONE = Places(RunSection(place="here", workers=1))
 """This process, one thread."""

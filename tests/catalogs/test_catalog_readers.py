@@ -13,7 +13,7 @@ from sample_tables import sky_table
 
 from surveyproc.catalogs.readers import checksum, open_table
 from surveyproc.errors import InputError
-from surveyproc.urls import public_url
+from surveyproc.store.urls import public_url
 
 ROWS = 53
 

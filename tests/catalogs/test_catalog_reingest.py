@@ -19,7 +19,7 @@ from sums import sums
 from surveyproc.catalogs import hats, spill
 from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.errors import InputError
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ import sys
 import where
 from sample_tables import survey
 from surveyproc.catalogs.ingest import ingest_catalog
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 config = survey(sys.argv[1], sys.argv[2], partition_rows=40)
 ingest_catalog(config, Store(config.root), where.HERE, rows_per_batch=100, spill_bytes=9000)
 """
@@ -152,7 +152,7 @@ import re, sys
 import where
 from sample_tables import survey
 from surveyproc.catalogs.ingest import ingest_catalog
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 config = survey(sys.argv[1], sys.argv[2], partition_rows=20_000)
 ingest_catalog(config, Store(config.root), where.HERE, rows_per_batch=5000, spill_bytes=4_000_000)
 # The peak that getrusage gives starts at that of the process which started this one.

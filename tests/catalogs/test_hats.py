@@ -21,7 +21,7 @@ from surveyproc import schemas, sky
 from surveyproc.catalogs import hats
 from surveyproc.errors import StoreError
 from surveyproc.schemas import Column
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 COLUMNS = (
     *schemas.load("object"),

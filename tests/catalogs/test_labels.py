@@ -10,10 +10,10 @@ import pytest
 from sample_tables import survey
 
 from surveyproc.catalogs import hats, labels
+from surveyproc.config.sections import LabelsSection
 from surveyproc.errors import InputError
 from surveyproc.schemas import Column
-from surveyproc.sections import LabelsSection
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def read(tmp_path, columns, **keys):

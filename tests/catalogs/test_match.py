@@ -12,7 +12,7 @@ from surveyproc.catalogs.ingest import catalog_key, ingest_catalog
 from surveyproc.catalogs.labels import Labels
 from surveyproc.catalogs.match import match_labels
 from surveyproc.errors import InputError
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 KEY = catalog_key("test")
 RADIUS = 30.0

@@ -18,7 +18,7 @@ from sums import leaves
 from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.run.plan import make_plan
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 TIMEOUT_S = 300
 pytestmark = [pytest.mark.cluster, pytest.mark.kill, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -11,13 +11,13 @@ from conftest_images import header, pixels, write
 from where import HERE
 
 from surveyproc.config import SurveyConfig
+from surveyproc.config.sections import ImagesSection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.calibration import Calibration
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.fits import planes_of
 from surveyproc.images.ingest import ingest_tiles
-from surveyproc.sections import ImagesSection
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 # Of a pixel of `conftest_images`, 0.36 arcsec wide.
 AREA = math.radians(1e-4) ** 2

@@ -18,7 +18,7 @@ from surveyproc.images.cutouts import CutoutReader, cut, split_windows
 from surveyproc.images.grid import Grid
 from surveyproc.schemas import flag
 from surveyproc.sky import wcs_from_header
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 SHAPE = (700, 900)
 

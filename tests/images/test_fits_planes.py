@@ -15,12 +15,12 @@ from conftest_images import header, pixels, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surveyproc import urls
+from surveyproc.config.sections import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
 from surveyproc.images.fits import Plane, PlaneReader, planes_of
 from surveyproc.images.hdus import checksum, local_copy, reading
-from surveyproc.sections import ImagesSection
+from surveyproc.store import urls
 
 
 def images(**settings) -> ImagesSection:

@@ -14,7 +14,6 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from conftest_images import header, pixels, write
 
-from surveyproc import urls
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
 from surveyproc.images import ingest
@@ -23,7 +22,8 @@ from surveyproc.images.cube import TILES_KEY, read_tiles, read_window
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.measure.aperture import annulus_for, aperture_photometry
 from surveyproc.sky import pixel_positions, wcs_from_header
-from surveyproc.storage import Store
+from surveyproc.store import urls
+from surveyproc.store.storage import Store
 
 
 def run(config, places=where.HERE):

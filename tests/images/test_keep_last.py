@@ -8,7 +8,7 @@ from conftest_images import pixels, write
 
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.ingest import ingest_tiles
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 @pytest.fixture

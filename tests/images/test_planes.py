@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from where import HERE
 
+from surveyproc.config.sections import ImagesSection
 from surveyproc.images.build import inverse_variance
 from surveyproc.images.cube import read_tiles, read_window
 from surveyproc.images.fits import PlaneReader, planes_of
 from surveyproc.images.ingest import group_planes, ingest_tiles
-from surveyproc.sections import ImagesSection
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 IMAGE = pixels()
 MASK = np.zeros(IMAGE.shape, np.int32)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from surveyproc.images.build import FILL, create_cube, write_rows
 from surveyproc.images.cube import chunk_grid
 from surveyproc.images.shards import CRC_BYTES, ShardedArray
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 SHAPE = (2, 500, 1100)  # chunks of 250 x 220 pixels, two rows of five
 HAS = {"has_weight": True, "has_mask": True}

@@ -10,7 +10,7 @@ from conftest_images import pixels, write
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.cube import TILES_KEY, finest_tile, is_ingested, read_tiles
 from surveyproc.images.ingest import ingest_tiles
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def run(config):

@@ -15,12 +15,12 @@ from conftest_images import WCS_CARDS, header, pixels, write
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from surveyproc.config.sections import ImagesSection
 from surveyproc.errors import InputError
 from surveyproc.images.fits import PlaneReader, planes_of
 from surveyproc.images.grid import Grid, same_grid
 from surveyproc.images.hdus import scan
 from surveyproc.images.wcs import image_axes, wcs_text
-from surveyproc.sections import ImagesSection
 from surveyproc.sky import owners, pixel_positions, sky_positions, wcs_from_header
 
 SHAPE = (300, 400)

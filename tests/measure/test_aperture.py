@@ -12,7 +12,6 @@ from surveyproc.errors import ConfigError
 from surveyproc.images.cutouts import cut, nearest_pixel
 from surveyproc.measure.aperture import (
     MAX_CUTOUT,
-    AperturePhotometry,
     annulus_for,
     aperture_photometry,
     aperture_weights,
@@ -21,7 +20,8 @@ from surveyproc.measure.aperture import (
     side_of,
     with_photon_noise,
 )
-from surveyproc.product import Batch, Product
+from surveyproc.products.base import Batch, Product
+from surveyproc.products.photometry import AperturePhotometry
 from surveyproc.schemas import flag
 
 ANNULUS = (12.0, 20.0)

@@ -11,7 +11,7 @@ from surveyproc.models.features import fit_scaling
 from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package, save_package
 from surveyproc.models.pdf import MixtureOutput, density
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def mixture(seed, n=6, k=3):

@@ -8,7 +8,7 @@ from small_package import save
 
 from surveyproc.errors import InputError
 from surveyproc.models.package import find_trained, load_package, package_versions
-from surveyproc.storage import Store, digest, fingerprint
+from surveyproc.store.storage import Store, digest, fingerprint
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from conftest import use
 from faults import Faults
 from small_package import save
 
-from surveyproc import remote, sources
 from surveyproc.config import load
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.images.build import create_cube, write_rows
 from surveyproc.images.cube import Cube, Tile
 from surveyproc.models.package import load_package
-from surveyproc.storage import Store
+from surveyproc.store import remote
+from surveyproc.store.storage import Store
+from surveyproc.verbs import sources
 
 pytestmark = pytest.mark.s3
 

@@ -21,8 +21,8 @@ from upath import UPath
 
 from surveyproc import verbs
 from surveyproc.config import load
-from surveyproc.nightly import nightly
 from surveyproc.simulate import simulate
+from surveyproc.verbs.nightly import nightly
 
 OBJECTS, BANDS = 90, ("g", "r", "i")
 # One process, and one start of Ray if there is any, for two verbs.
@@ -146,7 +146,7 @@ def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected, pl
 def test_a_store_that_goes_is_an_error_and_the_run_resumes(
     remote_survey, bucket, proxy, expected, place
 ):
-    script = "import surveyproc.remote as r; r.PATIENCE_S = 4.0\n" + SCRIPT
+    script = "import surveyproc.store.remote as r; r.PATIENCE_S = 4.0\n" + SCRIPT
     driver = start(remote_survey, script=script, place=place)
     until = time.monotonic() + TIMEOUT_S
     while not any("/commits/" in one.key and one.method == "PUT" for one in proxy.requests):
@@ -213,7 +213,7 @@ def test_nights_difference_and_rollback(remote_survey, bucket, proxy, tmp_path):
 
 
 def test_a_night_without_its_store_still_says_what_happened(remote_survey, proxy, monkeypatch):
-    monkeypatch.setattr("surveyproc.remote.PATIENCE_S", 1.0)
+    monkeypatch.setattr("surveyproc.store.remote.PATIENCE_S", 1.0)
     proxy.gone = True
     done = nightly(load(remote_survey))
     proxy.gone = False

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from places.troubled import Slow
+from surveyproc.config.sections import RunSection
 from surveyproc.errors import ConfigError
 from surveyproc.places import Item, Places, Stage, choice, opened
 from surveyproc.places.choice import LONG_S, START_S, ray_pays
 from surveyproc.places.here import Pace
-from surveyproc.sections import RunSection
 
 POSITIVE = st.floats(0.01, 1e6)
 
@@ -118,9 +118,9 @@ def test_what_cannot_share_a_process_has_one_each_if_there_are_several():
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
-from surveyproc.sections import RunSection
+from surveyproc.config.sections import RunSection
 from surveyproc.places import Item, Ledger, Places, Stage
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 def work(number):
     Path(sys.argv[1], f"at-{number}").touch()

@@ -14,7 +14,7 @@ from places.troubled import Deadly, DiesOnce, Refuser, Squarer, refuse
 from surveyproc.errors import ClusterError, InputError
 from surveyproc.places import Item, Ledger, Stage
 from surveyproc.places.here import Here
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def items(numbers, **more):
@@ -98,7 +98,7 @@ import sys
 from places.troubled import DiesOnce
 from surveyproc.places import Item, Ledger, Stage
 from surveyproc.places.here import Here
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 stage = Stage("n", DiesOnce, (sys.argv[1],), ledger=Ledger(Store(sys.argv[2]), "begun"))
 for number in Here(int(sys.argv[3])).stream([Item(str(n), n) for n in range(5)], stage):
     print(number, flush=True)

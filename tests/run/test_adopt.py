@@ -14,7 +14,7 @@ from surveyproc.config import load
 from surveyproc.run import commit
 from surveyproc.run.adopt import adopt, adoptable
 from surveyproc.run.plan import make_plan
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 @pytest.fixture

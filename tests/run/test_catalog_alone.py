@@ -12,8 +12,8 @@ from pyarrow import csv
 from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError
-from surveyproc.nightly import nightly
 from surveyproc.report.page import write_report
+from surveyproc.verbs.nightly import nightly
 
 SURVEY = """
 [survey]

@@ -32,7 +32,7 @@ from surveyproc.places import Ledger
 from surveyproc.run import commit, pipeline
 from surveyproc.run.pipeline import Work
 from surveyproc.run.plan import make_plan
-from surveyproc.storage import Store, digest
+from surveyproc.store.storage import Store, digest
 
 SICK = 2
 """Which unit of the plan is in trouble."""

@@ -28,7 +28,7 @@ from surveyproc.errors import ConfigError, GateError, InputError, UnitsFailedErr
 from surveyproc.report.page import write_report
 from surveyproc.run import commit
 from surveyproc.run.plan import make_plan
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 
 def release_folder(survey: Path) -> Path:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from surveyproc.errors import SurveyError
 from surveyproc.images.cutouts import Cutouts
-from surveyproc.product import Inputs, Product
+from surveyproc.products.base import Inputs, Product
 from surveyproc.run import unit
 from surveyproc.schemas import Column, flag
 

@@ -9,7 +9,7 @@ import zarr
 
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.cube import zarr_store
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train import cube
 from surveyproc.train.cube import SHARD, TrainingCube
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import InputError
-from surveyproc.sections import TrainingSection
 from surveyproc.sky import healpix29
 from surveyproc.train.data import TrainingSet, from_labels, sky_split
 

@@ -12,7 +12,7 @@ from surveyproc.config import load
 from surveyproc.errors import InputError
 from surveyproc.models.package import load_package
 from surveyproc.report.page import write_report
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 
 SECTION = """
 [[products]]

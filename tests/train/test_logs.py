@@ -5,7 +5,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
 from surveyproc.train.loop import _write_log
 
 

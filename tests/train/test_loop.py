@@ -15,15 +15,15 @@ import torch
 import where
 from sums import sums
 
+from surveyproc.config.sections import RunSection, TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError, SurveyError
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.inference import predict
-from surveyproc.models.photoz import PhotozProduct
 from surveyproc.places import Places
-from surveyproc.product import Batch
-from surveyproc.sections import RunSection, TrainingSection
-from surveyproc.storage import Store
+from surveyproc.products.base import Batch
+from surveyproc.products.photoz import PhotozProduct
+from surveyproc.store.storage import Store
 from surveyproc.train import apart, job, loop
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitState

@@ -11,8 +11,8 @@ from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError
 from surveyproc.models.package import load_package
-from surveyproc.run.labels import measured_training_set
-from surveyproc.storage import Store
+from surveyproc.store.storage import Store
+from surveyproc.train.labels import measured_training_set
 
 ROWS = 12
 

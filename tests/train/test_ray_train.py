@@ -20,7 +20,7 @@ from test_loop import (
     went_on_to_the_same,
 )
 
-from surveyproc.sections import RunSection
+from surveyproc.config.sections import RunSection
 from surveyproc.train import loop
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

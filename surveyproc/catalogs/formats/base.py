@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from surveyproc.errors import InputError
-from surveyproc.urls import file_name, opened
+from surveyproc.store.urls import file_name, opened
 
 GZIP_MAGIC = b"\x1f\x8b"
 # What readers of damaged gzip streams, local files and object stores raise.

@@ -33,7 +33,7 @@ from surveyproc.catalogs.formats.base import (
 )
 from surveyproc.catalogs.formats.choice import TableInFile, choose, own_names
 from surveyproc.errors import InputError
-from surveyproc.urls import opened_here
+from surveyproc.store.urls import opened_here
 
 BLOCK_BYTES = 32 << 20
 _BINARY = re.compile(r"\s*(\d*)([LXBIJKAEDCMPQ])(.*)", re.IGNORECASE)

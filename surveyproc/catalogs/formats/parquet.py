@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from surveyproc.catalogs.formats.base import TableReader, damaged, drift, field, plain
 from surveyproc.catalogs.voparquet import CONTENT_KEY, field_metadata
 from surveyproc.errors import InputError
-from surveyproc.urls import opened
+from surveyproc.store.urls import opened
 
 # Of a leaf in the HATS layout; what they say is where it lies, not what is in it.
 LEAF_KEYS = ("Norder", "Dir", "Npix")

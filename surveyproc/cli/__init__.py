@@ -1,0 +1,1 @@
+"""The front door: one thin function a verb, and how results read."""

@@ -1,0 +1,440 @@
+"""The front door: one thin function a verb. Exit status: 0 done, 2 bad input, 3 a gate refused."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import gc
+import json
+import math
+import os
+import sys
+from contextlib import AbstractContextManager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from surveyproc.cli import text
+from surveyproc.errors import InputError, SurveyError
+from surveyproc.interrupt import hint, watched
+
+# `--help` answers at once: what only some verbs need is imported by them.
+if TYPE_CHECKING:
+    from surveyproc.config import SurveyConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Survey images and source catalogs in, science-ready value-added catalogs out.",
+)
+
+Survey = Annotated[Path, typer.Argument(metavar="survey.toml", help="The survey's description.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
+]
+Verb = Literal["run", "ingest", "train", "nightly"]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def _ray_aside() -> AbstractContextManager[Any]:
+    """Ray tells of dead nodes on standard output, which is ours; it may use standard error."""
+    return redirect_stdout(sys.stderr)
+
+
+def _load(survey: Path, overrides: list[str] | None) -> SurveyConfig:
+    from surveyproc.config import load
+
+    return load(survey, overrides or ())
+
+
+def _show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        print(_as_json(result))
+    else:
+        print("\n".join(lines))
+
+
+def _as_json(result: dict[str, Any]) -> str:
+    return json.dumps(_strict(result), default=_plain, indent=1, sort_keys=True)
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinities as null: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+@app.command()
+def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read tiles and the source catalog into the survey's store."""
+    from surveyproc import verbs
+
+    with _ray_aside():
+        done = verbs.ingest(_load(survey, overrides))
+    tiles, catalog = done["tiles"], done["catalog"]
+    lines = [
+        f"tiles: {tiles.tiles} in all, {tiles.written} written, {tiles.unchanged} unchanged",
+        *(f"  {note}" for note in tiles.notes),
+        *(f"  problem: {problem}" for problem in tiles.problems),
+        f"catalog: {catalog.rows_in} rows in, {catalog.rows_out} in {catalog.partitions} "
+        f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
+        + (" (unchanged)" if catalog.skipped else ""),
+        *(f"  note: {note}" for note in catalog.notes),
+        *text.place_lines(done),
+    ]
+    _show(done, as_json, lines)
+    if tiles.problems:
+        raise typer.Exit(InputError.exit_code)
+
+
+@app.command()
+def train(
+    survey: Survey,
+    product: Annotated[str | None, typer.Option(help="Only this product.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the networks that have a [products.training] section and save model packages."""
+    from surveyproc import verbs
+
+    with _ray_aside():
+        done = verbs.train(_load(survey, overrides), product)
+    lines = []
+    for name, one in done.items():
+        lines.append(f"{name}: model {one['model']} version {one['version']}")
+        for rows, found in one["metrics"].items():
+            # A network without PDFs has point estimates only.
+            best = found.get("median") or found["point"]
+            lines.append(f"  {rows.replace('_', ' ')}: {text.metrics(best)}")
+        lines += text.place_lines(one)
+    _show(done, as_json, lines)
+
+
+@app.command()
+def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what `run` would compute. Reads no data."""
+    from surveyproc import verbs
+
+    done = verbs.plan(_load(survey, overrides))
+    lines = [
+        f"run {done['run']}: {done['units']} units, {text.rows(done)}; "
+        f"{done['adoptable_units']} units to copy from other releases; "
+        f"{done['pending_units']} units, {done['pending_rows']} objects to compute"
+        + ("; published" if done["published"] else "")
+    ]
+    _show(done, as_json, lines)
+
+
+@app.command()
+def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Plan, infer, check and publish; repeated, it resumes, or does nothing."""
+    from surveyproc import verbs
+
+    with _ray_aside():
+        done = verbs.run(_load(survey, overrides))
+    if done["did"] == "nothing":
+        lines = [
+            f"nothing to do: release {done['release']} is published and up to date; "
+            + text.rows(done)
+        ]
+    else:
+        lines = [
+            f"release {done['release']} published: {text.rows(done)}, {done['units']} partitions "
+            f"({done['units_resumed']} resumed, {done['units_adopted']} copied from earlier "
+            f"releases), {done['rows_per_second']:.0f} objects/s a worker",
+            *text.flag_lines(done["flags"]),
+        ]
+    _show(done, as_json, [*lines, *text.place_lines(done), *text.gap_lines(done), done["url"]])
+
+
+@app.command()
+def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Ingest and recompute what changed, hold it against the last release, publish."""
+    from surveyproc.verbs.nightly import nightly as work
+
+    with _ray_aside():
+        done = work(_load(survey, overrides))
+    _show(done, as_json, text.night_lines(done))
+    if done["error"]:
+        _complain(done["error"])
+    if done["exit_code"]:
+        raise typer.Exit(done["exit_code"])
+
+
+@app.command()
+def report(
+    survey: Survey,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it here, and nothing under the root.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the published release's report, one self-contained HTML page."""
+    from surveyproc.report.page import write_report
+
+    done = write_report(_load(survey, overrides), out)
+    _show(done, as_json, [done["report"], text.rows(done)])
+
+
+@app.command()
+def evaluate(
+    survey: Survey,
+    catalog: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Any HATS catalog or collection instead of the release."),
+    ] = None,
+    outlier: Annotated[
+        float, typer.Option(min=0.0, help="Limit of outliers to report beside 0.15 and 0.05.")
+    ] = 0.15,
+    column: Annotated[
+        str | None, typer.Option(help="Redshift column; by default the first *_z_median.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Test the column against this one on equal objects."),
+    ] = None,
+    magnitude: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="AB magnitudes, or flux_BAND in nJy, to bin in."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the published redshifts against the table of the [truth] section."""
+    from surveyproc import verbs
+
+    config = _load(survey, overrides)
+    done = verbs.evaluate(config, catalog, outlier, column, baseline, magnitude)
+    where = (
+        f"release {done['release']} ({text.rows(done)})" if "release" in done else done["catalog"]
+    )
+    samples = [name for name in ("all", "unflagged") if name in done]
+    lines = [
+        f"{done['column']} of {where} against {done['matched']} of {done['labels']} known "
+        f"redshifts; outliers: |dz| > {', '.join(f'{one:g}' for one in done['thresholds'])}",
+        *(f"  left out: {count} {why}" for why, count in done["labels_dropped"].items()),
+        "",
+        text.bin_header(done["thresholds"]),
+        *(text.bin_line(name, done[name]) for name in samples),
+    ]
+    for quantity, rows in done["bins"].items():
+        lines += [quantity.replace("_", " ")]
+        lines += [text.bin_line(f"  {row['low']:.4g} to {row['high']:.4g}", row) for row in rows]
+    if "pdf" in done:
+        lines += ["", *(f"PDFs, {name}: {text.pdf_metrics(done['pdf'][name])}" for name in samples)]
+    if "against" in done:
+        lines += ["", f"against {done['against']['column']}, outliers: |dz| > {outlier:g}:"]
+        lines += [text.gain_line(name, row) for name, row in done["against"]["gains"].items()]
+    _show(done, as_json, lines)
+
+
+@app.command()
+def validate(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check the published release: HATS validity, every leaf against its commit record."""
+    from surveyproc import verbs
+
+    done = verbs.validate(_load(survey, overrides))
+    lines = [f"release {done['release']}: {text.rows(done)}; {len(done['problems'])} problems"]
+    _show(done, as_json, lines + [f"  {problem}" for problem in done["problems"]])
+    if done["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def releases(
+    survey: Survey,
+    current: Annotated[
+        bool, typer.Option("--current", help="Print only the published catalog's URL.")
+    ] = False,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Rows added, removed and changed from A to B."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="With --diff: relative change that counts as none; 1e-6."),
+    ] = None,
+    rollback: Annotated[
+        str | None,
+        typer.Option(metavar="RELEASE", help="Send readers to this release instead."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the releases, print where the published one is, compare two, or roll back."""
+    from surveyproc import verbs
+
+    config = _load(survey, overrides)
+    if rollback is not None:
+        done = verbs.rollback(config, rollback)
+        _show(done, as_json, [f"release {done['release']} is published again", done["url"]])
+        return
+    if diff is not None:
+        changes = verbs.diff(config, *diff, tolerance)
+        _show(changes, as_json, text.diff_lines(changes))
+        return
+    found = verbs.releases(config)
+    if current:
+        _show({"url": found["current"]["url"]}, as_json, [found["current"]["url"]])
+        return
+    lines = [
+        f"{'*' if one['current'] else ' '} {one['release']}  {one['published']}  "
+        f"{text.rows(one)}  {one['url']}"
+        for one in found["releases"]
+    ]
+    _show(found, as_json, lines)
+
+
+@app.command()
+def clean(
+    survey: Survey,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old cubes, training cubes and leftovers that no release under the root refers to."""
+    from surveyproc import verbs
+
+    done = verbs.clean(_load(survey, overrides), dry_run=dry_run)
+    _show(done, as_json, text.clean_lines(done))
+
+
+@app.command()
+def submit(
+    survey: Survey,
+    verb: Annotated[Verb, typer.Option(help="What the job does.")] = "run",
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="The Ray cluster's dashboard.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+    stop: Annotated[
+        str | None, typer.Option(metavar="JOB_ID", help="Stop this job and submit nothing.")
+    ] = None,
+    install: Annotated[
+        bool, typer.Option("--install", help="Install our dependencies on the nodes first.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a verb as a job on a Ray cluster and follow its log; Ctrl-C leaves the job running."""
+    from surveyproc.verbs.submit import Cluster
+
+    config = _load(survey, overrides)
+    cluster = Cluster(address)
+    if stop is not None:
+        done = cluster.stop(stop)
+        _show(done, as_json, [f"job {stop}: {done['status']}"])
+        return
+    job = cluster.submit(config, survey, verb, overrides or (), install)
+    log = sys.stderr if as_json else sys.stdout
+    how = f"job {job} at {cluster.address}"
+    leave = f"stop it: surveyproc submit {survey} --address {cluster.address} --stop {job}"
+    if detach:
+        _show({"job": job, "address": cluster.address}, as_json, [how, leave])
+        return
+    print(how, file=log, flush=True)
+    hint(f"{how} goes on; {leave}")
+    done = cluster.follow(job, lambda part: print(part, end="", file=log, flush=True))
+    _show(done, as_json, [f"job {job}: {done['status']}", *text.why(done)])
+    if done["status"] != "SUCCEEDED":
+        raise typer.Exit(done["exit_code"] or 1)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder to write the survey to.")],
+    objects: Annotated[int, typer.Option(min=10, help="Objects to draw.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+    pixel_scale: Annotated[float, typer.Option(help="Arcsec a pixel.")] = 0.25,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a small survey with known truth: FITS tiles, a catalog, a survey.toml."""
+    from surveyproc.simulate import simulate as draw
+
+    done = draw(out, objects=objects, seed=seed, pixel_scale=pixel_scale)
+    _show(dataclasses.asdict(done), as_json, [f"simulated survey: {done.config}"])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the survey and all its products.")],
+    objects: Annotated[int, typer.Option(min=100, help="Objects to draw.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    root: Annotated[
+        str, typer.Option(metavar="URL", help="Where the products go, say s3://bucket/survey.")
+    ] = "./store",
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a survey, then ingest, train, run, publish, evaluate and report it."""
+    from surveyproc.verbs.demo import demo as show
+
+    with _ray_aside():
+        done = show(out, objects=objects, seed=seed, root=root)
+    lines = [
+        f"catalog: {done['catalog']} ({text.rows(done['metrics'][0])})",
+        f"report:  {done['report']}",
+        "z_phot against truth, galaxies not trained on:",
+        *(f"  {one['column']}: {text.metrics(one['all'])}" for one in done["metrics"]),
+        'open it: python -c "import lsdb; '
+        f"print(lsdb.open_catalog('{done['catalog']}').compute())\"",
+    ]
+    _show(done, as_json, lines)
+
+
+KEPT = {
+    "ingest": "tiles that were finished are kept, and the last catalog until the new one is whole; "
+    "the same command goes on from there",
+    "train": "epochs that were finished are kept; the same command goes on from there",
+    "run": "units that were finished are kept; the same command goes on from there",
+    "nightly": "tiles and units that were finished are kept, and the published release; the same "
+    "command goes on from there",
+    "demo": "what was finished is kept; the same command goes on from there",
+    "clean": "what was removed was not needed; the same command goes on from there",
+    "simulate": "the survey is not whole; the same command draws it anew",
+    "submit": "no job is followed; `ray job list` shows whether one was submitted",
+}
+"""What Ctrl-C says, verb by verb; the others change nothing before their last step."""
+
+
+def main() -> None:
+    """Entry point: a SurveyError becomes one clear message and its exit status."""
+    # At exit the interpreter else looks for cycles in all that torch made, for half a second.
+    atexit.register(gc.freeze)
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    hint(KEPT.get(verb, "nothing was changed; repeat the command"))
+    with watched():
+        try:
+            app()
+        except SurveyError as error:
+            if os.environ.get("SURVEYPROC_TRACEBACK"):
+                raise
+            _complain(str(error))
+            sys.exit(error.exit_code)
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]error:[/] {_escaped(message)}"
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

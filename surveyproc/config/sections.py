@@ -1,0 +1,441 @@
+"""The sections of survey.toml as typed, validated models."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from surveyproc.config.expressions import keywords
+from surveyproc.store.urls import is_web, public_url
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Band = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,31}$")]
+
+Table = Annotated[str | int, Field(union_mode="left_to_right")]
+TABLE = (
+    "Which table of a FITS file or VOTable that holds several: name of the HDU or its index (the "
+    "primary one is 0), name, ID or number (from 0) of the VOTable's table. By default the one "
+    "that has the columns."
+)
+
+TOLERANCE = 1e-6
+"""Relative change below which two floats of two releases count as equal: ten float32 steps."""
+
+
+def _without_login(url: str) -> str:
+    if public_url(url) != url:
+        raise ValueError(
+            "this URL holds a user name, password or signature, which would end up in records: "
+            "take it out; credentials come from the environment, a profile or the machine"
+        )
+    return url
+
+
+def _writable(url: str) -> str:
+    if is_web(url):
+        raise ValueError("a web server cannot be written to: name a folder or an object store")
+    return url
+
+
+# What a model is called: `name`, `name@version`, or the path or URL of a package's folder.
+ModelReference = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1024}$"), AfterValidator(_without_login)
+]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) else value
+
+
+def _arithmetic(value: float | str) -> float | str:
+    if isinstance(value, str):
+        keywords(value)
+    elif not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+# A number, or arithmetic over header keywords such as `MAGZERO1 + 2.5*log10(EXPTIME)`.
+Expression = Annotated[float | str, AfterValidator(_arithmetic)]
+PlaneKind = Literal["image", "weight", "variance", "rms", "mask", "exposure", "context"]
+
+
+def _increasing(limits: list[float]) -> list[float]:
+    if not limits[0] < limits[1]:
+        raise ValueError(f"the lower one comes first, not {limits}")
+    return limits
+
+
+def _as_floats(value: Any) -> Any:
+    return [value] if isinstance(value, int | float) else value
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SurveySection(Section):
+    """Who we are and where everything written lies."""
+
+    name: Name = Field(description="Name of the survey; also the name of its release.")
+    root: Annotated[str, AfterValidator(_without_login), AfterValidator(_writable)] = Field(
+        description="Path or URL under which everything is written."
+    )
+
+
+class ImagesSection(Section):
+    """The calibrated image tiles."""
+
+    tiles: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list,
+        description="Paths, globs or URLs of FITS files, relative to survey.toml.",
+    )
+    bands: list[Band] = Field(
+        default_factory=list, description="Band names, in order of wavelength."
+    )
+    band_keyword: str = Field("FILTER", description="Header keyword that names the band.")
+    tile_keyword: str = Field("OBJECT", description="Header keyword that names the tile.")
+    zeropoint_keyword: str = Field(
+        "MAGZERO", description="Header keyword: AB magnitude of 1 count."
+    )
+    zeropoints: dict[str, Expression] = Field(
+        default_factory=dict,
+        description="AB magnitude of one count by band, a number or an expression over header "
+        "keywords; beats zeropoint_file, zeropoint, and the header.",
+    )
+    zeropoint_file: str | None = Field(
+        None,
+        description="Table with the columns file (a name without folders) and zeropoint.",
+    )
+    zeropoint: Expression | None = Field(
+        None,
+        description="AB magnitude of one count of every image, a number or an expression over "
+        "header keywords: MAGZERO1 + 2.5*log10(EXPTIME).",
+    )
+    zeropoint_range: Annotated[list[float], AfterValidator(_increasing)] = Field(
+        [5.0, 45.0],
+        min_length=2,
+        max_length=2,
+        description="Zero points from headers and tables outside of it are errors of their file; "
+        "numbers in survey.toml are believed.",
+    )
+    gain: Expression | dict[str, Expression] | None = Field(
+        None,
+        description="Electrons of one count, for all bands or by band: a number, a keyword or an "
+        "expression. Sources' own photon noise is then added to the errors of photometry; leave it "
+        "out where the weights hold it already.",
+    )
+    planes: dict[PlaneKind, Annotated[list[int | str], BeforeValidator(_as_list)]] = Field(
+        default_factory=dict,
+        description="Kind of plane to HDU names, indices or patterns such as ERR*; or, where "
+        "file_pattern has a group kind, to what it finds. weight is an inverse variance; exposure "
+        "and context are left aside. By default the names of HDUs and files tell.",
+    )
+    file_pattern: str | None = Field(
+        None,
+        description="Regular expression searched in each file name; its named groups tile, band "
+        "and kind (image, weight, variance, rms or mask, i, w, d or m) beat the header.",
+    )
+    mask_bits: int | None = Field(
+        None,
+        ge=0,
+        lt=2**64,
+        description="Bits of mask images that make a pixel bad; if absent, those that HSC, LSST "
+        "and the Legacy Survey define so, else all.",
+    )
+
+
+class MagnitudeColumn(Section):
+    """A band's magnitudes in the source catalog."""
+
+    column: str = Field(description="Column with the magnitude.")
+    error: str | None = Field(None, description="Column with its one-sigma error.")
+    ab_offset: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="AB magnitude minus the column's: 0 for AB; for Vega magnitudes that of the "
+        "band, 0.91 for J, say.",
+    )
+    softening: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Of asinh magnitudes (luptitudes): b in units of the flux of magnitude 0. SDSS "
+        "has 1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10 in u, g, r, i, z.",
+    )
+
+
+class FluxColumn(Section):
+    """A band's fluxes in the source catalog."""
+
+    column: str = Field(description="Column with the flux density.")
+    error: str | None = Field(None, description="Column with its one-sigma error.")
+    unit: str | None = Field(
+        None,
+        description="Any that astropy knows: nJy, uJy, nanomaggy, 10**-12 mgy (counts of AB zero "
+        "point 30); that of the column if absent.",
+    )
+
+
+def _as_column(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+def _all_none_or_names(value: Any) -> Any:
+    named = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if not named and value not in ("all", "none"):
+        raise ValueError(f'write "all", "none", or a list of column names, not {value!r}')
+    return value
+
+
+class CatalogSection(Section):
+    """The source catalog."""
+
+    source: str = Field(
+        description="FITS, VOTable, Parquet, CSV, ECSV or HATS; relative path or URL."
+    )
+    table: Table | None = Field(None, description=TABLE)
+    id: str | None = Field(
+        None,
+        description="Column with the object id: whole numbers or text; `object_id` if absent. "
+        'Without that column, or with "", ids are made from positions.',
+    )
+    ra: str = Field(
+        "ra", description="Column with the right ascension, ICRS; degrees, or its own unit."
+    )
+    dec: str = Field(
+        "dec", description="Column with the declination, ICRS; degrees, or its own unit."
+    )
+    reddening: str | None = Field(
+        None, description="Column with the galactic reddening E(B-V), mag; 0 if absent."
+    )
+    magnitudes: dict[
+        Band,
+        Annotated[
+            MagnitudeColumn,
+            BeforeValidator(_as_column, json_schema_input_type=str | MagnitudeColumn),
+        ],
+    ] = Field(
+        default_factory=dict,
+        description="Band to the column with its magnitudes, or to a table of column, error, "
+        "ab_offset, softening. Makes flux_<band> without images.",
+    )
+    fluxes: dict[
+        Band,
+        Annotated[FluxColumn, BeforeValidator(_as_column, json_schema_input_type=str | FluxColumn)],
+    ] = Field(
+        default_factory=dict,
+        description="The same for fluxes: column, error, unit.",
+    )
+    missing: list[float] = Field(
+        default_factory=list,
+        description="Numbers that mean that a magnitude, a flux or an error is missing: -9999, "
+        "say. Magnitudes at or below 0 or above 40 are missing in any case.",
+    )
+    columns: Annotated[str | list[str], BeforeValidator(_all_none_or_names)] = Field(
+        "all",
+        description='The source\'s columns that a release carries: "all", "none", or their names.',
+    )
+    partition_rows: int = Field(100_000, ge=1, description="Most rows a partition may hold.")
+
+
+class LabelsSection(Section):
+    """A table of known redshifts, matched to the catalog on the sky."""
+
+    source: str = Field(description="Any catalog format; relative path or URL.")
+    table: Table | None = Field(None, description=TABLE)
+    redshift: str = Field(description="Column with the redshift.")
+    ra: str = Field("ra", description="Column with the right ascension; degrees, or its own unit.")
+    dec: str = Field("dec", description="Column with the declination; degrees, or its own unit.")
+    select: str | None = Field(None, description="Boolean column: only rows where it is true.")
+    radius: float = Field(1.0, gt=0, le=3600, description="Largest distance of a match, arcsec.")
+
+
+class TrainingSection(LabelsSection):
+    """Labels of a product's network, with its own photometry or with the survey's."""
+
+    magnitudes: dict[str, str] = Field(
+        default_factory=dict,
+        description="Model band to AB magnitude column of the label table. If given, the network "
+        "learns from these; else from the survey's photometry of the matched objects.",
+    )
+    magnitude_errors: dict[str, str] = Field(
+        default_factory=dict, description="Model band to column with the magnitude's error."
+    )
+    bands: list[str] = Field(
+        default_factory=list,
+        description="Bands of the survey that the network gets; all if empty.",
+    )
+    redshifts: list[float] = Field(
+        [0.0, 20.0],
+        min_length=2,
+        max_length=2,
+        description="Labels between these two are trained with; others are left out.",
+    )
+    held_out_share: float = Field(
+        0.15,
+        ge=0,
+        lt=0.9,
+        description="Share of the labels, by whole sky pixels, whose loss chooses the best epoch; "
+        "with 0 all are trained with and the last weights count. With folds each of them is "
+        "held out by its own networks instead.",
+    )
+    test_share: float = Field(
+        0.0,
+        ge=0,
+        lt=0.9,
+        description="Share of the labels, by whole sky pixels, that neither weights nor the choice "
+        "of the best epoch depend on; the finished model is measured on them.",
+    )
+    dropped_rows: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the objects that lose bands at random in an epoch, which teaches the "
+        "network to do without; 0 makes a model that refuses a survey without one of its bands. By "
+        "default what suits the network.",
+    )
+    dropped_bands: float | None = Field(
+        None, gt=0, lt=1, description="Share of the bands that such an object loses."
+    )
+    epochs: int = Field(30, ge=1, description="Epochs of each learning-rate stage.")
+    batch_size: int = Field(64, ge=1, description="Objects a step, over all workers.")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Processes that share the gradients of a single network; more than one need "
+        "Ray. Of several networks each has one process.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, split and shuffling.")
+    learning_rates: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=list,
+        description="One for each stage; by default those that suit the network.",
+    )
+    folds: int = Field(
+        1,
+        ge=1,
+        description="Parts of the sky, each held out by other networks: k-fold cross-validation.",
+    )
+    members: int = Field(
+        1,
+        ge=1,
+        description="Networks of each fold, which differ by their seed. All networks are trained "
+        "in parallel; the PDF is their mean.",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="End a stage after so many epochs without a lower validation loss."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the networks' layers in training."
+    )
+    accumulate: int = Field(1, ge=1, description="Parts in which a step's gradients are computed.")
+    shift: int = Field(2, ge=0, description="Largest shift of a cutout in training, pixels.")
+
+
+class ProductSection(Section):
+    """One product of the run."""
+
+    name: Name = Field(description="photometry, photoz, or photoz_<something> for another model.")
+    model: ModelReference | None = Field(
+        None,
+        description="A package under <root>/models (name or name@version), the path or URL of a "
+        "package's folder (anything with a slash), or a registered network to train.",
+    )
+    bands: dict[str, str] = Field(
+        default_factory=dict,
+        description='Model band to survey band where the names differ, or to "" for none.',
+    )
+    aperture: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+        BeforeValidator(_as_floats, json_schema_input_type=float | list[float]),
+    ] = Field(
+        [1.0],
+        min_length=1,
+        description="Photometry: aperture radius, arcsec, or a list of them: the first is that of "
+        "flux_<band>, the others have columns like flux_<band>_2p0.",
+    )
+    architecture: str | None = Field(
+        None, description="The registered network to train, if `model` is another name for it."
+    )
+    network: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of the registered network to train."
+    )
+    training: TrainingSection | None = Field(None, description="How to train the model.")
+
+
+class GatesSection(Section):
+    """What a release must satisfy to be published."""
+
+    max_null_share: float = Field(
+        0.5, ge=0, le=1, description="Largest share of nulls in any product column."
+    )
+    max_out_of_range_share: float = Field(
+        0.0, ge=0, le=1, description="Largest share of values outside a column's declared range."
+    )
+    max_quarantined_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Largest share of objects in quarantined units: those that failed every "
+        "attempt, whose products are null.",
+    )
+
+
+class NightlySection(Section):
+    """What a night's release must satisfy beside the last one, and how many are kept."""
+
+    max_rows_lost: float = Field(
+        0.01, ge=0, le=1, description="Largest share of the last release's rows that may be gone."
+    )
+    max_share_growth: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Most that the share of a column's nulls, or of a product's flag, may grow.",
+    )
+    max_drift: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Largest Kolmogorov-Smirnov distance between a product column's values and "
+        "those of the last release.",
+    )
+    max_flux_shift: float = Field(
+        0.03,
+        ge=0,
+        description="Largest shift of the fluxes of one tile in one column: by how much the median "
+        "ratio to the last release, of at least 14 bright objects (20 sigma), may differ from 1.",
+    )
+    max_metric_growth: float = Field(
+        0.1,
+        ge=0,
+        description="Most that NMAD and outlier fraction on the [truth] table may grow, as a share "
+        "of the last release's value; two of its standard errors are always allowed.",
+    )
+    keep_releases: int = Field(
+        3, ge=2, description="Published releases to keep; readers may still be using older ones."
+    )
+
+
+class RunSection(Section):
+    """How the work is spread."""
+
+    place: Literal["auto", "here", "ray"] = Field(
+        "auto",
+        description="Where work runs: in the command's own process, on Ray, or by its size.",
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Worker processes, as many as CPUs if absent; in one process, at most four "
+        "threads.",
+    )
+    niceness: int = Field(
+        0, ge=0, le=19, description="Of the worker processes of a Ray that the command starts."
+    )
+    attempts: int = Field(3, ge=1, description="Failed attempts after which a unit is quarantined.")
+    address: str = Field("local", description='Ray address; "local" starts and stops its own.')

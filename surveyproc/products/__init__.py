@@ -1,0 +1,1 @@
+"""Products: what a run can compute for every object."""

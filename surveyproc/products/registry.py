@@ -1,0 +1,237 @@
+"""The products of a survey, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from surveyproc import schemas
+from surveyproc.catalogs import rows
+from surveyproc.catalogs.ingest import open_source, read_catalog
+from surveyproc.config import SurveyConfig
+from surveyproc.config.sections import CatalogSection, ProductSection
+from surveyproc.errors import ConfigError, InputError, near, near_or_all
+from surveyproc.images.cube import finest_tile
+from surveyproc.measure.aperture import cutout_for
+from surveyproc.models.package import load_package
+from surveyproc.products.base import Product
+from surveyproc.products.catalog_photometry import CatalogPhotometry, check_number
+from surveyproc.products.photometry import AperturePhotometry
+from surveyproc.products.photoz import PhotozProduct
+from surveyproc.schemas import Column
+from surveyproc.store.storage import Store
+
+
+def build_products(
+    config: SurveyConfig, store: Store, before: ProductSection | None = None
+) -> tuple[Product, ...]:
+    """Every product of `config`: the catalog's own photometry, then as the file lists them.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+        The survey.
+    store : Store
+        Its root, with the ingested catalog.
+    before : ProductSection, optional
+        Only products before this one.
+
+    Raises
+    ------
+    ConfigError
+        If a product is unknown or none is configured, an aperture is too large for the pixels of
+        some tile, or the catalog's photometry has no columns.
+    InputError
+        If a model package is missing; the message says how to train it.
+    """
+    sections = config.products
+    if before is not None:
+        sections = sections[: sections.index(before)]
+    own: list[Product] = []
+    if config.catalog.magnitudes or config.catalog.fluxes:
+        catalog = read_catalog(store, config.survey.name)
+        own.append(CatalogPhotometry(config.catalog, catalog.columns))
+    if not (config.products or own):
+        raise ConfigError("products: none is configured; add a [[products]] section")
+    return (*own, *(build_product(section, config, store) for section in sections))
+
+
+def check_kind(section: ProductSection) -> None:
+    """Refuse a product of no kind, or one without the model that its kind needs.
+
+    Raises
+    ------
+    ConfigError
+        Naming the product.
+    """
+    kind = section.name.partition("_")[0]
+    if section.name != "photometry" and kind != "photoz":
+        raise ConfigError(
+            f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"
+            + near(section.name, ["photometry", "photoz"])
+        )
+    if kind == "photoz" and section.model is None:
+        raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
+
+
+def build_product(section: ProductSection, config: SurveyConfig, store: Store) -> Product:
+    """One product, its model loaded if it has one; photometry with cutouts that fit all tiles."""
+    check_kind(section)
+    if section.name == "photometry":
+        bands = tuple(config.images.bands)
+        if not bands:
+            raise ConfigError(
+                "products.photometry measures images, and [images] names no band; take the product "
+                "out: the catalog's own fluxes need none"
+            )
+        finest = finest_tile(store, config.survey.name)
+        if finest is None:
+            return AperturePhotometry(bands, section.aperture)
+        return AperturePhotometry(bands, section.aperture, cutout_for(section.aperture, *finest))
+    assert section.model is not None
+    try:
+        # Anything with a slash is a folder, relative to survey.toml.
+        model = config.resolve(section.model) if "/" in section.model else section.model
+        package = load_package(store, model)
+    except InputError as error:
+        raise InputError(f"products.{section.name}.model: {error}") from error
+    product = PhotozProduct(
+        package,
+        section.bands,
+        name=section.name,
+        reddening=config.catalog.reddening,
+        survey_bands=config.bands,
+    )
+    unseen = [band for band in product.inputs.bands if band not in config.images.bands]
+    if unseen:
+        raise ConfigError(
+            f"products.{section.name}: model {section.model!r} reads cutouts of band "
+            f"{unseen[0]!r}, which [images] does not have ({', '.join(config.images.bands)})"
+        )
+    return product
+
+
+def check_columns(products: Sequence[Product], catalog_columns: Sequence[Column]) -> None:
+    """Refuse a product that reads a column which is not there, or writes one that another writes.
+
+    A column of the source may have a name that a product writes too: see `carried_columns`.
+
+    Raises
+    ------
+    ConfigError
+        Naming the product, the columns, and what is there; also if it reads fluxes of the catalog
+        that are not in nJy.
+    """
+    held = {column.name: column for column in catalog_columns}
+    known = {column.name for column in schemas.load("object")}
+    for product in products:
+        read = product.inputs.columns
+        check_fluxes(product.name, [held[name] for name in read if name in held.keys() - known])
+        absent = [name for name in read if name not in known | held.keys()]
+        if absent:
+            raise ConfigError(
+                f"products.{product.name} reads {', '.join(absent)}, which neither the catalog nor "
+                "an earlier product has; list the product that writes them first"
+            )
+        written = [column.name for column in product.columns]
+        twice = sorted(known.intersection(written))
+        if twice:
+            raise ConfigError(
+                f"products.{product.name} writes {', '.join(twice)}, which an earlier product "
+                "writes already"
+            )
+        once = set(written)
+        if len(once) != len(written):
+            names = ", ".join(sorted(name for name in once if written.count(name) > 1))
+            raise ConfigError(
+                f"products.{product.name} would write {names} twice: name a band in images.bands "
+                "otherwise"
+            )
+        known.update(written)
+
+
+def check_fluxes(product: str, columns: Iterable[Column]) -> None:
+    """Refuse fluxes of the catalog, read as they are, that say another unit than ours.
+
+    Raises
+    ------
+    ConfigError
+        Naming the column and its unit.
+    """
+    for column in columns:
+        if column.name.startswith("flux_") and column.unit not in ("", "nJy"):
+            raise ConfigError(
+                f"products.{product} reads {column.name} in nJy, and the catalog has it in "
+                f"{column.unit}: name it in [catalog.fluxes], which converts it"
+            )
+
+
+def carried_columns(
+    section: CatalogSection, catalog_columns: Sequence[Column], products: Sequence[Product]
+) -> dict[str, Column]:
+    """The source's columns that the release carries, by their names in the ingested catalog.
+
+    One whose name a product writes gets another, see `schemas.source_name`.
+
+    Raises
+    ------
+    ConfigError
+        If `catalog.columns` names what the catalog does not have, or a new name is taken.
+    """
+    written = {column.name for product in products for column in product.columns}
+    held = {column.name: column for column in catalog_columns[len(schemas.load("object")) :]}
+    chosen = check_chosen(section, held)
+    carried = {}
+    for name in chosen:
+        column = held[name]
+        if name in written:
+            column = replace(column, name=schemas.source_name(name))
+            if column.name in held or column.name in written:
+                raise ConfigError(
+                    f"the catalog's column {name!r} has the name of a product's, and "
+                    f"{column.name!r} is taken: leave it out of catalog.columns"
+                )
+        carried[name] = column
+    return carried
+
+
+def check_chosen(section: CatalogSection, held: Mapping[str, Column]) -> list[str]:
+    """Names of the source's columns that `catalog.columns` chooses, of those that are held.
+
+    Raises
+    ------
+    ConfigError
+        Naming a column that is not there.
+    """
+    if isinstance(section.columns, str):
+        return list(held) if section.columns == "all" else []
+    # Ids and positions are carried in any case, under our names.
+    ours = {section.id or "object_id", section.ra, section.dec}
+    chosen = [name for name in dict.fromkeys(section.columns) if name in held or name not in ours]
+    for name in chosen:
+        if name not in held:
+            raise ConfigError(
+                f"catalog.columns: the catalog has no column {name!r}" + near_or_all(name, held)
+            )
+    return chosen
+
+
+def check_source(config: SurveyConfig) -> None:
+    """Hold what [catalog] says against the source's own columns; reads no row.
+
+    Raises
+    ------
+    InputError
+        If the source cannot be opened, or id or positions are no columns of it.
+    ConfigError
+        If another key names a column that is not there or has no numbers, or a flux has no unit.
+    """
+    section = config.catalog
+    with open_source(config) as reader:
+        names = rows.roles(reader, section)
+        carried = rows.stored_columns(reader, names)[1]
+    held = {column.name: column for column in carried.values()}
+    if section.reddening:
+        check_number("catalog.reddening", section.reddening, held)
+    check_chosen(section, held)
+    CatalogPhotometry(section, tuple(held.values()))

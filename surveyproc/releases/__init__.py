@@ -1,0 +1,1 @@
+"""Releases: gates, publishing, rolling back, differences, drift, what nothing refers to."""

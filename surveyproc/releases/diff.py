@@ -1,0 +1,373 @@
+"""What two releases say differently, row by row, and by how much the fluxes of each tile differ.
+
+Only leaves that differ are read. What is held in memory grows with the tiles of their objects, ten
+kilobytes a tile of ten flux columns, not with the objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from surveyproc.catalogs import hats
+from surveyproc.catalogs.hats import Leaf
+from surveyproc.errors import InputError
+from surveyproc.evaluate.ratio import bounds, counted, log_ratios, median
+from surveyproc.run import commit
+from surveyproc.run.plan import read_done, release_key, run_key
+from surveyproc.schemas import flag
+from surveyproc.store.storage import Store
+
+Int = NDArray[np.int64]
+
+
+def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -> dict[str, Any]:
+    """Rows added, removed and changed from release `first` to release `second`.
+
+    A row is the object of that id (the n-th with it, in the order of the leaf, where ids repeat)
+    in the same part of the sky; one that moved to another partition is removed and added.
+
+    Parameters
+    ----------
+    tolerance : float
+        Largest relative difference of two floats that counts as none. Integers and text must be
+        equal.
+
+    Returns
+    -------
+    dict
+        `first`, `second`, `tolerance`; `rows` of both, `added`, `removed`, `changed` (rows with a
+        change in any column); `columns`: for every column that both have and that changed,
+        `changed` rows, of them `lost` (value to null) and `gained` (null to value), and `largest`,
+        the largest absolute difference; `columns_added`, `columns_removed`; `leaves_read`;
+        `flux_ratios`, as `TileRatios.summary` says.
+
+    Raises
+    ------
+    InputError
+        If there is no such release, or its records are gone.
+    StoreError
+        If a leaf or a record is damaged.
+    """
+    one, other = (leaves_of(store, survey, release) for release in (first, second))
+    return difference(store, survey, (first, second), one, other, tolerance)
+
+
+def difference(
+    store: Store,
+    survey: str,
+    releases: tuple[str, str],
+    one_leaves: Sequence[Leaf],
+    other_leaves: Sequence[Leaf],
+    tolerance: float,
+) -> dict[str, Any]:
+    """What `diff` says, of two releases whose leaves are known, published or not."""
+    one_key, other_key = (release_key(survey, release) for release in releases)
+    document: dict[str, Any] = {
+        "first": releases[0],
+        "second": releases[1],
+        "tolerance": tolerance,
+        "rows": [sum(leaf.rows for leaf in side) for side in (one_leaves, other_leaves)],
+        **{name: 0 for name in ("added", "removed", "changed", "leaves_read")},
+        "columns": {},
+    }
+    names = _names(store, one_key, one_leaves), _names(store, other_key, other_leaves)
+    document["columns_added"] = [name for name in names[1] if name not in names[0]]
+    document["columns_removed"] = [name for name in names[0] if name not in names[1]]
+    shared = [name for name in names[0] if name in names[1]]
+    ratios = TileRatios(flux_columns(shared))
+    for before, after in differing(one_leaves, other_leaves):
+        if not (before and after):
+            document["removed"] += sum(leaf.rows for leaf in before)
+            document["added"] += sum(leaf.rows for leaf in after)
+            continue
+        one, other = _read(store, one_key, before, shared), _read(store, other_key, after, shared)
+        document["leaves_read"] += len(before) + len(after)
+        both = _both(one, other)
+        _add(document, compare(one, other, tolerance, both))
+        ratios.add(one.take(both[0]), other.take(both[1]))
+    document["flux_ratios"] = ratios.summary()
+    return document
+
+
+def leaves_of(store: Store, survey: str, release: str) -> list[Leaf]:
+    """The leaves of a finished release, from its commit records.
+
+    Raises
+    ------
+    InputError
+        If there is no such release.
+    StoreError
+        If a record is damaged.
+    """
+    done = read_done(store, release)
+    if done is None:
+        raise InputError(
+            f"no finished release of {survey} is called {release!r}: `surveyproc releases` lists "
+            "them"
+        )
+    records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
+    return [record.leaf for record in records]
+
+
+def _both(first: pa.Table, second: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """Places of the rows that both tables have, in the same order."""
+    keys = _keys(first["object_id"].to_numpy(), second["object_id"].to_numpy())
+    _, left, right = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+    return pa.array(left), pa.array(right)
+
+
+def compare(
+    first: pa.Table,
+    second: pa.Table,
+    tolerance: float,
+    both: tuple[pa.Array, pa.Array] | None = None,
+) -> dict[str, Any]:
+    """Rows added, removed and changed between two tables with the same columns.
+
+    Parameters
+    ----------
+    both : (pyarrow.Array, pyarrow.Array), optional
+        Places of the rows that both have, if they are known.
+
+    Returns
+    -------
+    dict
+        `added`, `removed`, `changed` and `columns`, as `diff` says.
+    """
+    left, right = both or _both(first, second)
+    any_change = np.zeros(len(left), bool)
+    columns = {}
+    for name in first.column_names:
+        found, changed = _column(first[name].take(left), second[name].take(right), tolerance)
+        any_change |= changed
+        if changed.any():
+            columns[name] = found
+    return {
+        "added": second.num_rows - len(right),
+        "removed": first.num_rows - len(left),
+        "changed": int(any_change.sum()),
+        "columns": columns,
+    }
+
+
+def flux_columns(names: Sequence[str]) -> list[str]:
+    """What stands behind `flux_` in the names of fluxes that photometry measured.
+
+    Examples
+    --------
+    >>> flux_columns(["photometry_tile", "flux_r", "flux_err_r", "photometry_flag_r", "flux_old"])
+    ['r']
+    """
+    if "photometry_tile" not in names:
+        return []
+    ends = [name.removeprefix("photometry_flag_") for name in names if name.startswith("photo")]
+    return [end for end in ends if {f"flux_{end}", f"flux_err_{end}"} <= set(names)]
+
+
+class TileRatios:
+    """Median ratios of the fluxes of two tables of the same objects, by column and tile.
+
+    Parameters
+    ----------
+    ends : sequence of str
+        What stands behind `flux_`, `flux_err_` and `photometry_flag_` in the names of the columns.
+    """
+
+    def __init__(self, ends: Sequence[str]) -> None:
+        self.ends = tuple(ends)
+        self.counts: dict[str, dict[str, Int]] = {end: {} for end in ends}
+
+    def add(self, first: pa.Table, second: pa.Table) -> None:
+        """Count the objects of two tables, row by row the same, by the tile of the second.
+
+        Objects whose flux has a flag in one of them do not count; `background_errors` is none of
+        the flux.
+        """
+        if not self.ends:
+            return
+        tiles = pc.dictionary_encode(second["photometry_tile"]).combine_chunks()
+        number, names = tiles.indices.to_numpy(), tiles.dictionary.to_pylist()
+        for end in self.ends:
+            values = (
+                table[f"{kind}_{end}"].to_numpy().astype(np.float64)
+                for table in (first, second)
+                for kind in ("flux", "flux_err")
+            )
+            ratios = log_ratios(*values)
+            flags = (table[f"photometry_flag_{end}"].to_numpy() for table in (first, second))
+            ratios[np.bitwise_or(*flags) & ~flag("background_errors") != 0] = np.nan
+            for place, tile in enumerate(names):
+                found = counted(ratios[number == place])
+                if found.any():
+                    self.counts[end][tile] = self.counts[end].get(tile, 0) + found
+
+    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """For every flux column, and every tile with bright objects in it.
+
+        Returns
+        -------
+        dict
+            Column to tile to `objects` (bright ones), `ratio` (the median of second over first) and
+            `between` (two bounds of the true median, or None of too few objects).
+        """
+        return {
+            f"flux_{end}": {
+                tile: {
+                    "objects": int(counts.sum()),
+                    "ratio": median(counts),
+                    "between": bounds(counts),
+                }
+                for tile, counts in sorted(tiles.items())
+            }
+            for end, tiles in self.counts.items()
+        }
+
+
+def differing(
+    first: Sequence[Leaf], second: Sequence[Leaf]
+) -> Iterator[tuple[list[Leaf], list[Leaf]]]:
+    """Leaves of both releases that cover the same sky, unless they are the same leaves.
+
+    Partitions of one release never overlap; those of two releases may be split differently.
+    """
+    group: tuple[list[Leaf], list[Leaf]] = ([], [])
+    end = 0
+    marked = [(leaf, 0) for leaf in first] + [(leaf, 1) for leaf in second]
+    for leaf, side in sorted(
+        marked, key=lambda item: hats.nested_start(item[0].order, item[0].pixel)
+    ):
+        start = hats.nested_start(leaf.order, leaf.pixel)[0]
+        if start >= end and any(group):
+            if not _same(*group):
+                yield group
+            group = ([], [])
+        group[side].append(leaf)
+        end = max(end, hats.nested_start(leaf.order, leaf.pixel + 1)[0])
+    if any(group) and not _same(*group):
+        yield group
+
+
+def _same(first: list[Leaf], second: list[Leaf]) -> bool:
+    return [leaf.sha256 for leaf in first] == [leaf.sha256 for leaf in second]
+
+
+def _names(store: Store, key: str, leaves: Sequence[Leaf]) -> list[str]:
+    return list(hats.leaf_schema(store, _key(key, leaves[0])).names)
+
+
+def _read(store: Store, key: str, leaves: Sequence[Leaf], columns: list[str]) -> pa.Table:
+    tables = [hats.read_leaf(store, _key(key, leaf), columns) for leaf in leaves]
+    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+
+
+def _key(release: str, leaf: Leaf) -> str:
+    return f"{release}/{hats.leaf_key(leaf.order, leaf.pixel)}"
+
+
+def _keys(first: Int, second: Int) -> tuple[Int, Int]:
+    """One number a row, equal in both for the n-th row of the same id."""
+    ids = np.concatenate([first, second])
+    rank = np.unique(ids, return_inverse=True)[1].reshape(-1)
+    repeat = np.concatenate([_repeats(first), _repeats(second)])
+    keys = rank * (repeat.max(initial=0) + 1) + repeat
+    return keys[: len(first)], keys[len(first) :]
+
+
+def _repeats(ids: Int) -> Int:
+    """How many rows before each one carry its id."""
+    order = np.argsort(ids, kind="stable")
+    start = np.flatnonzero(np.diff(ids[order], prepend=ids[order][:1] - 1))
+    counts = np.diff(start, append=len(ids))
+    repeats = np.empty(len(ids), np.int64)
+    repeats[order] = np.arange(len(ids)) - np.repeat(start, counts)
+    return repeats
+
+
+def _column(
+    first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float
+) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+    """What changed in a column whose rows belong together, and in which rows."""
+    null = first.is_null().to_numpy(), second.is_null().to_numpy()
+    lost, gained = ~null[0] & null[1], null[0] & ~null[1]
+    both = np.flatnonzero(~null[0] & ~null[1])
+    changed, largest = _values_differ(
+        first.take(pa.array(both)), second.take(pa.array(both)), tolerance
+    )
+    rows = lost | gained
+    rows[both] |= changed
+    found = {
+        "changed": int(rows.sum()),
+        "lost": int(lost.sum()),
+        "gained": int(gained.sum()),
+        "largest": largest,
+    }
+    return found, rows
+
+
+def _values_differ(
+    first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float
+) -> tuple[NDArray[np.bool_], float | None]:
+    """Which values differ, and the largest difference of numbers (None for text)."""
+    if first.type != second.type:
+        return np.ones(len(first), bool), None
+    if pa.types.is_list(first.type):
+        inner = first.type.value_type
+        if pa.types.is_integer(inner) or pa.types.is_floating(inner):
+            return _lists_differ(first, second, tolerance)
+        # Lists of text and the like, which only the source brings: Arrow compares none.
+        pairs = zip(first.to_pylist(), second.to_pylist(), strict=True)
+        return np.array([one != other for one, other in pairs], bool), None
+    if not pa.types.is_floating(first.type):
+        changed = pc.not_equal(first, second).to_numpy()
+        if not pa.types.is_integer(first.type):
+            return changed, None
+        return changed, _largest(first.to_numpy(), second.to_numpy())
+    one, other = first.to_numpy().astype(np.float64), second.to_numpy().astype(np.float64)
+    return _floats_differ(one, other, tolerance), _largest(one, other)
+
+
+def _lists_differ(
+    first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float
+) -> tuple[NDArray[np.bool_], float | None]:
+    lengths = [pc.list_value_length(side).to_numpy() for side in (first, second)]
+    changed = lengths[0] != lengths[1]
+    alike = pa.array(np.flatnonzero(~changed))
+    values = [pc.list_flatten(side.take(alike)).to_numpy() for side in (first, second)]
+    one, other = (side.astype(np.float64) for side in values)
+    row = np.repeat(np.flatnonzero(~changed), lengths[0][~changed])
+    changed[row[_floats_differ(one, other, tolerance)]] = True
+    return changed, _largest(one, other)
+
+
+def _floats_differ(
+    one: NDArray[np.float64], other: NDArray[np.float64], tolerance: float
+) -> NDArray[np.bool_]:
+    # Equal infinities are equal, and so are two values that are not there.
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore", over="ignore"):
+        near = np.abs(other - one) <= tolerance * np.maximum(np.abs(one), np.abs(other))
+    different: NDArray[np.bool_] = ~(same | (near & np.isfinite(one) & np.isfinite(other)))
+    return different
+
+
+def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(other.astype(np.float64) - one.astype(np.float64))
+    return float(np.max(difference, initial=0.0, where=np.isfinite(difference)))
+
+
+def _add(document: dict[str, Any], part: dict[str, Any]) -> None:
+    for name in ("added", "removed", "changed"):
+        document[name] += part[name]
+    for name, found in part["columns"].items():
+        into = document["columns"].setdefault(name, {**found, "changed": 0, "lost": 0, "gained": 0})
+        for count in ("changed", "lost", "gained"):
+            into[count] += found[count]
+        if found["largest"] is not None:
+            into["largest"] = max(into["largest"] or 0.0, found["largest"])

@@ -1,0 +1,214 @@
+"""How a release differs as a whole from the last one, and whether that is too much for a night.
+
+Everything but the redshift metrics and the ratios of fluxes, which come from the difference of the
+two (`surveyproc.releases.diff`), comes from the commit records: no leaf is read. Values are held
+against each other by the Kolmogorov-Smirnov distance of their histograms
+(`surveyproc.evaluate.histogram`), nulls and flags by their shares. A column of text, a new one, or
+one whose records hold no histogram, is not compared; one that is gone is a reason by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from surveyproc import schemas
+from surveyproc.catalogs.labels import match_catalog, read_labels
+from surveyproc.config import SurveyConfig
+from surveyproc.config.sections import NightlySection
+from surveyproc.evaluate.histogram import add, distance, unpack
+from surveyproc.evaluate.redshift import bootstrap_errors, redshift_metrics
+from surveyproc.releases.release import Reason
+from surveyproc.run.commit import Commit
+from surveyproc.store.storage import Store
+
+METRICS = ("nmad", "outlier_fraction")
+
+
+@dataclass
+class ColumnProfile:
+    """One product column of a whole release.
+
+    Attributes
+    ----------
+    nulls : int
+        Rows without a value.
+    values : dict of int to int
+        Histogram of the values.
+    comparable : bool
+        Whether all leaves with values have one.
+    """
+
+    nulls: int = 0
+    values: dict[int, int] = field(default_factory=dict)
+    comparable: bool = True
+
+
+@dataclass
+class Profile:
+    """What the commit records of a release say together.
+
+    Attributes
+    ----------
+    rows : int
+        Objects.
+    columns : dict
+        Product column to its profile.
+    flags : dict
+        (flag column, flag) to objects.
+    """
+
+    rows: int = 0
+    columns: dict[str, ColumnProfile] = field(default_factory=dict)
+    flags: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One quantity in the last release and in the new one.
+
+    Attributes
+    ----------
+    what : str
+        `null share`, `flag share`, `drift`, or a metric's name.
+    where : str
+        Column, or flag column and flag.
+    before, after : float
+        Its values; a drift is 0 before.
+    allowed : float
+        Largest value after that lets the release pass.
+    """
+
+    what: str
+    where: str
+    before: float
+    after: float
+    allowed: float
+
+
+def profile(commits: Iterable[Commit]) -> Profile:
+    """Add up the records of a release."""
+    total = Profile()
+    objects = {column.name for column in schemas.load("object")}
+    for record in commits:
+        total.rows += record.leaf.rows
+        flags = {f"{product}_flag": counts for product, counts in record.flags.items()}
+        flags |= record.band_flags
+        for name in record.stats.keys() - objects - flags.keys():
+            stats = record.stats[name]
+            column = total.columns.setdefault(name, ColumnProfile())
+            column.nulls += stats.nulls
+            if stats.histogram:
+                add(column.values, unpack(stats.histogram))
+            elif stats.nulls < record.leaf.rows:
+                column.comparable = False
+        for name, counts in flags.items():
+            for flag, count in counts.items():
+                total.flags[name, flag] = total.flags.get((name, flag), 0) + count
+    return total
+
+
+def changes(last: Profile, new: Profile, limits: NightlySection) -> list[Change]:
+    """Shares of nulls and flags, and drift, of every column and flag that both releases have."""
+    rows = max(last.rows, 1), max(new.rows, 1)
+    found = []
+    for name in sorted(last.columns.keys() & new.columns.keys()):
+        one, other = last.columns[name], new.columns[name]
+        before, after = one.nulls / rows[0], other.nulls / rows[1]
+        found.append(Change("null share", name, before, after, before + limits.max_share_growth))
+        if one.comparable and other.comparable:
+            far = distance(one.values, other.values)
+            found.append(Change("drift", name, 0.0, far, limits.max_drift))
+    both = {name for name, _ in last.flags} & {name for name, _ in new.flags}
+    for name, flag in sorted(last.flags.keys() | new.flags.keys()):
+        if name in both and flag != "any":
+            before = last.flags.get((name, flag), 0) / rows[0]
+            after = new.flags.get((name, flag), 0) / rows[1]
+            allowed = before + limits.max_share_growth
+            found.append(Change("flag share", f"{name}: {flag}", before, after, allowed))
+    return found
+
+
+def metric_changes(
+    config: SurveyConfig, store: Store, last: str, new: str, columns: Iterable[str]
+) -> list[Change]:
+    """NMAD and outlier fraction of both releases against the [truth] table, as it is now.
+
+    Parameters
+    ----------
+    last, new : str
+        Keys of the two catalogs.
+    columns : iterable of str
+        Columns of both; the redshifts of their models are held against the truth.
+    """
+    redshifts = sorted(schemas.redshift_columns(columns))
+    if config.truth is None or not redshifts:
+        return []
+    labels = read_labels(config.truth, config)
+    before, true_before = match_catalog(store, last, labels, redshifts)
+    after, true_after = match_catalog(store, new, labels, redshifts)
+    found = []
+    for name in redshifts:
+        one = redshift_metrics(before[name], true_before)
+        other = redshift_metrics(after[name], true_after)
+        if not (one["n"] and other["n"]):
+            continue
+        errors = bootstrap_errors(before[name], true_before)
+        for metric in METRICS:
+            slack = max(config.nightly.max_metric_growth * one[metric], 2 * errors[f"{metric}_err"])
+            found.append(Change(metric, name, one[metric], other[metric], one[metric] + slack))
+    return found
+
+
+def columns_gone(last: Profile, new: Profile) -> list[Reason]:
+    """Reasons not to publish: readers would look in vain for a column, or for a flag column."""
+    gone = last.columns.keys() - new.columns.keys()
+    gone |= {name for name, _ in last.flags} - {name for name, _ in new.flags}
+    allowed = "none; `surveyproc run` publishes without asking"
+    return [Reason("columns gone", name, "no such column", allowed) for name in sorted(gone)]
+
+
+def flux_shifts(
+    ratios: Mapping[str, Mapping[str, Mapping[str, Any]]], limits: NightlySection
+) -> list[Reason]:
+    """Reasons not to publish: the fluxes of a tile differ from those of the last release.
+
+    A median ratio beyond the limit is a reason only where its bounds are beyond it as well, so that
+    noise is none (`surveyproc.evaluate.ratio` says how rarely).
+
+    Parameters
+    ----------
+    ratios : mapping
+        `flux_ratios` of `surveyproc.releases.diff.difference`.
+    """
+    most = 1 + limits.max_flux_shift
+    reasons = []
+    for column, tiles in ratios.items():
+        for tile, one in tiles.items():
+            low, high = one["between"] or (1.0, 1.0)
+            if low > most or high < 1 / most:
+                found = f"{one['ratio']:.4f} of {one['objects']} bright objects"
+                allowed = f"{1 / most:.4f} to {most:.4f}"
+                reasons.append(Reason("flux ratio", f"{column} of tile {tile}", found, allowed))
+    return reasons
+
+
+def refusals(
+    rows: tuple[int, int], found: Iterable[Change], limits: NightlySection
+) -> list[Reason]:
+    """Reasons not to publish: rows lost (before and after given), or a change over its limit."""
+    reasons = []
+    lost = 1 - rows[1] / max(rows[0], 1)
+    if lost > limits.max_rows_lost:
+        allowed = f"{limits.max_rows_lost:g} of {rows[0]} rows lost"
+        reasons.append(
+            Reason("rows lost", "whole catalog", f"{lost:.4f} ({rows[1]} left)", allowed)
+        )
+    for one in found:
+        if one.after > one.allowed:
+            was = "" if one.what == "drift" else f" (was {one.before:.4f})"
+            reasons.append(
+                Reason(one.what, one.where, f"{one.after:.4f}{was}", f"{one.allowed:.4f}")
+            )
+    return reasons

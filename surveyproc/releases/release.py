@@ -1,0 +1,385 @@
+"""Releases: gates, publishing by pointer, rolling back, listing, removal, validation."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from surveyproc.catalogs import hats
+from surveyproc.config.sections import GatesSection
+from surveyproc.errors import GateError, InputError, StoreError
+from surveyproc.run import commit
+from surveyproc.run.plan import (
+    Plan,
+    done_key,
+    pointer_key,
+    read_done,
+    release_key,
+    run_key,
+)
+from surveyproc.store.storage import Store, as_json, digest
+
+OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One gate that did not open: which, on what, the value found and the value allowed."""
+
+    gate: str
+    where: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.gate:<14} {self.where:<32} found {self.found}, allowed {self.allowed}"
+
+
+def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) -> list[Reason]:
+    """Reasons not to publish; empty if the release is good.
+
+    The gates are: every unit has the rows of its source partition; together they have the rows of
+    the source catalog; nulls and out-of-range values of each column stay under the configured
+    shares, and so do the objects of quarantined units; object columns hold no null at all.
+    """
+    reasons = []
+    for unit, record in zip(plan.units, commits, strict=True):
+        if record.leaf.rows != unit.rows:
+            reasons.append(Reason("row count", unit.name, str(record.leaf.rows), str(unit.rows)))
+    rows = sum(record.leaf.rows for record in commits)
+    if rows != plan.catalog.rows_out:
+        reasons.append(Reason("row count", "whole catalog", str(rows), str(plan.catalog.rows_out)))
+    given_up = [record for record in commits if record.quarantined]
+    share = sum(record.leaf.rows for record in given_up) / max(rows, 1)
+    if share > gates.max_quarantined_share:
+        most = f"{gates.max_quarantined_share:g}"
+        reasons += [
+            Reason("quarantined", one.unit, f"{share:.4f} of all objects: {_last_line(one)}", most)
+            for one in given_up
+        ]
+    for column in plan.columns:
+        stats = [record.stats[column.name] for record in commits]
+        nulls = sum(one.nulls for one in stats) / max(rows, 1)
+        allowed = 0.0 if column.name in OBJECT_COLUMNS else gates.max_null_share
+        if nulls > allowed:
+            reasons.append(Reason("null share", column.name, f"{nulls:.4f}", f"{allowed:g}"))
+        outside = sum(one.out_of_range for one in stats) / max(rows, 1)
+        if outside > gates.max_out_of_range_share:
+            lowest = min((one.minimum for one in stats if one.minimum is not None), default=None)
+            highest = max((one.maximum for one in stats if one.maximum is not None), default=None)
+            reasons.append(
+                Reason(
+                    "range",
+                    column.name,
+                    f"{outside:.4f} outside (values {lowest:g} to {highest:g})",
+                    f"{gates.max_out_of_range_share:g} outside {column.range}",
+                )
+            )
+    return reasons
+
+
+def _last_line(record: commit.Commit) -> str:
+    return record.quarantined.strip().splitlines()[-1]
+
+
+def is_published(store: Store, plan: Plan) -> bool:
+    """Whether readers are already sent to the release of this plan and no leaf of it is gone."""
+    current = store.read_json(pointer_key(plan.survey))
+    if current is None or current["release"] != plan.run:
+        return False
+    expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
+    return expected <= set(hats.leaf_keys(store, plan.release_key))
+
+
+def published_gaps(store: Store, plan: Plan) -> list[str]:
+    """Quarantined units that the published release lacks, if it is of the inputs of this plan."""
+    current = store.read_json(pointer_key(plan.survey)) or {"release": ""}
+    same_inputs = current["release"].partition(".")[0] == plan.run.partition(".")[0]
+    return list(current.get("quarantined", [])) if same_inputs else []
+
+
+def publish(
+    store: Store,
+    plan: Plan,
+    commits: Sequence[commit.Commit],
+    gates: GatesSection,
+    more: Sequence[Reason] = (),
+) -> dict[str, Any]:
+    """Write the release's metadata beside its leaves, check it, and swap the pointer.
+
+    Parameters
+    ----------
+    store, plan, commits, gates
+        As `refusals` wants them.
+    more : sequence of Reason
+        What other gates found.
+
+    Returns
+    -------
+    dict
+        The content of `current.json`, and the catalog's `url`.
+
+    Raises
+    ------
+    GateError
+        If a gate refuses; the pointer stays where it is.
+    """
+    pointer = store.read_if_there(pointer_key(plan.survey))
+    refuse_withdrawn(store, plan)
+    reasons = [*refusals(plan, commits, gates), *more]
+    if reasons:
+        raise GateError(
+            f"release {plan.run} is not published; gates refused:\n"
+            + "\n".join(str(reason) for reason in reasons),
+            reasons,
+        )
+    done = read_done(store, plan.run)
+    url = store.url_of(plan.release_key)
+    if damaged := commit.forget_damaged(store, plan):
+        raise StoreError(
+            f"{damaged} leaves are gone or cut short since they were written: repeat the command "
+            "to compute them anew"
+        )
+    leaves = [record.leaf for record in commits]
+    if done is not None and not hats.metadata_problems(store, plan.release_key, leaves):
+        # Published before, and immutable since: only the pointer moves.
+        point_to(store, plan.survey, pointer, done)
+        return {**done, "url": url}
+    drop_strangers(store, plan)
+    hats.finish_catalog(
+        store,
+        plan.release_key,
+        leaves,
+        name=plan.survey,
+        columns=plan.leaf_columns,
+        properties=plan.provenance,
+    )
+    if problems := hats.metadata_problems(store, plan.release_key, leaves):
+        listed = "; ".join(problems)
+        raise GateError(
+            f"release {plan.run} is not published: {url} is not a valid HATS catalog ({listed}): "
+            "repeat the command"
+        )
+    current = {
+        "release": plan.run,
+        "path": plan.release_key,
+        "rows": plan.rows,
+        "rejected": plan.catalog.rejected,
+        "duplicates": plan.catalog.duplicates,
+        "partitions": len(plan.units),
+        "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
+        "products": {product.name: product.version for product in plan.products},
+        "flags": commit.total_flags(one.flags for one in commits),
+        "band_flags": commit.total_flags(one.band_flags for one in commits),
+        "quarantined": sorted(record.unit for record in commits if record.quarantined),
+        # Small releases follow one another within a second, and their order counts.
+        "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+    }
+    if not store.create(done_key(plan.run), as_json(current)):
+        # Another driver of this run was first: what it says of the release stands.
+        current = read_done(store, plan.run) or current
+    point_to(store, plan.survey, pointer, current)
+    return {**current, "url": url}
+
+
+def point_to(
+    store: Store, survey: str, before: bytes | None, release_record: dict[str, Any]
+) -> None:
+    """Send readers to a release, unless the pointer no longer says what it said `before`.
+
+    Raises
+    ------
+    StoreError
+        If another driver sent them to another release meanwhile.
+    """
+    key = pointer_key(survey)
+    if store.swap(key, before, as_json(release_record)):
+        return
+    found = (store.read_json(key) or {}).get("release")
+    if found != release_record["release"]:
+        raise StoreError(
+            f"{store.url_of(key)}: another driver published {found} meanwhile, so release "
+            f"{release_record['release']} is complete but not published: repeat the command if it "
+            "should be"
+        )
+
+
+def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
+    """Send readers to another finished release; what `current_release` then says.
+
+    The release that they leave, if it is the later one, is withdrawn: its inputs do not publish it
+    again until somebody rolls back to it.
+
+    Raises
+    ------
+    InputError
+        If there is no such release.
+    StoreError
+        If it lacks a leaf, or its metadata are damaged.
+    """
+    done = read_done(store, release)
+    if done is None or done["path"] != release_key(survey, release):
+        known = ", ".join(str(one["release"]) for one in list_releases(store, survey)) or "none"
+        raise InputError(
+            f"no finished release of {survey} is called {release!r} (there are: {known})"
+        )
+    url = store.url_of(done["path"])
+    records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
+    for leaf in (record.leaf for record in records):
+        key = f"{done['path']}/{hats.leaf_key(leaf.order, leaf.pixel)}"
+        if store.size(key) != leaf.nbytes:
+            raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
+    if not is_valid(url):
+        raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
+    pointer = store.read_if_there(pointer_key(survey))
+    left = store.parsed(pointer_key(survey), pointer) or done
+    marks = store.read_if_there(withdrawn_key(survey))
+    withdrawn = store.parsed(withdrawn_key(survey), marks) or {}
+    withdrawn.pop(release, None)
+    if left["release"] != release and left["published"] >= done["published"]:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        withdrawn[left["release"]] = {"at": now, "for": release}
+    if not store.swap(withdrawn_key(survey), marks, as_json(withdrawn)):
+        raise StoreError(
+            f"{store.url_of(withdrawn_key(survey))}: somebody else rolled back meanwhile: look at "
+            "`surveyproc releases`, then repeat the command if it should be"
+        )
+    point_to(store, survey, pointer, done)
+    return {**done, "url": url}
+
+
+def withdrawn_key(survey: str) -> str:
+    """The list of releases that somebody rolled back from."""
+    return f"releases/{survey}/withdrawn.json"
+
+
+def read_withdrawn(store: Store, survey: str) -> dict[str, dict[str, str]]:
+    """Release to when it was withdrawn (`at`) and for which other one (`for`)."""
+    return store.read_json(withdrawn_key(survey)) or {}
+
+
+def refuse_withdrawn(store: Store, plan: Plan) -> None:
+    """Raise a GateError if somebody rolled back from the release of this plan."""
+    mark = read_withdrawn(store, plan.survey).get(plan.run)
+    if mark is not None:
+        raise GateError(
+            f"release {plan.run} is not published: it was withdrawn at {mark['at']} by a rollback "
+            f"to {mark['for']}, and the inputs are still the same. `surveyproc releases "
+            f"--rollback {plan.run}` publishes it again",
+            [Reason("withdrawn", plan.run, mark["at"], "never")],
+        )
+
+
+def prune(store: Store, survey: str, keep: int) -> list[str]:
+    """Remove the oldest finished releases beyond `keep`, never the published one; their names.
+
+    Unfinished ones (refused by a gate, interrupted) go when nobody has worked on them for a week.
+    """
+    removed = []
+    listed = [str(one["release"]) for one in list_releases(store, survey)]
+    for name in listed[:-keep]:
+        # Somebody may roll back while we work.
+        current = store.read_json(pointer_key(survey)) or {}
+        if name != current.get("release"):
+            remove_release(store, survey, name)
+            removed.append(name)
+    week_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=7)
+    for name in store.names(f"releases/{survey}"):
+        plan_key = f"{run_key(name)}/plan.json"
+        if name in listed or not store.exists(plan_key):
+            continue
+        if store.fs.modified(store.path(plan_key)) < week_ago:
+            remove_release(store, survey, name)
+            removed.append(name)
+    return removed
+
+
+def remove_release(store: Store, survey: str, release: str) -> None:
+    """Remove a release and the records of its run; what says that it is finished goes first."""
+    store.remove(done_key(release))
+    store.remove(release_key(survey, release))
+    store.remove(run_key(release))
+
+
+def drop_strangers(store: Store, plan: Plan) -> None:
+    """Remove leaves that are not in the plan, which an interrupted copy could have left."""
+    expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
+    for key in hats.leaf_keys(store, plan.release_key):
+        if key not in expected:
+            store.remove(f"{plan.release_key}/{key}")
+
+
+def is_valid(url: str) -> bool:
+    """Whether `url` is a HATS catalog in every detail that the hats library checks."""
+    # Importing hats takes over a second, which a run with nothing to do need not pay.
+    from hats.io.validation import is_valid_catalog
+    from upath import UPath
+
+    try:
+        # Told a plain `s3://` URL, hats takes the bucket for a public one.
+        return bool(is_valid_catalog(UPath(url), strict=True))
+    except (OSError, ValueError, pa.ArrowException):
+        return False  # damaged metadata
+
+
+def current_release(store: Store, survey: str) -> dict[str, Any]:
+    """What `current.json` says.
+
+    Raises
+    ------
+    InputError
+        If nothing was published yet.
+    """
+    current: dict[str, Any] | None = store.read_json(pointer_key(survey))
+    if current is None:
+        raise InputError(
+            f"no release of {survey} under {store.url}: `surveyproc run` makes the first one"
+        )
+    return {**current, "url": store.url_of(current["path"])}
+
+
+def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
+    """Every finished release, oldest first, the published one with `current` true."""
+    pointer = store.read_json(pointer_key(survey)) or {}
+    found = []
+    for name in store.names(f"releases/{survey}"):
+        done = read_done(store, name)
+        if done is not None:
+            here = {"url": store.url_of(done["path"]), "current": name == pointer.get("release")}
+            found.append({**done, **here})
+    return sorted(found, key=lambda release: (str(release["published"]), str(release["release"])))
+
+
+def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
+    """Problems of a published release: HATS validity, and every leaf against its commit record.
+
+    Returns
+    -------
+    list of str
+        Empty if the release is intact.
+    """
+    release = str(release_record["release"])
+    problems = []
+    key = str(release_record["path"])
+    url = store.url_of(key)
+    if not is_valid(url):
+        problems.append(f"{url} is not a valid HATS catalog (strict)")
+    rows = 0
+    records = run_key(release)
+    for record in commit.read_units(store, records, commit.recorded(store, records)):
+        leaf = record.leaf
+        leaf_key = f"{key}/{hats.leaf_key(leaf.order, leaf.pixel)}"
+        if not store.exists(leaf_key):
+            problems.append(f"{leaf_key} is missing")
+        elif digest(store.read(leaf_key)) != leaf.sha256:
+            problems.append(f"{leaf_key} differs from its commit record")
+        rows += leaf.rows
+    if rows != release_record["rows"]:
+        problems.append(
+            f"commit records hold {rows} rows, the release says {release_record['rows']}"
+        )
+    return problems

@@ -1,0 +1,147 @@
+"""Training rows from the survey itself: the photometry of objects that have a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.config import SurveyConfig
+from surveyproc.config.sections import ProductSection
+from surveyproc.errors import ConfigError
+from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.places import Places
+from surveyproc.products.registry import build_products, check_fluxes
+from surveyproc.store.storage import Store
+from surveyproc.train.data import TrainingSet
+from surveyproc.train.training_cube import build_training_cube
+
+
+def untrained(config: SurveyConfig, section: ProductSection) -> RedshiftNetwork:
+    """The network that a product is to train, with fresh weights.
+
+    Raises
+    ------
+    ConfigError
+        If the product has no training section or no model, a band is unknown, two bands get one
+        name, or the network refuses its bands or settings; the product is named.
+    """
+    if section.training is None or section.model is None:
+        raise ConfigError(
+            f"products.{section.name}: training needs `model` and a [products.training] section"
+        )
+    bands = tuple(section.training.magnitudes)
+    if not bands:
+        bands = _model_bands(section, _survey_bands(config, section, section.training.bands))
+    try:
+        return build(section.architecture or section.model, bands, section.network)
+    except ConfigError as error:
+        raise ConfigError(f"products.{section.name}: {error}") from error
+
+
+def measured_training_set(
+    config: SurveyConfig, store: Store, section: ProductSection, places: Places
+) -> TrainingSet:
+    """What the survey holds of every object that has a label, sorted by position on the sky.
+
+    Fluxes are those that the earlier products write, or else those that the catalog holds; errors
+    that nobody has are NaN. Cutouts are there if the network reads them, larger by the shift on
+    each side. The bands are those of the survey, or `training.bands` of them, under the names that
+    the model has for them. A training cube keeps it all for the next time.
+
+    Raises
+    ------
+    ConfigError
+        As `untrained`, and if nobody has a flux that the network reads.
+    InputError
+        If no label matches an object.
+    """
+    reads = untrained(config, section).reads
+    assert section.training is not None
+    chosen = _survey_bands(config, section, section.training.bands)
+    bands = _model_bands(section, chosen)
+    survey = dict(zip(bands, chosen, strict=True))
+    _check_fluxes(config, store, section, [f"flux_{survey[band]}" for band in reads.features])
+    cube = build_training_cube(
+        config,
+        store,
+        section,
+        places,
+        bands=[survey[band] for band in reads.images],
+        cutout=reads.cutout + 2 * section.training.shift if reads.cutout else 0,
+    )
+    table = cube.index
+    lone = cube.record["labels"] - table.num_rows
+    return TrainingSet(
+        flux=np.stack([_floats(table, f"flux_{band}") for band in chosen], axis=1),
+        flux_err=np.stack([_floats(table, f"flux_err_{band}") for band in chosen], axis=1),
+        redshift=table["redshift"].to_numpy(),
+        ra=table["ra"].to_numpy(),
+        dec=table["dec"].to_numpy(),
+        bands=bands,
+        dropped={
+            **cube.record["labels_dropped"],
+            **({"labels without an object of their own": lone} if lone else {}),
+        },
+        reddening=table["ebv"].to_numpy(),
+        cube=cube if reads.cutout else None,
+        cube_row=np.arange(table.num_rows) if reads.cutout else None,
+        no_image=table["no_image"].to_numpy() if reads.cutout else None,
+    )
+
+
+def _check_fluxes(
+    config: SurveyConfig, store: Store, section: ProductSection, fluxes: Sequence[str]
+) -> None:
+    held = {column.name: column for column in read_catalog(store, config.survey.name).columns}
+    before = build_products(config, store, section)
+    written = {column.name for product in before for column in product.columns}
+    check_fluxes(section.name, [held[name] for name in fluxes if name in held.keys() - written])
+    absent = [name for name in fluxes if name not in held.keys() | written]
+    if absent:
+        raise ConfigError(
+            f"products.{section.name}: training needs {', '.join(absent)}, which neither the "
+            "catalog nor an earlier product has; list the product that writes them first"
+        )
+
+
+def _survey_bands(
+    config: SurveyConfig, section: ProductSection, wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """The wanted bands in the survey's order; all of them if none is named."""
+    unknown = sorted(set(wanted) - set(config.bands))
+    if unknown:
+        raise ConfigError(
+            f"products.{section.name}.training.bands: the survey has no band {unknown[0]!r}, only "
+            + ", ".join(config.bands)
+        )
+    return tuple(band for band in config.bands if not wanted or band in wanted)
+
+
+def _model_bands(section: ProductSection, bands: Sequence[str]) -> tuple[str, ...]:
+    """The survey's bands under the model's names: the inverse of `section.bands`.
+
+    Raises
+    ------
+    ConfigError
+        If two model bands are one survey band, or a model band is another survey band as well.
+    """
+    renamed = {survey: model for model, survey in section.bands.items()}
+    names = tuple(renamed.get(band, band) for band in bands)
+    if len(renamed) != len(section.bands) or len(set(names)) != len(names):
+        raise ConfigError(
+            f"products.{section.name}.bands: every band of the survey needs one name of its own in "
+            f"the model; now they are {', '.join(names)}"
+        )
+    return names
+
+
+def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column as float64; NaN if it is absent."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    values: NDArray[np.float64] = table[name].to_numpy()
+    return values

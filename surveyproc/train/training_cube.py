@@ -1,0 +1,305 @@
+"""Training cubes from the survey itself: labels matched to objects, measured and cut out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+import surveyproc
+from surveyproc import schemas
+from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
+from surveyproc.catalogs.labels import Labels, read_labels
+from surveyproc.config import SurveyConfig
+from surveyproc.config.sections import ProductSection
+from surveyproc.errors import ConfigError, InputError, SurveyError
+from surveyproc.images.cube import Tile, read_tiles
+from surveyproc.images.cutouts import CutoutReader
+from surveyproc.places import Item, Ledger, Places, Stage
+from surveyproc.products.base import Batch, Inputs, Product
+from surveyproc.products.registry import build_products, check_columns
+from surveyproc.progress import Meter
+from surveyproc.run import unit
+from surveyproc.run.cost import IMAGE_S, expected_seconds
+from surveyproc.run.plan import OUTPUT_REVISION
+from surveyproc.schemas import Column
+from surveyproc.store.storage import Store, fingerprint
+from surveyproc.store.urls import public_url
+from surveyproc.train import cube
+from surveyproc.train.cube import SHARD, TrainingCube
+
+
+class CutoutProduct:
+    """The cutouts themselves as a product, so that one reading of the pixels serves all."""
+
+    name, version = "cutouts", ""
+
+    def __init__(self, bands: Sequence[str], cutout: int) -> None:
+        self.inputs = Inputs(bands=tuple(bands), cutout=cutout)
+        self.columns = (
+            Column("pixels", "float32", length=len(bands) * cutout**2),
+            Column("pixel_scale", "float64"),
+            Column("flags", "int32"),
+        )
+
+    def prepare(self) -> None:
+        """Nothing to load."""
+
+    def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
+        """What the batch holds, the pixels of an object in one row."""
+        assert batch.images is not None
+        assert batch.pixel_scale is not None
+        pixels = batch.images.reshape(len(batch.images), -1)
+        return {"pixels": pixels, "pixel_scale": batch.pixel_scale, "flags": batch.flags}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything that decides a cube's content."""
+
+    catalog: CatalogInfo
+    tiles: Sequence[Tile]
+    labels: Labels
+    products: tuple[Product, ...]
+    key: str
+
+
+def build_training_cube(
+    config: SurveyConfig,
+    store: Store,
+    section: ProductSection,
+    places: Places,
+    *,
+    bands: Sequence[str],
+    cutout: int,
+) -> TrainingCube:
+    """Every object that has a label: its cutouts, photometry, E(B-V) and known redshift.
+
+    The cube's name is a hash of all it is made of: built before, it is returned at once; killed
+    and asked for again, it ends in the same bytes.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+        The survey, ingested.
+    store : Store
+        Its root.
+    section : ProductSection
+        The product to train. Its labels are matched, and the products listed before it measure.
+    places : Places
+        Where the work may run.
+    bands : sequence of str
+        Bands of the cutouts in the order wanted, under the survey's names.
+    cutout : int
+        Side of the cutouts in pixels; 0 for a cube of columns alone.
+
+    Returns
+    -------
+    TrainingCube
+        Sorted by position on the sky (`_healpix_29`, then object_id). Objects that no tile covers
+        are in it, with `no_image` set and all pixels NaN. `flags` are those of the largest cutout
+        that a product or the cube wants.
+
+    Raises
+    ------
+    ConfigError
+        If the product has no training section, a band or the column of E(B-V) is unknown.
+    InputError
+        If catalog, tiles, labels or a model are missing, no label matches an object, or no tile
+        covers any that does.
+    SurveyError
+        If the inputs changed while the cube was built.
+    """
+    inputs = _inputs(config, store, section, bands, cutout)
+    if store.exists(f"{inputs.key}/{cube.RECORD}"):
+        return TrainingCube.open(store, inputs.key)
+    # LSDB takes seconds to import; a cube that is there needs none.
+    from surveyproc.catalogs.match import match_labels
+
+    taken = _catalog_columns(config, inputs.catalog, inputs.products)
+    matched = match_labels(store, inputs.catalog.key, inputs.labels, taken, places)
+    starts = range(0, matched.num_rows, SHARD)
+    # Taken, not sliced: a slice is pickled with all of the table behind it.
+    tables = [
+        matched.take(pa.array(range(start, min(start + SHARD, matched.num_rows))))
+        for start in starts
+    ]
+    seconds = sum(expected_seconds(one) for one in inputs.products) + (IMAGE_S if cutout else 0.0)
+    items = [
+        Item(str(number), (number, table), table.num_rows * seconds)
+        for number, table in enumerate(tables)
+    ]
+    stage = Stage(
+        "shards",
+        ShardWorker,
+        (config, section, inputs.key, tuple(bands), cutout),
+        ledger=Ledger(store, f"{inputs.key}/begun"),
+    )
+    if cutout:
+        cube.write_header(store, inputs.key, matched.num_rows, len(bands), cutout)
+    parts: dict[int, pa.Table] = {}
+    with Meter("training cube", objects=matched.num_rows, units=len(items)) as meter:
+        for number, table, nbytes in places.stream(items, stage):
+            parts[number] = table
+            meter.advance(objects=table.num_rows, nbytes=nbytes)
+    index = pa.concat_tables([parts[number] for number in sorted(parts)])
+    scale = None
+    if cutout:
+        if pc.all(index["no_image"]).as_py():
+            raise InputError(
+                f"none of the {index.num_rows} objects with a label lies on a tile: check that "
+                "images and catalog cover the same sky"
+            )
+        scale = float(np.nanmedian(index["pixel_scale"].to_numpy()))
+    if _inputs(config, store, section, bands, cutout).key != inputs.key:
+        raise SurveyError(
+            f"products.{section.name}: catalog, tiles, labels or models changed while the training "
+            "cube was built: repeat the command"
+        )
+    assert section.training is not None
+    record = {
+        "product": section.name,
+        "bands": list(bands),
+        "cutout": cutout,
+        "pixel_scale": scale,
+        "label_source": public_url(section.training.source),
+        "label_radius": inputs.labels.radius,
+        "labels": len(inputs.labels.ra),
+        "labels_dropped": inputs.labels.dropped,
+        "without_image": pc.sum(index["no_image"]).as_py() if cutout else None,
+        "provenance": {
+            "surveyproc_version": surveyproc.__version__,
+            "surveyproc_revision": OUTPUT_REVISION,
+            "catalog": inputs.catalog.fingerprint,
+            "tiles": fingerprint([[tile.id, tile.version] for tile in inputs.tiles]),
+            "labels": inputs.labels.checksum,
+            **{f"{one.name}_version": one.version for one in inputs.products},
+        },
+    }
+    return cube.finish(store, inputs.key, index, record)
+
+
+class ShardWorker:
+    """Measures the objects of one shard, writes their cutouts, gives their columns."""
+
+    def __init__(
+        self,
+        config: SurveyConfig,
+        section: ProductSection,
+        key: str,
+        bands: tuple[str, ...],
+        cutout: int,
+    ) -> None:
+        self.store, self.config, self.key = Store(config.root), config, key
+        self.products: tuple[Product, ...] = build_products(config, self.store, section)
+        unit.prepare(self.products)
+        self.shape = (len(bands), cutout, cutout)
+        if cutout:
+            self.products += (CutoutProduct(bands, cutout),)
+        wanted, size = unit.image_needs(self.products, config.images.bands)
+        tiles = read_tiles(self.store, config.survey.name) if size else []
+        self.reader = CutoutReader(self.store, tiles, wanted) if size else None
+
+    def __call__(self, item: tuple[int, pa.Table]) -> tuple[int, pa.Table, int]:
+        """Number of the shard, its part of the index, and the bytes written."""
+        number, table = item
+        measured = unit.compute(table, self.products, self.reader)
+        pixels = measured.pop("pixels", None)
+        nbytes = 0
+        if pixels is not None:
+            images = pixels.reshape(-1, *self.shape)
+            nbytes = cube.write_shard(self.store, self.key, number, images)
+        return number, self._index(table, measured), nbytes
+
+    def _index(self, table: pa.Table, measured: Mapping[str, NDArray[Any]]) -> pa.Table:
+        columns = {name: table[name] for name in ("object_id", "ra", "dec", "redshift")}
+        reddening = self.config.catalog.reddening
+        ebv = _floats(table[reddening]) if reddening else np.zeros(table.num_rows)
+        columns["ebv"] = np.nan_to_num(ebv, nan=0.0)
+        for name in _flux_columns(self.config):
+            if name in measured:
+                columns[name] = measured[name].astype(np.float64)
+            elif name in table.column_names:
+                columns[name] = _floats(table[name])
+        if "flags" in measured:
+            columns |= {name: measured[name] for name in ("flags", "pixel_scale")}
+            columns["no_image"] = (measured["flags"] & schemas.flag("no_image")) != 0
+        return pa.table(columns)
+
+
+def _inputs(
+    config: SurveyConfig,
+    store: Store,
+    section: ProductSection,
+    bands: Sequence[str],
+    cutout: int,
+) -> _Inputs:
+    if section.training is None:
+        raise ConfigError(f"products.{section.name}: add a [products.training] section to train it")
+    if unknown := [band for band in bands if band not in config.images.bands]:
+        raise ConfigError(
+            f"products.{section.name}: {', '.join(unknown)} is not in images.bands "
+            f"({', '.join(config.images.bands)})"
+        )
+    catalog = read_catalog(store, config.survey.name)
+    labels = read_labels(section.training, config)
+    products = build_products(config, store, section)
+    check_columns(products, catalog.columns)
+    _catalog_columns(config, catalog, products)
+    images = bool(cutout) or any(product.inputs.cutout for product in products)
+    tiles = read_tiles(store, config.survey.name) if images else []
+    version = fingerprint(
+        {
+            "format": cube.FORMAT,
+            "revision": OUTPUT_REVISION,
+            "catalog": catalog.fingerprint,
+            "reddening": config.catalog.reddening,
+            "tiles": [[tile.id, tile.version] for tile in tiles],
+            "labels": labels.checksum,
+            "products": [[product.name, product.version] for product in products],
+            "survey_bands": list(config.bands),
+            "bands": list(bands),
+            "cutout": cutout,
+        }
+    )
+    return _Inputs(catalog, tiles, labels, products, f"training/{section.name}/{version}")
+
+
+def _flux_columns(config: SurveyConfig) -> list[str]:
+    return [f"{kind}_{band}" for kind in ("flux", "flux_err") for band in config.bands]
+
+
+def _catalog_columns(
+    config: SurveyConfig, catalog: CatalogInfo, products: Sequence[Product]
+) -> list[str]:
+    """What the products and the index want of the catalog.
+
+    Raises
+    ------
+    ConfigError
+        If the catalog has no numeric column of E(B-V) of the configured name.
+    """
+    held = {column.name: column for column in catalog.columns}
+    reddening = config.catalog.reddening
+    if reddening is not None:
+        column = held.get(reddening)
+        if column is None or column.dtype == "string" or column.length:
+            raise ConfigError(
+                f"catalog.reddening: the catalog has no numeric column {reddening!r}; there are "
+                f"{', '.join(held)}"
+            )
+    written = {column.name for product in products for column in product.columns}
+    read = {name for product in products for name in product.inputs.columns}
+    wanted = read | (set(_flux_columns(config)) - written) | ({reddening} if reddening else set())
+    return sorted(wanted & set(held))
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column as float64, NaN where null."""
+    values: NDArray[np.float64] = column.to_numpy().astype(np.float64)
+    return values

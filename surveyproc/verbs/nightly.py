@@ -1,0 +1,257 @@
+"""One night: find what changed, recompute only that, hold it against the last release, publish.
+
+Whatever happens, the night leaves a summary for the scheduler under `runs/nightly/`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import traceback
+from dataclasses import asdict
+from typing import Any
+
+from surveyproc import interrupt, verbs
+from surveyproc.catalogs.ingest import record_key
+from surveyproc.config import SurveyConfig
+from surveyproc.config.sections import TOLERANCE
+from surveyproc.errors import GateError, InputError, StoreError, SurveyError
+from surveyproc.images.cube import is_ingested, read_tiles
+from surveyproc.places import Places, opened, under_way
+from surveyproc.releases import diff, drift, release
+from surveyproc.releases.clean import clean
+from surveyproc.run import commit
+from surveyproc.run.plan import Plan, make_plan, release_key, run_key
+from surveyproc.store.storage import Store, fingerprint
+from surveyproc.verbs import checks, sources
+
+FOLDER = "runs/nightly"
+
+
+def sources_key(survey: str) -> str:
+    """What the next night of a survey is held against: its files and tiles as they were."""
+    return f"{FOLDER}/{survey}/sources.json"
+
+
+def nightly(config: SurveyConfig) -> dict[str, Any]:
+    """Bring the published release up to date with the survey's files, models and configuration.
+
+    A file that is broken tonight does not undo what it gave before: its tile keeps its last good
+    cube, and a broken source catalog leaves the last one in place. Both are said in `kept`. Units
+    that were quarantined, and published as a gap, are left alone until their inputs change, or
+    somebody calls `run`.
+
+    Returns
+    -------
+    dict
+        What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
+        `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
+        before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `notes`,
+        `units` (in all, affected, adopted, computed, resumed, quarantined), `places` (where the
+        work ran, and why), `quarantined` (names of the units that the published release lacks),
+        `gates` (reasons),
+        `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
+        `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
+        An error is in it, not raised, because the scheduler wants both. Problems alone give the
+        exit code 2, whatever was published. If the store cannot take
+        the summary, `unsaved` says why.
+    """
+    started = time.monotonic()
+    now = datetime.datetime.now(datetime.UTC)
+    store = Store(config.root)
+    summary: dict[str, Any] = {
+        "survey": config.survey.name,
+        "did": "failed",
+        "started": now.isoformat(timespec="seconds"),
+        "exit_code": 1,
+        "error": "",
+        "before": None,
+        "release": None,
+    }
+    try:
+        summary["before"] = _published(config, store)
+        checks.before_night(config, store)
+        with opened(config.run) as places:
+            _night(config, store, summary, places)
+        # The night is done; a scheduler still has to learn that files could not be used.
+        summary["exit_code"] = InputError.exit_code if summary["problems"] else 0
+    except SurveyError as error:
+        summary["did"] = "refused" if isinstance(error, GateError) else "failed"
+        summary["exit_code"], summary["error"] = error.exit_code, str(error)
+        if isinstance(error, GateError):
+            summary["gates"] = [asdict(reason) for reason in error.reasons]
+    except KeyboardInterrupt:
+        summary["exit_code"], summary["error"] = interrupt.STATUS, "interrupted"
+        raise
+    except Exception:
+        summary["error"] = traceback.format_exc()
+        raise
+    finally:
+        key = f"{FOLDER}/{now:%Y%m%dT%H%M%S.%f}.json"
+        summary["summary"] = store.url_of(key)
+        summary["seconds"] = time.monotonic() - started
+        try:
+            summary["release"] = _published(config, store)
+            store.put_json(key, summary)
+        except StoreError as error:
+            summary["unsaved"] = str(error)
+            summary["exit_code"] = summary["exit_code"] or error.exit_code
+            summary["error"] = summary["error"] or str(error)
+    return summary
+
+
+def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places) -> None:
+    record = _refresh(config, store, summary, places)
+    summary["places"] = places.told()
+    plan = make_plan(config, store)
+    last = summary["before"]
+    known = set(commit.recorded(store, run_key(last))) if last else set()
+    summary["units"] = {
+        "total": len(plan.units),
+        "affected": sum(unit.name not in known for unit in plan.units),
+        **{name: 0 for name in ("computed", "adopted", "resumed", "quarantined")},
+    }
+    if gaps := release.published_gaps(store, plan):
+        summary["did"], summary["quarantined"], summary["units"]["affected"] = "nothing", gaps, 0
+    else:
+        _publish(config, store, plan, summary)
+    # Only a night that ended well sets what the next one is held against.
+    key = sources_key(config.survey.name)
+    if store.read_json(key) != record:
+        store.put_json(key, record)
+
+
+def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, Any]) -> None:
+    """Compute what is pending, hold it against the last release, publish, remove old releases."""
+    pending = {unit.name for unit in commit.pending(store, plan)}
+
+    def gates(plan: Plan, commits: list[commit.Commit]) -> list[release.Reason]:
+        for one in commits:
+            summary["units"][_how(one, pending)] += 1
+        return _against_last(config, store, plan, commits, summary)
+
+    done = verbs.run(config, gates)
+    summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
+    summary["places"] += done.get("places", [])
+    if done["did"] == "published":
+        keep = config.nightly.keep_releases
+        summary["removed"] = release.prune(store, config.survey.name, keep)
+        cleaned = clean(store)
+        summary["cleaned"] = {"folders": len(cleaned.removed), "bytes": cleaned.nbytes}
+
+
+def _how(record: commit.Commit, pending: set[str]) -> str:
+    """How a unit came by its leaf tonight."""
+    if record.unit not in pending:
+        return "resumed"
+    if record.quarantined:
+        return "quarantined"
+    return "adopted" if record.adopted else "computed"
+
+
+def _published(config: SurveyConfig, store: Store) -> str | None:
+    try:
+        return str(release.current_release(store, config.survey.name)["release"])
+    except InputError:
+        return None
+
+
+def _refresh(
+    config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places
+) -> dict[str, Any]:
+    """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
+    survey = config.survey.name
+    last = store.read_json(sources_key(survey)) or {"files": {}, "tiles": {}}
+    seen = {
+        name: sources.Source(entry["content"], tuple(entry["state"]))
+        for name, entry in last["files"].items()
+    }
+    found = sources.look(config, seen)
+    changed = sources.compare(seen, found)
+    settings = fingerprint(config.model_dump(mode="json", include={"survey", "images", "catalog"}))
+    ingested = is_ingested(store, survey) and store.exists(record_key(survey))
+    if not changed and ingested and last.get("settings") == settings and last["complete"]:
+        kept, problems, notes, complete = last["kept"], last["problems"], last["notes"], True
+    else:
+        kept, problems, notes, complete = _ingest(config, store, places)
+    tiles = {tile.id: tile.version for tile in read_tiles(store, survey)}
+    summary["files"] = asdict(changed)
+    summary["tiles"] = _tile_changes(last["tiles"], tiles)
+    summary["kept"], summary["problems"], summary["notes"] = kept, problems, notes
+    return {
+        "settings": settings,
+        "complete": complete,
+        "files": {
+            name: {"content": one.content, "state": list(one.state)} for name, one in found.items()
+        },
+        "tiles": tiles,
+        "kept": kept,
+        "problems": problems,
+        "notes": notes,
+    }
+
+
+def _ingest(
+    config: SurveyConfig, store: Store, places: Places
+) -> tuple[list[str], list[str], list[str], bool]:
+    """What was kept, what was wrong, what one should know; and whether all could be read."""
+    from surveyproc.catalogs.ingest import ingest_catalog
+    from surveyproc.images.ingest import ingest_tiles
+
+    store.clear_staging()
+    with under_way(store, "ingest"):
+        tiles = ingest_tiles(config, store, places, keep_last=True)
+    kept, notes = list(tiles.kept), list(tiles.notes)
+    try:
+        notes += ingest_catalog(config, store, places).notes
+    except InputError as error:
+        if not store.exists(record_key(config.survey.name)):
+            raise
+        kept.append(f"catalog: {error}; the last one is kept")
+    return kept, tiles.problems, notes, tiles.complete
+
+
+def _tile_changes(last: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:
+    both = last.keys() & now.keys()
+    return {
+        "new": sorted(now.keys() - last.keys()),
+        "changed": sorted(tile for tile in both if last[tile] != now[tile]),
+        "gone": sorted(last.keys() - now.keys()),
+    }
+
+
+def _against_last(
+    config: SurveyConfig,
+    store: Store,
+    plan: Plan,
+    commits: list[commit.Commit],
+    summary: dict[str, Any],
+) -> list[release.Reason]:
+    """Reasons of the [nightly] section; everything compared, and the difference, in the summary."""
+    last = summary["before"]
+    if last is None:
+        return []
+    summary["diff"] = diff.difference(
+        store,
+        plan.survey,
+        (last, plan.run),
+        diff.leaves_of(store, plan.survey, last),
+        [one.leaf for one in commits],
+        TOLERANCE,
+    )
+    records = commit.read_units(store, run_key(last), commit.recorded(store, run_key(last)))
+    before, after = drift.profile(records), drift.profile(commits)
+    found = drift.changes(before, after, config.nightly)
+    found += drift.metric_changes(
+        config,
+        store,
+        release_key(plan.survey, last),
+        plan.release_key,
+        before.columns.keys() & after.columns.keys(),
+    )
+    summary["compared"] = [asdict(one) for one in found]
+    return [
+        *drift.refusals((before.rows, after.rows), found, config.nightly),
+        *drift.flux_shifts(summary["diff"]["flux_ratios"], config.nightly),
+        *drift.columns_gone(before, after),
+    ]

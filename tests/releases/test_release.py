@@ -1,0 +1,149 @@
+"""Rollback, removal of old releases, and readers who look on."""
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from surveyproc import verbs
+from surveyproc.config import load
+from surveyproc.errors import GateError, InputError, StoreError
+from surveyproc.releases import release
+from surveyproc.run.plan import make_plan
+from surveyproc.store.storage import Store
+
+OTHER = "products.photometry.aperture=1.5"
+
+
+@pytest.fixture(scope="module")
+def two_releases(published_survey, tmp_path_factory):
+    """A survey with two releases, the second one published. Do not change it."""
+    folder = tmp_path_factory.mktemp("two") / "survey"
+    shutil.copytree(published_survey.parent, folder)
+    verbs.run(load(folder / "survey.toml", [OTHER]))
+    return folder / "survey.toml"
+
+
+@pytest.fixture
+def survey(two_releases, tmp_path):
+    shutil.copytree(two_releases.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "survey.toml"
+
+
+def names(survey):
+    """All releases, the published one first."""
+    listed = verbs.releases(load(survey))["releases"]
+    return [one["release"] for one in sorted(listed, key=lambda one: not one["current"])]
+
+
+def test_a_release_that_was_rolled_back_from_is_not_published_again_by_itself(survey):
+    second, first = names(survey)
+    assert verbs.rollback(load(survey), first)["release"] == first
+    assert names(survey) == [first, second]
+    with pytest.raises(GateError, match=rf"{second} is not published: it was withdrawn") as caught:
+        verbs.run(load(survey, [OTHER]))
+    assert caught.value.exit_code == 3
+    assert verbs.run(load(survey))["did"] == "nothing"
+    assert verbs.rollback(load(survey), second)["release"] == second
+    assert verbs.run(load(survey, [OTHER]))["did"] == "nothing"
+    assert verbs.run(load(survey))["release"] == first  # going back by configuration is no rollback
+
+
+def test_rollback_to_what_is_not_there_changes_nothing(survey):
+    second, first = names(survey)
+    with pytest.raises(InputError, match=f"no finished release .* 'rx' .*{first}"):
+        verbs.rollback(load(survey), "rx")
+    leaf = next(survey.parent.glob(f"store/releases/simulated/{first}/dataset/**/Npix*.parquet"))
+    leaf.unlink()
+    with pytest.raises(StoreError, match="gone or cut short"):
+        verbs.rollback(load(survey), first)
+    assert names(survey) == [second, first]
+
+
+@pytest.mark.parametrize("key_of", [release.pointer_key, release.withdrawn_key])
+def test_rollback_past_a_damaged_document_names_it(survey, key_of):
+    store, key = Store(load(survey).root), key_of("simulated")
+    _, first = names(survey)
+    store.put(key, b"{")
+    with pytest.raises(StoreError, match=rf"{key} is not JSON .*; remove it"):
+        verbs.rollback(load(survey), first)
+    store.remove(key)
+    assert verbs.rollback(load(survey), first)["release"] == first
+
+
+def test_pruning_keeps_the_newest_and_the_published_one(survey):
+    store = Store(load(survey).root)
+    second, first = names(survey)
+    assert release.prune(store, "simulated", 2) == []
+    verbs.rollback(load(survey), first)
+    assert release.prune(store, "simulated", 1) == []  # the older one is published
+    verbs.rollback(load(survey), second)
+    assert release.prune(store, "simulated", 1) == [first]
+    assert names(survey) == [second]
+    assert not store.exists(f"runs/{first}")
+    assert verbs.validate(load(survey))["problems"] == []
+
+
+def test_unfinished_releases_go_after_a_week(survey, monkeypatch):
+    import os
+
+    store = Store(load(survey).root)
+    plan = make_plan(load(survey), store)
+    shutil.copytree(store.path(plan.release_key), store.path("releases/simulated/rold"))
+    store.put_json("runs/rold/plan.json", {})
+    assert release.prune(store, "simulated", 3) == []
+    week = time.time() - 8 * 86400
+    os.utime(store.path("runs/rold/plan.json"), (week, week))
+    assert release.prune(store, "simulated", 3) == ["rold"]
+    assert not store.exists("releases/simulated/rold")
+
+
+READER = """
+import sys
+from pathlib import Path
+import lsdb
+from surveyproc import verbs
+from surveyproc.config import load
+survey, stop = Path(sys.argv[1]), Path(sys.argv[2])
+while not stop.exists():
+    url = verbs.releases(load(survey))["current"]["url"]
+    rows = lsdb.open_catalog(url).compute()
+    print(f"{len(rows)} {float(rows['flux_r'].sum()):.3f}", flush=True)
+"""
+
+
+def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_path):
+    second, first = names(survey)
+    stop, seen = tmp_path / "stop", []
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(survey), str(stop)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    listener = threading.Thread(
+        target=lambda: [seen.append(line.strip()) for line in reader.stdout]
+    )
+    listener.start()
+    swaps = 0
+    while reader.poll() is None and (len(seen) < 5 or len(set(seen)) < 2):
+        verbs.rollback(load(survey), (first, second)[swaps % 2])
+        swaps += 1
+    third = verbs.run(load(survey, ["products.photometry.aperture=1.6"]))["release"]
+    assert release.prune(Store(load(survey).root), "simulated", 3) == []
+    stop.touch()
+    listener.join()
+    assert reader.wait() == 0, reader.stderr.read()
+    expected = set()
+    for name in (first, second, third):
+        import lsdb
+
+        rows = lsdb.open_catalog(Path(load(survey).root) / "releases/simulated" / name).compute()
+        expected.add(f"{len(rows)} {float(rows['flux_r'].sum()):.3f}")
+    assert len(expected) == 3
+    assert set(seen) <= expected
+    assert swaps > 4
