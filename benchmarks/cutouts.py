@@ -22,6 +22,7 @@ from surveyproc.images.cutouts import CutoutReader
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.places import opened
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 SIZE = 64
 
@@ -37,7 +38,7 @@ def main() -> None:
         config = load(write_tiles(Path(name), 1, options.side, "ugriz"))
         store = Store(config.root)
         with opened() as places:
-            ingest_tiles(config, store, places)
+            ingest_tiles(Survey(config), places)
         tiles = read_tiles(store)
         pixels = rng.uniform(SIZE, options.side - SIZE, size=(options.objects, 2))
         ra, dec = sky.wcs_from_header(tiles[0].wcs).all_pix2world(pixels, 0).T

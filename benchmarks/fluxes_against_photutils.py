@@ -41,6 +41,7 @@ from scipy.ndimage import binary_dilation
 from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.measure.aperture import annulus_for
+from surveyproc.survey import Survey
 
 BRIGHT, FAINT = 50.0, (3.0, 20.0)
 BLANKS = 400
@@ -250,8 +251,8 @@ def ours(one: Field, table: Table, folder: Path) -> Table:
         "[gates]\nmax_null_share = 1.0\n"
     )
     config = load(folder / "survey.toml")
-    verbs.ingest(config)
-    rows = lsdb.open_catalog(verbs.run(config)["url"]).compute()
+    verbs.ingest(Survey(config))
+    rows = lsdb.open_catalog(verbs.run(Survey(config))["url"]).compute()
     return rows.set_index("object_id").loc[list(table["object_id"])]
 
 

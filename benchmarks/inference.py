@@ -24,6 +24,7 @@ from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package
 from surveyproc.places import opened
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.loop import train
 
@@ -68,7 +69,7 @@ def main() -> None:
         store = Store(config.root)
         with opened() as places:
             started = time.perf_counter()
-            ingest_catalog(config, store, places)
+            ingest_catalog(Survey(config), places)
             show("ingest of the catalog", options.rows, time.perf_counter() - started)
             labels = np.load(folder / "labels.npz")
             settings = config.product("photoz").training
@@ -101,12 +102,12 @@ def main() -> None:
             (folder / "store/catalogs" / f"bench{count}").symlink_to(
                 folder / "store/catalogs/bench"
             )
-            done = verbs.run(one)
+            done = verbs.run(Survey(one))
             show(f"run, {count} worker(s), all in", options.rows, done["seconds"])
             inside = options.rows / done["rows_per_second"]
             show("  work of the units alone", options.rows, inside / count)
         started = time.perf_counter()
-        again = verbs.run(one)
+        again = verbs.run(Survey(one))
         print(f"{'the same run again':<32} {again['did']} in {time.perf_counter() - started:.2f} s")
 
 

@@ -19,6 +19,7 @@ from surveyproc.config import load
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.places import opened
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
 def write_tiles(folder: Path, tiles: int, side: int, bands: str) -> Path:
@@ -71,10 +72,10 @@ def main() -> None:
                 copying = time.perf_counter() - started
                 subprocess.run(["sync"], check=True)
                 started = time.perf_counter()
-                ingest_tiles(config, Store(config.root), places)
+                ingest_tiles(Survey(config), places)
                 ingesting = time.perf_counter() - started
                 started = time.perf_counter()
-                ingest_tiles(config, Store(config.root), places)
+                ingest_tiles(Survey(config), places)
                 again = time.perf_counter() - started
                 copied, made, repeated = (nbytes / 1e6 / s for s in (copying, ingesting, again))
                 print(

@@ -47,6 +47,7 @@ from surveyproc.models.inference import predict
 from surveyproc.places import opened
 from surveyproc.simulate import simulate
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.data import TrainingSet, sky_split
 from surveyproc.train.examples import BandDropout, Examples
@@ -103,8 +104,8 @@ def survey(folder: Path, objects: int) -> None:
     alone = [one for one in config.products if one.name != "photoz"]
     config = config.model_copy(update={"products": alone})
     with opened(config.run) as places:
-        verbs.ingest(config)
-        found = measured_training_set(config, Store(config.root), product, places)
+        verbs.ingest(Survey(config))
+        found = measured_training_set(Survey(config), product, places)
     truth = pq.read_table(folder / "truth.parquet", columns=["object_id", "spec"]).to_pandas()
     spec = truth.set_index("object_id").spec[found.cube.index["object_id"].to_numpy()].to_numpy()
     keep = np.isfinite(found.redshift) & ~found.no_image & (found.redshift < BINS[2])

@@ -17,6 +17,7 @@ from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.places import Places
 from surveyproc.simulate import simulate
+from surveyproc.survey import Survey
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared" / "data"
@@ -60,8 +61,8 @@ def trained_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = survey.read_text().replace("partition_rows = 40", "partition_rows = 30")
     survey.write_text(text)
     config = load(survey, ["products.photoz.training.epochs=1"])
-    verbs.ingest(config)
-    verbs.train(config)
+    verbs.ingest(Survey(config))
+    verbs.train(Survey(config))
     return survey
 
 
@@ -77,7 +78,7 @@ def published_survey(trained_survey: Path, tmp_path_factory: pytest.TempPathFact
     """The same survey after `run`. Do not change it."""
     folder = tmp_path_factory.mktemp("published") / "sim"
     shutil.copytree(trained_survey.parent, folder)
-    verbs.run(load(folder / "survey.toml"))
+    verbs.run(Survey(load(folder / "survey.toml")))
     return folder / "survey.toml"
 
 

@@ -13,6 +13,7 @@ from surveyproc.config import load
 from surveyproc.images import ingest
 from surveyproc.places import opened
 from surveyproc.run import pipeline
+from surveyproc.survey import Survey
 from surveyproc.train import apart
 
 LIMIT_S, LONG_S = 2, 6
@@ -46,7 +47,7 @@ if __name__ == "__main__":
     training = ["products.photoz.training.members=2", "products.photoz.training.epochs=1"]
     config = load(sys.argv[1], ["run.place=ray", "run.workers=2", *training])
     with opened(config.run):
-        tiles = verbs.ingest(config)["tiles"].written
-        verbs.train(config)
-        done = verbs.run(config)
+        tiles = verbs.ingest(Survey(config))["tiles"].written
+        verbs.train(Survey(config))
+        done = verbs.run(Survey(config))
     print(json.dumps({"tiles": tiles, "did": done["did"], "ray.data": "ray.data" in sys.modules}))

@@ -8,6 +8,7 @@ import fsspec
 
 from surveyproc import verbs
 from surveyproc.config import load
+from surveyproc.survey import Survey
 
 
 def sums(folder: Path | str, wanted: Callable[[str], bool] = bool) -> dict[str, str]:
@@ -28,4 +29,4 @@ def is_leaf(name: str) -> bool:
 
 def leaves(survey: Path) -> dict[str, str]:
     """Of the release that the survey has published."""
-    return sums(verbs.releases(load(survey))["current"]["url"], is_leaf)
+    return sums(verbs.releases(Survey(load(survey)))["current"]["url"], is_leaf)

@@ -16,6 +16,7 @@ from surveyproc.config import load
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.cube import read_tiles
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.verbs.nightly import nightly
 
 SIDE, SCALE, GOOD = 64, 0.3 / 3600, 10
@@ -171,7 +172,7 @@ def spoil(survey: Path) -> dict[str, str]:
 def fluxes(survey: Path) -> list[float | None]:
     """The published flux of each star, in the order of their tiles."""
     store = Store(load(survey).root)
-    folder = Path(verbs.releases(load(survey))["current"]["url"])
+    folder = Path(verbs.releases(Survey(load(survey)))["current"]["url"])
     assert store.is_local
     leaves = folder.glob("dataset/**/Npix=*.parquet")
     table = pa.concat_tables(
@@ -185,16 +186,16 @@ def test_ingest(survey):
     config = load(survey, ["gates.max_null_share=0.9"])
     # The link to nothing may lead somewhere another time: that file is to be tried again.
     with pytest.raises(StoreError, match="1 of the tiles and files failed") as caught:
-        verbs.ingest(config)
+        verbs.ingest(Survey(config))
     assert {kind for kind, name in names.items() if name not in str(caught.value)} == set()
     (survey.parent / "tiles" / names["a link to nothing"]).unlink()
-    problems = verbs.ingest(config)["tiles"].problems
+    problems = verbs.ingest(Survey(config))["tiles"].problems
     told = {name for name in names.values() if any(name in problem for problem in problems)}
     assert len(told) == len(BAD) - 1
     assert {tile.id for tile in read_tiles(Store(config.root))} == {
         f"t{n:02d}" for n in range(GOOD)
     }
-    assert verbs.run(config)["did"] == "published"
+    assert verbs.run(Survey(config))["did"] == "published"
     found = fluxes(survey)
     assert all(flux is not None and flux > 0 for flux in found[:GOOD])
     assert found[GOOD:] == [None] * len(BAD)
@@ -202,13 +203,13 @@ def test_ingest(survey):
 
 def test_night(survey):
     config = load(survey)
-    verbs.ingest(config)
-    verbs.run(config)
+    verbs.ingest(Survey(config))
+    verbs.run(Survey(config))
     before = fluxes(survey)
     names = spoil(survey)
     write(survey.parent / "tiles/t00.fits", 0, np.full((SIDE, SIDE), 1.0), EXPTIME=1.0)
     loose = ["max_drift=1.0", "max_share_growth=1.0", "max_flux_shift=99.0"]
-    done = nightly(load(survey, [f"nightly.{limit}" for limit in loose]))
+    done = nightly(Survey(load(survey, [f"nightly.{limit}" for limit in loose])))
     assert done["did"] == "published", done["error"]
     said = "\n".join(done["problems"] + done["kept"])
     assert {kind for kind, name in names.items() if name not in said} == set()
@@ -224,6 +225,6 @@ def test_without_a_good_tile_the_catalog_is_ingested_all_the_same(survey):
     for number in range(GOOD):
         (survey.parent / f"tiles/t{number:02d}.fits").unlink()
     with pytest.raises(InputError, match="no image tile could be ingested") as caught:
-        verbs.ingest(load(survey))
+        verbs.ingest(Survey(load(survey)))
     assert all(name in str(caught.value) for name in names.values())
     assert read_catalog(Store(load(survey).root), "field").rows_out == GOOD + len(BAD)

@@ -11,6 +11,7 @@ from surveyproc.config import load
 from surveyproc.config.sections import RunSection
 from surveyproc.simulate import simulate
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +33,8 @@ def images_model(tmp_path_factory):
             "products.photoz_images.training.epochs=1",
         ],
     )
-    verbs.ingest(config)
-    verbs.train(config)
+    verbs.ingest(Survey(config))
+    verbs.train(Survey(config))
     return f"{folder}/store/models/gaznet-1"
 
 
@@ -49,9 +50,9 @@ def kids_viking(survey_data, images_model, tmp_path_factory):
             f"products.photoz_images.model={images_model}",
         ],
     )
-    verbs.ingest(config)
-    verbs.train(config)
-    return config, verbs.run(config)
+    verbs.ingest(Survey(config))
+    verbs.train(Survey(config))
+    return config, verbs.run(Survey(config))
 
 
 def test_every_source_of_the_real_field_comes_out_once(kids_viking):
@@ -61,7 +62,7 @@ def test_every_source_of_the_real_field_comes_out_once(kids_viking):
     assert done["partitions"] > 1
     # One source lies 0.25 px outside both tiles.
     assert done["flags"]["photometry"]["no_image"] == 1
-    assert verbs.validate(config)["problems"] == []
+    assert verbs.validate(Survey(config))["problems"] == []
 
 
 @pytest.mark.ray
@@ -73,7 +74,7 @@ def test_ray_gives_the_same_bytes(kids_viking, ray_session):
     for folder in (f"releases/{config.survey.name}", f"runs/{done['release']}"):
         store.remove(folder)
     on_ray = config.model_copy(update={"run": RunSection(place="ray", workers=2)})
-    again = verbs.run(on_ray)
+    again = verbs.run(Survey(on_ray))
     assert {one["place"] for one in again["places"]} == {"ray"}
     assert sums(again["url"], is_leaf) == expected
 

@@ -8,7 +8,7 @@ from surveyproc.config import load
 from surveyproc.products.base import Batch, Inputs
 from surveyproc.products.photometry import AperturePhotometry
 from surveyproc.products.registry import build_products
-from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.testing import check_product
 
 
@@ -32,7 +32,7 @@ def test_photometry_keeps_the_contract():
 
 def test_photoz_keeps_the_contract(trained_survey):
     config = load(trained_survey)
-    photoz = build_products(config, Store(config.root))[1]
+    photoz = build_products(Survey(config))[1]
     rng = np.random.default_rng(2)
     columns = {name: rng.uniform(500, 5000, 700) for name in photoz.inputs.columns}
     check_product(photoz, Batch(columns=columns, flags=np.zeros(700, np.int32)))

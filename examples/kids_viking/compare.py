@@ -16,6 +16,7 @@ from astropy.table import Table
 from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
 from surveyproc.evaluate.redshift import redshift_metrics
+from surveyproc.survey import Survey
 
 BRIGHT = 21.5  # r magnitude
 ISOLATED_ARCSEC = 6.0
@@ -23,7 +24,7 @@ ISOLATED_ARCSEC = 6.0
 
 def published(config: SurveyConfig) -> pd.DataFrame:
     """All rows of the published release."""
-    return lsdb.open_catalog(verbs.releases(config)["current"]["url"]).compute()
+    return lsdb.open_catalog(verbs.releases(Survey(config))["current"]["url"]).compute()
 
 
 def compare(config: SurveyConfig) -> list[tuple[str, int, float, float]]:

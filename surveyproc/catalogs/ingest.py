@@ -30,6 +30,7 @@ from surveyproc.progress import Meter
 from surveyproc.schemas import Column
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.store.urls import file_name
+from surveyproc.survey import Survey
 
 # Raised whenever the same source gives other bytes than before.
 FORMAT = 2
@@ -129,8 +130,7 @@ def read_catalog(store: Store, name: str) -> CatalogInfo:
 
 
 def ingest_catalog(
-    config: SurveyConfig,
-    store: Store,
+    survey: Survey,
     places: Places,
     *,
     rows_per_batch: int | None = None,
@@ -143,10 +143,8 @@ def ingest_catalog(
 
     Parameters
     ----------
-    config : SurveyConfig
-        Its `survey.name` and `catalog` section matter.
-    store : Store
-        Where to.
+    survey : Survey
+        Its name and its `catalog` section matter.
     places : Places
         Where leaves may be written.
     rows_per_batch, spill_bytes : int
@@ -157,27 +155,27 @@ def ingest_catalog(
     InputError
         If the source cannot be read, is empty, lacks a column, or has no usable row.
     """
-    url, kind = table_kind(config.resolve(config.catalog.source))
-    key = catalog_key(config.survey.name)
+    url, kind = table_kind(survey.config.resolve(survey.config.catalog.source))
+    key = catalog_key(survey.name)
     settings = {
         "format": FORMAT,
         "source_sha256": checksum(url),
         "source_kind": kind,
-        "name": config.survey.name,
+        "name": survey.name,
         # Of the others the catalog does not depend.
-        **config.catalog.model_dump(
+        **survey.config.catalog.model_dump(
             include={"table", "id", "ra", "dec", "reddening", "partition_rows"}
         ),
     }
-    record = store.read_json(f"{key}/{RECORD}")
-    if record is not None and record["settings"] == settings and _intact(store, key):
-        return _summary(store, key, record, skipped=True)
-    with open_source(config) as reader, spill.own_folder(store, key) as folder:
-        build = _Build(config, store, key, folder, reader, places)
+    record = survey.store.read_json(f"{key}/{RECORD}")
+    if record is not None and record["settings"] == settings and _intact(survey.store, key):
+        return _summary(survey.store, key, record, skipped=True)
+    with open_source(survey.config) as reader, spill.own_folder(survey.store, key) as folder:
+        build = _Build(survey, key, folder, reader, places)
         build.rows_per_batch = rows_per_batch or rows.batch_rows(reader.schema)
         build.spill_bytes = spill_bytes
         record = build.run(settings)
-    return _summary(store, key, record, skipped=False)
+    return _summary(survey.store, key, record, skipped=False)
 
 
 def open_source(config: SurveyConfig) -> TableReader:
@@ -211,16 +209,15 @@ class _Build:
 
     def __init__(
         self,
-        config: SurveyConfig,
-        store: Store,
+        survey: Survey,
         key: str,
         folder: str,
         reader: TableReader,
         places: Places,
     ) -> None:
-        self.config, self.store, self.key, self.folder = config, store, key, folder
+        self.config, self.store, self.key, self.folder = survey.config, survey.store, key, folder
         self.reader, self.places = reader, places
-        self.roles = rows.roles(reader, config.catalog)
+        self.roles = rows.roles(reader, survey.config.catalog)
         self.own, self.carried = rows.stored_columns(reader, self.roles)
         self.rows_in = 0
 

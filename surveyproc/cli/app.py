@@ -21,7 +21,7 @@ from surveyproc.interrupt import hint, watched
 
 # `--help` answers at once: what only some verbs need is imported by them.
 if TYPE_CHECKING:
-    from surveyproc.config import SurveyConfig
+    from surveyproc.survey import Survey as Opened
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,10 +45,11 @@ def _ray_aside() -> AbstractContextManager[Any]:
     return redirect_stdout(sys.stderr)
 
 
-def _load(survey: Path, overrides: list[str] | None) -> SurveyConfig:
+def _load(survey: Path, overrides: list[str] | None) -> Opened:
     from surveyproc.config import load
+    from surveyproc.survey import Survey as Opened
 
-    return load(survey, overrides or ())
+    return Opened(load(survey, overrides or ()))
 
 
 def _show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
@@ -217,8 +218,8 @@ def evaluate(
     """Hold the published redshifts against the table of the [truth] section."""
     from surveyproc import verbs
 
-    config = _load(survey, overrides)
-    done = verbs.evaluate(config, catalog, outlier, column, baseline, magnitude)
+    opened = _load(survey, overrides)
+    done = verbs.evaluate(opened, catalog, outlier, column, baseline, magnitude)
     where = (
         f"release {done['release']} ({text.rows(done)})" if "release" in done else done["catalog"]
     )
@@ -278,16 +279,16 @@ def releases(
     """List the releases, print where the published one is, compare two, or roll back."""
     from surveyproc import verbs
 
-    config = _load(survey, overrides)
+    opened = _load(survey, overrides)
     if rollback is not None:
-        done = verbs.rollback(config, rollback)
+        done = verbs.rollback(opened, rollback)
         _show(done, as_json, [f"release {done['release']} is published again", done["url"]])
         return
     if diff is not None:
-        changes = verbs.diff(config, *diff, tolerance)
+        changes = verbs.diff(opened, *diff, tolerance)
         _show(changes, as_json, text.diff_lines(changes))
         return
-    found = verbs.releases(config)
+    found = verbs.releases(opened)
     if current:
         _show({"url": found["current"]["url"]}, as_json, [found["current"]["url"]])
         return
@@ -335,7 +336,7 @@ def submit(
     """Run a verb as a job on a Ray cluster and follow its log; Ctrl-C leaves the job running."""
     from surveyproc.verbs.submit import Cluster
 
-    config = _load(survey, overrides)
+    config = _load(survey, overrides).config
     cluster = Cluster(address)
     if stop is not None:
         done = cluster.stop(stop)

@@ -32,6 +32,7 @@ from surveyproc.places import DIED, Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.store.urls import file_name, public_url
+from surveyproc.survey import Survey
 
 # Part of every cube's version: raise it when the same input makes other cubes.
 FORMAT = 2
@@ -76,9 +77,7 @@ class TilesSummary:
     complete: bool = True
 
 
-def ingest_tiles(
-    config: SurveyConfig, store: Store, places: Places, *, keep_last: bool = False
-) -> TilesSummary:
+def ingest_tiles(survey: Survey, places: Places, *, keep_last: bool = False) -> TilesSummary:
     """Bring the survey's FITS files into cubes; what is there already is left alone.
 
     Parameters
@@ -102,14 +101,14 @@ def ingest_tiles(
         If an input could not be read now, or the store could not take a cube (disk full). Raised
         when all other tiles are done and in the table; a tile that failed keeps the row it had.
     """
-    clear_debris(store)
-    paths = config.tile_files()
+    clear_debris(survey.store)
+    paths = survey.config.tile_files()
     if not paths:  # a survey of catalogs alone
-        write_rows(store, config.survey.name, [])
+        write_rows(survey.store, survey.name, [])
         return TilesSummary()
-    planes, problems, aside = _scan(paths, Calibration.of(config), store, places)
-    groups = group_planes(planes, problems, config.images.bands)
-    before = _former_rows(store, config.survey.name)
+    planes, problems, aside = _scan(paths, Calibration.of(survey.config), survey.store, places)
+    groups = group_planes(planes, problems, survey.config.images.bands)
+    before = _former_rows(survey.store, survey.name)
     failures = _unread(problems, before)
     summary = TilesSummary(
         problems=[one.message for one in problems if not one.unread], notes=_notes(aside)
@@ -124,11 +123,11 @@ def ingest_tiles(
         if not bands and tile not in failures:
             summary.problems.append(f"tile {tile}: no usable band; skipped")
     rows: list[dict[str, Any]] = []
-    ledger = Ledger(store, LEDGER)
+    ledger = Ledger(survey.store, LEDGER)
     stage = Stage(
         "tiles",
         _TileWorker,
-        (store.url, config.images.mask_bits),
+        (survey.store.url, survey.config.images.mask_bits),
         died=_TileWorker.nothing,
         ledger=ledger,
     )
@@ -150,7 +149,7 @@ def ingest_tiles(
     summary.problems.sort()
     rows += [before[tile] for tile in failures if tile in before]
     if keep_last:
-        rows = _keep_last(store, config, rows, before, troubled, summary)
+        rows = _keep_last(survey.store, survey.config, rows, before, troubled, summary)
         summary.complete = not failures
         summary.kept += [
             f"{message}; " + ("kept as it was" if tile in before else "left out")
@@ -161,7 +160,7 @@ def ingest_tiles(
     if not rows and not failures:
         raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
     if rows:
-        write_rows(store, config.survey.name, rows)
+        write_rows(survey.store, survey.name, rows)
     if failures:
         lines = [*sorted(failures.values()), *(f"problem: {one}" for one in summary.problems)]
         raise StoreError(

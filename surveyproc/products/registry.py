@@ -19,12 +19,10 @@ from surveyproc.products.catalog_photometry import CatalogPhotometry, check_numb
 from surveyproc.products.photometry import AperturePhotometry
 from surveyproc.products.photoz import PhotozProduct
 from surveyproc.schemas import Column
-from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
-def build_products(
-    config: SurveyConfig, store: Store, before: ProductSection | None = None
-) -> tuple[Product, ...]:
+def build_products(survey: Survey, before: ProductSection | None = None) -> tuple[Product, ...]:
     """Every product of `config`: the catalog's own photometry, then as the file lists them.
 
     Parameters
@@ -44,16 +42,16 @@ def build_products(
     InputError
         If a model package is missing; the message says how to train it.
     """
-    sections = config.products
+    sections = survey.config.products
     if before is not None:
         sections = sections[: sections.index(before)]
     own: list[Product] = []
-    if config.catalog.magnitudes or config.catalog.fluxes:
-        catalog = read_catalog(store, config.survey.name)
-        own.append(CatalogPhotometry(config.catalog, catalog.columns))
-    if not (config.products or own):
+    if survey.config.catalog.magnitudes or survey.config.catalog.fluxes:
+        catalog = read_catalog(survey.store, survey.name)
+        own.append(CatalogPhotometry(survey.config.catalog, catalog.columns))
+    if not (survey.config.products or own):
         raise ConfigError("products: none is configured; add a [[products]] section")
-    return (*own, *(build_product(section, config, store) for section in sections))
+    return (*own, *(build_product(section, survey) for section in sections))
 
 
 def check_kind(section: ProductSection) -> None:
@@ -74,39 +72,39 @@ def check_kind(section: ProductSection) -> None:
         raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
 
 
-def build_product(section: ProductSection, config: SurveyConfig, store: Store) -> Product:
+def build_product(section: ProductSection, survey: Survey) -> Product:
     """One product, its model loaded if it has one; photometry with cutouts that fit all tiles."""
     check_kind(section)
     if section.name == "photometry":
-        bands = tuple(config.images.bands)
+        bands = tuple(survey.config.images.bands)
         if not bands:
             raise ConfigError(
                 "products.photometry measures images, and [images] names no band; take the product "
                 "out: the catalog's own fluxes need none"
             )
-        finest = finest_tile(store, config.survey.name)
+        finest = finest_tile(survey.store, survey.name)
         if finest is None:
             return AperturePhotometry(bands, section.aperture)
         return AperturePhotometry(bands, section.aperture, cutout_for(section.aperture, *finest))
     assert section.model is not None
     try:
         # Anything with a slash is a folder, relative to survey.toml.
-        model = config.resolve(section.model) if "/" in section.model else section.model
-        package = load_package(store, model)
+        model = survey.config.resolve(section.model) if "/" in section.model else section.model
+        package = load_package(survey.store, model)
     except InputError as error:
         raise InputError(f"products.{section.name}.model: {error}") from error
     product = PhotozProduct(
         package,
         section.bands,
         name=section.name,
-        reddening=config.catalog.reddening,
-        survey_bands=config.bands,
+        reddening=survey.config.catalog.reddening,
+        survey_bands=survey.config.bands,
     )
-    unseen = [band for band in product.inputs.bands if band not in config.images.bands]
+    unseen = [band for band in product.inputs.bands if band not in survey.config.images.bands]
     if unseen:
         raise ConfigError(
             f"products.{section.name}: model {section.model!r} reads cutouts of band "
-            f"{unseen[0]!r}, which [images] does not have ({', '.join(config.images.bands)})"
+            f"{unseen[0]!r}, which [images] does not have ({', '.join(survey.config.images.bands)})"
         )
     return product
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from surveyproc import schemas
 from surveyproc.catalogs.labels import match_catalog, read_labels
-from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import NightlySection
 from surveyproc.evaluate.histogram import add, distance, unpack
 from surveyproc.evaluate.redshift import bootstrap_errors, redshift_metrics
 from surveyproc.releases.release import Reason
 from surveyproc.run.commit import Commit
-from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 METRICS = ("nmad", "outlier_fraction")
 
@@ -130,9 +129,7 @@ def changes(last: Profile, new: Profile, limits: NightlySection) -> list[Change]
     return found
 
 
-def metric_changes(
-    config: SurveyConfig, store: Store, last: str, new: str, columns: Iterable[str]
-) -> list[Change]:
+def metric_changes(survey: Survey, last: str, new: str, columns: Iterable[str]) -> list[Change]:
     """NMAD and outlier fraction of both releases against the [truth] table, as it is now.
 
     Parameters
@@ -143,11 +140,11 @@ def metric_changes(
         Columns of both; the redshifts of their models are held against the truth.
     """
     redshifts = sorted(schemas.redshift_columns(columns))
-    if config.truth is None or not redshifts:
+    if survey.config.truth is None or not redshifts:
         return []
-    labels = read_labels(config.truth, config)
-    before, true_before = match_catalog(store, last, labels, redshifts)
-    after, true_after = match_catalog(store, new, labels, redshifts)
+    labels = read_labels(survey.config.truth, survey.config)
+    before, true_before = match_catalog(survey.store, last, labels, redshifts)
+    after, true_after = match_catalog(survey.store, new, labels, redshifts)
     found = []
     for name in redshifts:
         one = redshift_metrics(before[name], true_before)
@@ -156,7 +153,9 @@ def metric_changes(
             continue
         errors = bootstrap_errors(before[name], true_before)
         for metric in METRICS:
-            slack = max(config.nightly.max_metric_growth * one[metric], 2 * errors[f"{metric}_err"])
+            slack = max(
+                survey.config.nightly.max_metric_growth * one[metric], 2 * errors[f"{metric}_err"]
+            )
             found.append(Change(metric, name, one[metric], other[metric], one[metric] + slack))
     return found
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from surveyproc import schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
-from surveyproc.config import SurveyConfig
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.releases.release import current_release
 from surveyproc.report import figures
 from surveyproc.report.summary import summarise
-from surveyproc.store.storage import Store, store_error
+from surveyproc.store.storage import store_error
+from surveyproc.survey import Survey
 
 STYLE = """
 :root { color-scheme: light; }
@@ -46,7 +46,7 @@ ERRORS = (
 )
 
 
-def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any]:
+def write_report(survey: Survey, out: Path | None = None) -> dict[str, Any]:
     """Write the page of the published release.
 
     Parameters
@@ -68,16 +68,15 @@ def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any
     StoreError
         If the page cannot be written.
     """
-    store = Store(config.root)
-    current = current_release(store, config.survey.name)
+    current = current_release(survey.store, survey.name)
     key = str(current["path"])
-    names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
+    names = hats.leaf_schema(survey.store, f"{key}/{hats.leaf_keys(survey.store, key)[0]}").names
     flags = ["catalog_flag", *(f"{product}_flag" for product in current["flags"])]
     # The source's own columns follow the last flag.
     names = names[: max(map(names.index, flags)) + 1]
     redshifts = schemas.redshift_columns(names)
-    bands = [band for band in config.bands if f"flux_{band}" in names]
-    summary = summarise(store, key, redshifts, bands, flags)
+    bands = [band for band in survey.config.bands if f"flux_{band}" in names]
+    summary = summarise(survey.store, key, redshifts, bands, flags)
     sections = [
         _tiles(current),
         "<h2>On the sky</h2>" + _figure(figures.sky_map(summary), "sky map"),
@@ -86,16 +85,18 @@ def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any
         + (_figure(figures.magnitude_histogram(summary), "number counts") if bands else "")
         + "</div>",
     ]
-    if config.truth is not None and redshifts:
-        values, known = match_catalog(store, key, read_labels(config.truth, config), redshifts)
+    if survey.config.truth is not None and redshifts:
+        values, known = match_catalog(
+            survey.store, key, read_labels(survey.config.truth, survey.config), redshifts
+        )
         sections.append(f"<h2>Against {len(known):,} known redshifts</h2>")
         sections += [_against_truth(name, values[name], known) for name in redshifts]
     sections += [_flag_table(current), _band_flag_table(current), _open_it(str(current["url"]))]
-    page = _page(config.survey.name, current, "".join(sections))
+    page = _page(survey.name, current, "".join(sections))
     if out is None:
         target = f"runs/{current['release']}/report.html"
-        store.put(target, page.encode())
-        where = store.url_of(target)
+        survey.store.put(target, page.encode())
+        where = survey.store.url_of(target)
     else:
         where = str(out)
         try:

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from surveyproc import schemas
 from surveyproc.catalogs import hats
-from surveyproc.config import SurveyConfig
 from surveyproc.errors import (
     ClusterError,
     StoreError,
@@ -28,6 +27,7 @@ from surveyproc.run.adopt import adopt
 from surveyproc.run.cost import seconds_per_object
 from surveyproc.run.plan import Plan, Unit, make_plan
 from surveyproc.store.storage import Store, digest, parse_table
+from surveyproc.survey import Survey
 
 DEATHS = 8
 """Units in a row, or three a worker if that is more, whose processes die: it is not the units."""
@@ -102,15 +102,15 @@ class UnitWorker:
 
     Parameters
     ----------
-    config : SurveyConfig
+    survey : Survey
         The survey.
     run : str
         The run the driver planned; a worker that plans another one refuses to work.
     """
 
-    def __init__(self, config: SurveyConfig, run: str) -> None:
-        self.store = Store(config.root)
-        self.plan = make_plan(config, self.store)
+    def __init__(self, survey: Survey, run: str) -> None:
+        self.store = survey.store
+        self.plan = make_plan(survey)
         if self.plan.run != run:
             raise SurveyError(
                 f"inputs changed while the run was under way (planned {run}, found "
@@ -118,7 +118,7 @@ class UnitWorker:
             )
         unit.prepare(self.plan.products)
         self.units = {planned.name: planned for planned in self.plan.units}
-        bands, size = unit.image_needs(self.plan.products, config.images.bands)
+        bands, size = unit.image_needs(self.plan.products, survey.config.images.bands)
         self.reader = CutoutReader(self.store, list(self.plan.tiles), bands) if size else None
 
     def __call__(self, task: Task) -> Outcome:
@@ -186,7 +186,7 @@ class UnitWorker:
         return parse_table(pa.BufferReader(data), columns).select(columns)
 
 
-def compute_pending(config: SurveyConfig, store: Store, plan: Plan, places: Places) -> Computed:
+def compute_pending(survey: Survey, plan: Plan, places: Places) -> Computed:
     """Give every unit of `plan` a leaf and a commit record.
 
     Units that an earlier release has are copied; the rest are computed. A unit that fails is tried
@@ -199,14 +199,14 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan, places: Plac
         Naming the units for which the store failed, after all others were done.
     """
     started = time.monotonic()
-    commit.forget_damaged(store, plan)
-    killers = attempts.release_quarantined(store, plan)
-    pending = commit.pending(store, plan)
+    commit.forget_damaged(survey.store, plan)
+    killers = attempts.release_quarantined(survey.store, plan)
+    pending = commit.pending(survey.store, plan)
     if pending:
-        write_plan(store, plan)
-    adopted = adopt(store, plan)
-    todo = commit.pending(store, plan)
-    work = Work(config, store, plan, places, killers)
+        write_plan(survey.store, plan)
+    adopted = adopt(survey.store, plan)
+    todo = commit.pending(survey.store, plan)
+    work = Work(survey, plan, places, killers)
     if todo:
         with Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter:
             work.finish([one.name for one in todo], meter)
@@ -220,7 +220,7 @@ def compute_pending(config: SurveyConfig, store: Store, plan: Plan, places: Plac
         seconds=time.monotonic() - started,
     )
     if pending:
-        write_log(store, plan, done, work)
+        write_log(survey.store, plan, done, work)
     if work.failed:
         raise UnitsFailedError(
             f"{len(work.failed)} of {len(plan.units)} units failed; the others are kept and the "
@@ -234,8 +234,8 @@ class Work:
 
     Parameters
     ----------
-    config, store, plan, places
-        The survey, its root, the run, and where it may run.
+    survey, plan, places
+        The survey, the run, and where it may run.
     killers : collection of str
         Units that killed a process in an earlier run; they get one of their own.
 
@@ -251,21 +251,20 @@ class Work:
 
     def __init__(
         self,
-        config: SurveyConfig,
-        store: Store,
+        survey: Survey,
         plan: Plan,
         places: Places,
         killers: Collection[str] = (),
     ) -> None:
-        self.config, self.store, self.plan, self.places = config, store, plan, places
+        self.survey, self.store, self.plan, self.places = survey, survey.store, plan, places
         self.killers = set(killers)
-        self.ledger = Ledger(store, f"{plan.run_key}/begun")
-        seconds = seconds_per_object(store, plan)
+        self.ledger = Ledger(self.store, f"{plan.run_key}/begun")
+        seconds = seconds_per_object(self.store, plan)
         self.seconds = {one.name: one.rows * seconds for one in plan.units}
         self.rows = 0
         self.quarantined: list[str] = []
         self.failed: list[str] = []
-        self.errors = attempts.recorded(store, plan.run_key)
+        self.errors = attempts.recorded(self.store, plan.run_key)
 
     def finish(self, units: list[str], meter: Meter) -> None:
         """All attempts at these units: together first, what died of it one by one after that."""
@@ -282,7 +281,7 @@ class Work:
 
     def tasks(self, units: list[str]) -> list[Task]:
         """The next attempt at each unit, or its quarantine if it has had them all."""
-        most = self.config.run.attempts
+        most = self.survey.config.run.attempts
         return [Task(name, _reason(self.errors.get(name, ()), most)) for name in units]
 
     def item(self, task: Task) -> Item:
@@ -298,7 +297,7 @@ class Work:
         stage = Stage(
             "units",
             UnitWorker,
-            (self.config, self.plan.run),
+            (self.survey, self.plan.run),
             died=UnitWorker.died,
             deaths=1,
             ledger=self.ledger,

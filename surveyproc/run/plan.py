@@ -12,12 +12,12 @@ import numpy as np
 import surveyproc
 from surveyproc import schemas, sky
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
-from surveyproc.config import SurveyConfig
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.products.base import Product
 from surveyproc.products.registry import build_products, carried_columns, check_columns
 from surveyproc.schemas import Column
 from surveyproc.store.storage import Store, fingerprint
+from surveyproc.survey import Survey
 
 # Raised whenever the same inputs would give other leaves than before.
 OUTPUT_REVISION = 3
@@ -142,7 +142,7 @@ def read_done(store: Store, run: str) -> dict[str, Any] | None:
     return done
 
 
-def make_plan(config: SurveyConfig, store: Store) -> Plan:
+def make_plan(survey: Survey) -> Plan:
     """Plan a run over the ingested catalog and tiles with the configured products.
 
     Raises
@@ -153,21 +153,21 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
         If a product reads columns that nothing provides, or an aperture is too large for the pixels
         of some tile.
     """
-    catalog = read_catalog(store, config.survey.name)
-    products = build_products(config, store)
+    catalog = read_catalog(survey.store, survey.name)
+    products = build_products(survey)
     check_columns(products, catalog.columns)
     tiles = (
-        tuple(read_tiles(store, config.survey.name))
+        tuple(read_tiles(survey.store, survey.name))
         if any(p.inputs.cutout for p in products)
         else ()
     )
     own = catalog.columns[: len(schemas.load("object"))]
     columns = own + tuple(column for product in products for column in product.columns)
-    carried = carried_columns(config.catalog, catalog.columns, products)
+    carried = carried_columns(survey.config.catalog, catalog.columns, products)
     made_by = {
         "products": [[product.name, product.version] for product in products],
         "columns": [asdict(column) for column in (*columns, *carried.values())],
-        "bands": list(config.bands),
+        "bands": list(survey.config.bands),
         "revision": OUTPUT_REVISION,
     }
     touched = _tiles_touched(catalog, tiles)
@@ -184,17 +184,15 @@ def make_plan(config: SurveyConfig, store: Store) -> Plan:
     inputs = "r" + fingerprint(
         {
             **made_by,
-            "survey": config.survey.name,
+            "survey": survey.name,
             "catalog": catalog.fingerprint,
             "units": [[unit.order, unit.pixel, unit.fingerprint] for unit in units],
         }
     )
     without = {"run", "gates", "nightly", "truth"}
-    settings = fingerprint(config.model_dump(mode="json", exclude=without))
-    run = _edition(store, config.survey.name, inputs)
-    return Plan(
-        config.survey.name, run, units, columns, carried, settings, catalog, tiles, products
-    )
+    settings = fingerprint(survey.config.model_dump(mode="json", exclude=without))
+    run = _edition(survey.store, survey.name, inputs)
+    return Plan(survey.name, run, units, columns, carried, settings, catalog, tiles, products)
 
 
 def _edition(store: Store, survey: str, inputs: str) -> str:

@@ -15,7 +15,7 @@ from surveyproc.errors import ConfigError
 from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.places import Places
 from surveyproc.products.registry import build_products, check_fluxes
-from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.training_cube import build_training_cube
 
@@ -42,9 +42,7 @@ def untrained(config: SurveyConfig, section: ProductSection) -> RedshiftNetwork:
         raise ConfigError(f"products.{section.name}: {error}") from error
 
 
-def measured_training_set(
-    config: SurveyConfig, store: Store, section: ProductSection, places: Places
-) -> TrainingSet:
+def measured_training_set(survey: Survey, section: ProductSection, places: Places) -> TrainingSet:
     """What the survey holds of every object that has a label, sorted by position on the sky.
 
     Fluxes are those that the earlier products write, or else those that the catalog holds; errors
@@ -59,18 +57,17 @@ def measured_training_set(
     InputError
         If no label matches an object.
     """
-    reads = untrained(config, section).reads
+    reads = untrained(survey.config, section).reads
     assert section.training is not None
-    chosen = _survey_bands(config, section, section.training.bands)
+    chosen = _survey_bands(survey.config, section, section.training.bands)
     bands = _model_bands(section, chosen)
-    survey = dict(zip(bands, chosen, strict=True))
-    _check_fluxes(config, store, section, [f"flux_{survey[band]}" for band in reads.features])
+    own = dict(zip(bands, chosen, strict=True))
+    _check_fluxes(survey, section, [f"flux_{own[band]}" for band in reads.features])
     cube = build_training_cube(
-        config,
-        store,
+        survey,
         section,
         places,
-        bands=[survey[band] for band in reads.images],
+        bands=[own[band] for band in reads.images],
         cutout=reads.cutout + 2 * section.training.shift if reads.cutout else 0,
     )
     table = cube.index
@@ -93,11 +90,9 @@ def measured_training_set(
     )
 
 
-def _check_fluxes(
-    config: SurveyConfig, store: Store, section: ProductSection, fluxes: Sequence[str]
-) -> None:
-    held = {column.name: column for column in read_catalog(store, config.survey.name).columns}
-    before = build_products(config, store, section)
+def _check_fluxes(survey: Survey, section: ProductSection, fluxes: Sequence[str]) -> None:
+    held = {column.name: column for column in read_catalog(survey.store, survey.name).columns}
+    before = build_products(survey, section)
     written = {column.name for product in before for column in product.columns}
     check_fluxes(section.name, [held[name] for name in fluxes if name in held.keys() - written])
     absent = [name for name in fluxes if name not in held.keys() | written]

@@ -28,8 +28,9 @@ from surveyproc.run import unit
 from surveyproc.run.cost import IMAGE_S, expected_seconds
 from surveyproc.run.plan import OUTPUT_REVISION
 from surveyproc.schemas import Column
-from surveyproc.store.storage import Store, fingerprint
+from surveyproc.store.storage import fingerprint
 from surveyproc.store.urls import public_url
+from surveyproc.survey import Survey
 from surveyproc.train import cube
 from surveyproc.train.cube import SHARD, TrainingCube
 
@@ -70,8 +71,7 @@ class _Inputs:
 
 
 def build_training_cube(
-    config: SurveyConfig,
-    store: Store,
+    survey: Survey,
     section: ProductSection,
     places: Places,
     *,
@@ -85,10 +85,8 @@ def build_training_cube(
 
     Parameters
     ----------
-    config : SurveyConfig
+    survey : Survey
         The survey, ingested.
-    store : Store
-        Its root.
     section : ProductSection
         The product to train. Its labels are matched, and the products listed before it measure.
     places : Places
@@ -115,14 +113,14 @@ def build_training_cube(
     SurveyError
         If the inputs changed while the cube was built.
     """
-    inputs = _inputs(config, store, section, bands, cutout)
-    if store.exists(f"{inputs.key}/{cube.RECORD}"):
-        return TrainingCube.open(store, inputs.key)
+    inputs = _inputs(survey, section, bands, cutout)
+    if survey.store.exists(f"{inputs.key}/{cube.RECORD}"):
+        return TrainingCube.open(survey.store, inputs.key)
     # LSDB takes seconds to import; a cube that is there needs none.
     from surveyproc.catalogs.match import match_labels
 
-    taken = _catalog_columns(config, inputs.catalog, inputs.products)
-    matched = match_labels(store, inputs.catalog.key, inputs.labels, taken, places)
+    taken = _catalog_columns(survey.config, inputs.catalog, inputs.products)
+    matched = match_labels(survey.store, inputs.catalog.key, inputs.labels, taken, places)
     starts = range(0, matched.num_rows, SHARD)
     # Taken, not sliced: a slice is pickled with all of the table behind it.
     tables = [
@@ -137,11 +135,11 @@ def build_training_cube(
     stage = Stage(
         "shards",
         ShardWorker,
-        (config, section, inputs.key, tuple(bands), cutout),
-        ledger=Ledger(store, f"{inputs.key}/begun"),
+        (survey, section, inputs.key, tuple(bands), cutout),
+        ledger=Ledger(survey.store, f"{inputs.key}/begun"),
     )
     if cutout:
-        cube.write_header(store, inputs.key, matched.num_rows, len(bands), cutout)
+        cube.write_header(survey.store, inputs.key, matched.num_rows, len(bands), cutout)
     parts: dict[int, pa.Table] = {}
     with Meter("training cube", objects=matched.num_rows, units=len(items)) as meter:
         for number, table, nbytes in places.stream(items, stage):
@@ -156,7 +154,7 @@ def build_training_cube(
                 "images and catalog cover the same sky"
             )
         scale = float(np.nanmedian(index["pixel_scale"].to_numpy()))
-    if _inputs(config, store, section, bands, cutout).key != inputs.key:
+    if _inputs(survey, section, bands, cutout).key != inputs.key:
         raise SurveyError(
             f"products.{section.name}: catalog, tiles, labels or models changed while the training "
             "cube was built: repeat the command"
@@ -181,7 +179,7 @@ def build_training_cube(
             **{f"{one.name}_version": one.version for one in inputs.products},
         },
     }
-    return cube.finish(store, inputs.key, index, record)
+    return cube.finish(survey.store, inputs.key, index, record)
 
 
 class ShardWorker:
@@ -189,20 +187,20 @@ class ShardWorker:
 
     def __init__(
         self,
-        config: SurveyConfig,
+        survey: Survey,
         section: ProductSection,
         key: str,
         bands: tuple[str, ...],
         cutout: int,
     ) -> None:
-        self.store, self.config, self.key = Store(config.root), config, key
-        self.products: tuple[Product, ...] = build_products(config, self.store, section)
+        self.store, self.config, self.key = survey.store, survey.config, key
+        self.products: tuple[Product, ...] = build_products(survey, section)
         unit.prepare(self.products)
         self.shape = (len(bands), cutout, cutout)
         if cutout:
             self.products += (CutoutProduct(bands, cutout),)
-        wanted, size = unit.image_needs(self.products, config.images.bands)
-        tiles = read_tiles(self.store, config.survey.name) if size else []
+        wanted, size = unit.image_needs(self.products, survey.config.images.bands)
+        tiles = read_tiles(self.store, survey.name) if size else []
         self.reader = CutoutReader(self.store, tiles, wanted) if size else None
 
     def __call__(self, item: tuple[int, pa.Table]) -> tuple[int, pa.Table, int]:
@@ -233,36 +231,35 @@ class ShardWorker:
 
 
 def _inputs(
-    config: SurveyConfig,
-    store: Store,
+    survey: Survey,
     section: ProductSection,
     bands: Sequence[str],
     cutout: int,
 ) -> _Inputs:
     if section.training is None:
         raise ConfigError(f"products.{section.name}: add a [products.training] section to train it")
-    if unknown := [band for band in bands if band not in config.images.bands]:
+    if unknown := [band for band in bands if band not in survey.config.images.bands]:
         raise ConfigError(
             f"products.{section.name}: {', '.join(unknown)} is not in images.bands "
-            f"({', '.join(config.images.bands)})"
+            f"({', '.join(survey.config.images.bands)})"
         )
-    catalog = read_catalog(store, config.survey.name)
-    labels = read_labels(section.training, config)
-    products = build_products(config, store, section)
+    catalog = read_catalog(survey.store, survey.name)
+    labels = read_labels(section.training, survey.config)
+    products = build_products(survey, section)
     check_columns(products, catalog.columns)
-    _catalog_columns(config, catalog, products)
+    _catalog_columns(survey.config, catalog, products)
     images = bool(cutout) or any(product.inputs.cutout for product in products)
-    tiles = read_tiles(store, config.survey.name) if images else []
+    tiles = read_tiles(survey.store, survey.name) if images else []
     version = fingerprint(
         {
             "format": cube.FORMAT,
             "revision": OUTPUT_REVISION,
             "catalog": catalog.fingerprint,
-            "reddening": config.catalog.reddening,
+            "reddening": survey.config.catalog.reddening,
             "tiles": [[tile.id, tile.version] for tile in tiles],
             "labels": labels.checksum,
             "products": [[product.name, product.version] for product in products],
-            "survey_bands": list(config.bands),
+            "survey_bands": list(survey.config.bands),
             "bands": list(bands),
             "cutout": cutout,
         }

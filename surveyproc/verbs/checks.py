@@ -18,6 +18,7 @@ from surveyproc.products.registry import build_product, check_kind, check_source
 from surveyproc.run.plan import Plan, make_plan
 from surveyproc.store.storage import Store
 from surveyproc.store.urls import public_url
+from surveyproc.survey import Survey
 
 Check = Callable[[], Any]
 
@@ -45,7 +46,7 @@ def told(checks: Iterable[Check]) -> None:
     raise first
 
 
-def before_ingest(config: SurveyConfig, store: Store) -> None:
+def before_ingest(survey: Survey) -> None:
     """What an ingest needs, and what later verbs need of survey.toml and of the label tables.
 
     Reads the headers of tables and no FITS file of images; loads no model.
@@ -57,20 +58,32 @@ def before_ingest(config: SurveyConfig, store: Store) -> None:
     StoreError
         If nothing can be written under the root.
     """
-    told([*_settings(config), config.tile_files, partial(check_source, config), *_labels(config)])
-    writable(store)
+    told(
+        [
+            *_settings(survey.config),
+            survey.config.tile_files,
+            partial(check_source, survey.config),
+            *_labels(survey.config),
+        ]
+    )
+    writable(survey.store)
 
 
-def before_night(config: SurveyConfig, store: Store) -> None:
+def before_night(survey: Survey) -> None:
     """As `before_ingest`, and that models are there; a broken catalog has a last good one."""
-    checks = [*_settings(config), config.tile_files, *_models(config, store), *_truth(config)]
-    if not store.exists(record_key(config.survey.name)):
-        checks.append(partial(check_source, config))
+    checks = [
+        *_settings(survey.config),
+        survey.config.tile_files,
+        *_models(survey),
+        *_truth(survey.config),
+    ]
+    if not survey.store.exists(record_key(survey.name)):
+        checks.append(partial(check_source, survey.config))
     told(checks)
-    writable(store)
+    writable(survey.store)
 
 
-def before_training(config: SurveyConfig, store: Store, sections: Sequence[ProductSection]) -> None:
+def before_training(survey: Survey, sections: Sequence[ProductSection]) -> None:
     """That networks can be built, label tables have their columns, and the survey what it needs.
 
     Raises
@@ -82,23 +95,23 @@ def before_training(config: SurveyConfig, store: Store, sections: Sequence[Produ
     """
     from surveyproc.train.labels import untrained  # which takes torch
 
-    checks = list(_settings(config))
+    checks = list(_settings(survey.config))
     for section in sections:
-        checks.append(partial(untrained, config, section))
+        checks.append(partial(untrained, survey.config, section))
         if section.training is None or section.model is None:
             continue
-        checks.append(partial(_own_model, config, store, section))
-        checks += _table(config, f"products.{section.name}.training", section.training)
+        checks.append(partial(_own_model, survey, section))
+        checks += _table(survey.config, f"products.{section.name}.training", section.training)
         if not section.training.magnitudes:
-            checks.append(partial(read_catalog, store, config.survey.name))
-            before = config.products[: config.products.index(section)]
+            checks.append(partial(read_catalog, survey.store, survey.name))
+            before = survey.config.products[: survey.config.products.index(section)]
             # Those that are trained now will be there when they are wanted.
-            checks += _models(config, store, [one for one in before if one not in sections])
+            checks += _models(survey, [one for one in before if one not in sections])
     told(checks)
-    writable(store)
+    writable(survey.store)
 
 
-def planned(config: SurveyConfig, store: Store) -> Plan:
+def planned(survey: Survey) -> Plan:
     """The plan of a run; if there is none, all that stands in its way.
 
     Raises
@@ -106,22 +119,22 @@ def planned(config: SurveyConfig, store: Store) -> Plan:
     ConfigError, InputError
         With everything that was found.
     """
-    told(_settings(config))
+    told(_settings(survey.config))
     try:
-        return make_plan(config, store)
+        return make_plan(survey)
     except (ConfigError, InputError) as error:
         first = error
 
     def again() -> None:
         raise first
 
-    name = config.survey.name
+    name = survey.name
     told(
         [
             again,
-            partial(read_catalog, store, name),
-            *([partial(read_tiles, store, name)] if config.images.tiles else []),
-            *_models(config, store),
+            partial(read_catalog, survey.store, name),
+            *([partial(read_tiles, survey.store, name)] if survey.config.images.tiles else []),
+            *_models(survey),
         ]
     )
     raise first
@@ -178,11 +191,11 @@ def _file_pattern(config: SurveyConfig) -> None:
         )
 
 
-def _own_model(config: SurveyConfig, store: Store, section: ProductSection) -> None:
+def _own_model(survey: Survey, section: ProductSection) -> None:
     """A training makes its model the current one of that name for all surveys under the root."""
     assert section.model is not None
-    other = trained_by(store, section.model)
-    if other not in ("", config.survey.name):
+    other = trained_by(survey.store, section.model)
+    if other not in ("", survey.name):
         network = section.architecture or section.model
         raise ConfigError(
             f"products.{section.name}.model: {section.model!r} was trained by survey {other!r}, "
@@ -191,11 +204,9 @@ def _own_model(config: SurveyConfig, store: Store, section: ProductSection) -> N
         )
 
 
-def _models(
-    config: SurveyConfig, store: Store, sections: Iterable[ProductSection] | None = None
-) -> Iterator[Check]:
-    for section in config.products if sections is None else sections:
-        yield partial(build_product, section, config, store)
+def _models(survey: Survey, sections: Iterable[ProductSection] | None = None) -> Iterator[Check]:
+    for section in survey.config.products if sections is None else sections:
+        yield partial(build_product, section, survey)
 
 
 def _labels(config: SurveyConfig) -> Iterator[Check]:

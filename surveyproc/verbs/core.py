@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from surveyproc import schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import match_catalog, read_labels
-from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import TOLERANCE, ProductSection
 from surveyproc.errors import ConfigError, InputError, StoreError, UnreachableError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
@@ -27,10 +26,11 @@ from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.verbs import checks
 
 
-def ingest(config: SurveyConfig) -> dict[str, Any]:
+def ingest(survey: Survey) -> dict[str, Any]:
     """Tiles to cubes and the source catalog to HATS; what is there already is left alone.
 
     Raises
@@ -44,24 +44,23 @@ def ingest(config: SurveyConfig) -> dict[str, Any]:
     from surveyproc.catalogs.ingest import ingest_catalog
     from surveyproc.images.ingest import ingest_tiles
 
-    store = Store(config.root)
-    checks.before_ingest(config, store)
-    store.clear_staging()
-    with under_way(store, "ingest"), opened(config.run) as places:
+    checks.before_ingest(survey)
+    survey.store.clear_staging()
+    with under_way(survey.store, "ingest"), opened(survey.config.run) as places:
         tiles = failure = None
         try:
-            tiles = ingest_tiles(config, store, places)
+            tiles = ingest_tiles(survey, places)
         except UnreachableError:
             raise
         except (InputError, StoreError) as error:
             failure = error
-        catalog = ingest_catalog(config, store, places)
+        catalog = ingest_catalog(survey, places)
     if failure is not None:
         raise failure
     return {"tiles": tiles, "catalog": catalog, "places": places.told()}
 
 
-def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
+def train(survey: Survey, name: str | None = None) -> dict[str, Any]:
     """Train the network of product `name`, or of every product with a training section.
 
     Raises
@@ -70,35 +69,35 @@ def train(config: SurveyConfig, name: str | None = None) -> dict[str, Any]:
         If no such product is configured, or it has no training section, or a network refuses its
         bands or settings.
     """
-    sections = [config.product(name)] if name else [p for p in config.products if p.training]
+    sections = (
+        [survey.config.product(name)] if name else [p for p in survey.config.products if p.training]
+    )
     if not sections:
         raise ConfigError("products: none has a [products.training] section; add one to train")
-    store = Store(config.root)
-    checks.before_training(config, store, sections)
-    with under_way(store, "train"), opened(config.run) as places:
-        return {section.name: _train_one(config, section, places) for section in sections}
+    checks.before_training(survey, sections)
+    with under_way(survey.store, "train"), opened(survey.config.run) as places:
+        return {section.name: _train_one(survey, section, places) for section in sections}
 
 
-def _train_one(config: SurveyConfig, section: ProductSection, places: Places) -> dict[str, Any]:
+def _train_one(survey: Survey, section: ProductSection, places: Places) -> dict[str, Any]:
     from surveyproc.train.data import from_labels
     from surveyproc.train.labels import measured_training_set
     from surveyproc.train.loop import train as train_network
 
-    store = Store(config.root)
     assert section.training is not None
     assert section.model is not None
     if section.training.magnitudes:
-        training_set = from_labels(section.training, config.resolve(section.training.source))
+        training_set = from_labels(section.training, survey.config.resolve(section.training.source))
     else:
-        training_set = measured_training_set(config, store, section, places)
+        training_set = measured_training_set(survey, section, places)
     package = train_network(
         training_set,
         architecture=section.architecture or section.model,
         network=section.network,
         settings=section.training,
-        store=store,
+        store=survey.store,
         name=section.model,
-        survey=config.survey.name,
+        survey=survey.name,
         places=places,
     )
     return {
@@ -109,12 +108,11 @@ def _train_one(config: SurveyConfig, section: ProductSection, places: Places) ->
     }
 
 
-def plan(config: SurveyConfig) -> dict[str, Any]:
+def plan(survey: Survey) -> dict[str, Any]:
     """What `run` would do: units in all, to copy from other releases, to compute. Reads no data."""
-    store = Store(config.root)
-    planned = checks.planned(config, store)
-    copied = adoptable(store, planned)
-    stale = [unit for unit in commit.pending(store, planned) if unit.name not in copied]
+    planned = checks.planned(survey)
+    copied = adoptable(survey.store, planned)
+    stale = [unit for unit in commit.pending(survey.store, planned) if unit.name not in copied]
     return {
         "run": planned.run,
         "rows": planned.rows,
@@ -123,14 +121,14 @@ def plan(config: SurveyConfig) -> dict[str, Any]:
         "adoptable_units": len(copied),
         "pending_units": len(stale),
         "pending_rows": sum(unit.rows for unit in stale),
-        "published": release.is_published(store, planned),
+        "published": release.is_published(survey.store, planned),
     }
 
 
 MoreGates = Callable[[Plan, list[commit.Commit]], Sequence[release.Reason]]
 
 
-def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, Any]:
+def run(survey: Survey, more_gates: MoreGates | None = None) -> dict[str, Any]:
     """Plan, infer, check and publish; resume what was interrupted; do nothing if all is done.
 
     Parameters
@@ -141,28 +139,27 @@ def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, 
         Reasons not to publish beside those of the [gates] section.
     """
     started = time.monotonic()
-    store = Store(config.root)
-    planned = checks.planned(config, store)
-    if release.is_published(store, planned):
-        current = release.current_release(store, planned.survey)
+    planned = checks.planned(survey)
+    if release.is_published(survey.store, planned):
+        current = release.current_release(survey.store, planned.survey)
         return {**current, "did": "nothing", "seconds": time.monotonic() - started}
-    release.refuse_withdrawn(store, planned)
-    checks.writable(store)
-    store.clear_staging()
+    release.refuse_withdrawn(survey.store, planned)
+    checks.writable(survey.store)
+    survey.store.clear_staging()
     from surveyproc.run.pipeline import compute_pending
 
-    with opened(config.run) as places:
-        computed = compute_pending(config, store, planned, places)
-    commits = list(commit.read_all(store, planned))
+    with opened(survey.config.run) as places:
+        computed = compute_pending(survey, planned, places)
+    commits = list(commit.read_all(survey.store, planned))
     gaps = sorted(record.unit for record in commits if record.quarantined)
-    if gaps and gaps == release.published_gaps(store, planned):
+    if gaps and gaps == release.published_gaps(survey.store, planned):
         # What was quarantined failed again: there is nothing that the published release lacks.
-        release.remove_release(store, planned.survey, planned.run)
-        current = release.current_release(store, planned.survey)
+        release.remove_release(survey.store, planned.survey, planned.run)
+        current = release.current_release(survey.store, planned.survey)
         seconds = time.monotonic() - started
         return {**current, "did": "nothing", "places": places.told(), "seconds": seconds}
     more = more_gates(planned, commits) if more_gates is not None else ()
-    current = release.publish(store, planned, commits, config.gates, more)
+    current = release.publish(survey.store, planned, commits, survey.config.gates, more)
     return {
         **current,
         "did": "published",
@@ -178,7 +175,7 @@ def run(config: SurveyConfig, more_gates: MoreGates | None = None) -> dict[str, 
 
 
 def evaluate(
-    config: SurveyConfig,
+    survey: Survey,
     catalog: str | None = None,
     outlier: float = OUTLIER_THRESHOLD,
     column: str | None = None,
@@ -192,7 +189,7 @@ def evaluate(
 
     Parameters
     ----------
-    config : SurveyConfig
+    survey : Survey
         Names the table, and the bands in order of wavelength.
     catalog : str, optional
         Path or URL of any HATS catalog, or of a collection, whose main catalog counts; the
@@ -225,9 +222,10 @@ def evaluate(
     from surveyproc.evaluate.compare import gains
     from surveyproc.evaluate.summary import summarise
 
+    config = survey.config
     if config.truth is None:
         raise ConfigError("evaluate needs a [truth] section: source, redshift, ra, dec")
-    store, key, facts = _published(config, catalog)
+    store, key, facts = _published(survey, catalog)
     labels = read_labels(config.truth, config)
     files = hats.file_keys(store, key)
     if not files:
@@ -315,13 +313,12 @@ def _magnitudes(column: str, values: NDArray[np.float64]) -> dict[str, NDArray[n
     return {column: values}
 
 
-def _published(config: SurveyConfig, catalog: str | None) -> tuple[Store, str, dict[str, Any]]:
+def _published(survey: Survey, catalog: str | None) -> tuple[Store, str, dict[str, Any]]:
     """Store and key of the catalog to evaluate, and what is known of it."""
     if catalog is None:
-        store = Store(config.root)
-        current = release.current_release(store, config.survey.name)
+        current = release.current_release(survey.store, survey.name)
         facts = {name: current[name] for name in ("release", "rows", "rejected")}
-        return store, current["path"], {"catalog": current["url"], **facts}
+        return survey.store, current["path"], {"catalog": current["url"], **facts}
     url = catalog.rstrip("/") if "://" in catalog else str(Path(catalog).absolute())
     store, key = _located(url)
     main = hats.main_table(store, key)
@@ -337,23 +334,21 @@ def _located(url: str) -> tuple[Store, str]:
     return Store(root or "/"), key
 
 
-def validate(config: SurveyConfig) -> dict[str, Any]:
+def validate(survey: Survey) -> dict[str, Any]:
     """Problems of the published release; none if it is what was committed."""
-    store = Store(config.root)
-    current = release.current_release(store, config.survey.name)
-    return {**current, "problems": release.validate(store, current)}
+    current = release.current_release(survey.store, survey.name)
+    return {**current, "problems": release.validate(survey.store, current)}
 
 
-def releases(config: SurveyConfig) -> dict[str, Any]:
+def releases(survey: Survey) -> dict[str, Any]:
     """Every release and the published one."""
-    store = Store(config.root)
     return {
-        "current": release.current_release(store, config.survey.name),
-        "releases": release.list_releases(store, config.survey.name),
+        "current": release.current_release(survey.store, survey.name),
+        "releases": release.list_releases(survey.store, survey.name),
     }
 
 
-def clean(config: SurveyConfig, *, dry_run: bool = False) -> dict[str, Any]:
+def clean(survey: Survey, *, dry_run: bool = False) -> dict[str, Any]:
     """Remove cubes that nothing refers to, of all surveys under the root: `releases.clean`.
 
     Returns
@@ -363,18 +358,16 @@ def clean(config: SurveyConfig, *, dry_run: bool = False) -> dict[str, Any]:
     """
     from surveyproc.releases.clean import clean as remove_unwanted
 
-    done = remove_unwanted(Store(config.root), dry_run=dry_run)
+    done = remove_unwanted(survey.store, dry_run=dry_run)
     return {"removed": done.removed, "bytes": done.nbytes, "left": done.left, "dry_run": dry_run}
 
 
-def diff(
-    config: SurveyConfig, first: str, second: str, tolerance: float | None = None
-) -> dict[str, Any]:
+def diff(survey: Survey, first: str, second: str, tolerance: float | None = None) -> dict[str, Any]:
     """Rows added, removed and changed between two releases; see `surveyproc.releases.diff.diff`."""
     least = TOLERANCE if tolerance is None else tolerance
-    return compare_releases(Store(config.root), config.survey.name, first, second, least)
+    return compare_releases(survey.store, survey.name, first, second, least)
 
 
-def rollback(config: SurveyConfig, to: str) -> dict[str, Any]:
+def rollback(survey: Survey, to: str) -> dict[str, Any]:
     """Send readers to an earlier release; see `surveyproc.releases.release.rollback`."""
-    return release.rollback(Store(config.root), config.survey.name, to)
+    return release.rollback(survey.store, survey.name, to)

@@ -12,6 +12,7 @@ from surveyproc.config import load
 from surveyproc.places import opened
 from surveyproc.report.page import write_report
 from surveyproc.simulate import simulate
+from surveyproc.survey import Survey
 
 IMAGES = """
 # GaZNet-1 with few channels: the r image beside the catalog.
@@ -52,20 +53,20 @@ def demo(out: Path, *, objects: int, seed: int, root: str) -> dict[str, Any]:
         print(f"[{time.monotonic() - started:5.0f} s] {step}", file=sys.stderr, flush=True)
 
     say(f"simulate {objects} objects")
-    survey = simulate(out, objects=objects, seed=seed, root=root)
-    with survey.config.open("a") as stream:
+    simulated = simulate(out, objects=objects, seed=seed, root=root)
+    with simulated.config.open("a") as stream:
         stream.write(IMAGES)
-    config = load(survey.config)
-    with opened(config.run):
+    survey = Survey(load(simulated.config))
+    with opened(survey.config.run):
         say("ingest tiles and catalog")
-        verbs.ingest(config)
+        verbs.ingest(survey)
         say("train the redshift networks")
-        verbs.train(config)
+        verbs.train(survey)
         say("run")
-        done = verbs.run(config)
+        done = verbs.run(survey)
     say("evaluate and report")
-    metrics = [verbs.evaluate(config, column=column) for column in COLUMNS]
-    page = write_report(config)
+    metrics = [verbs.evaluate(survey, column=column) for column in COLUMNS]
+    page = write_report(survey)
     say("done")
     return {
         "catalog": done["url"],

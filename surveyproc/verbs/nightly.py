@@ -13,7 +13,6 @@ from typing import Any
 
 from surveyproc import interrupt, verbs
 from surveyproc.catalogs.ingest import record_key
-from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import TOLERANCE
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
 from surveyproc.images.cube import is_ingested, read_tiles
@@ -22,7 +21,8 @@ from surveyproc.releases import diff, drift, release
 from surveyproc.releases.clean import clean
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan, release_key, run_key
-from surveyproc.store.storage import Store, fingerprint
+from surveyproc.store.storage import fingerprint
+from surveyproc.survey import Survey
 from surveyproc.verbs import checks, sources
 
 FOLDER = "runs/nightly"
@@ -33,7 +33,7 @@ def sources_key(survey: str) -> str:
     return f"{FOLDER}/{survey}/sources.json"
 
 
-def nightly(config: SurveyConfig) -> dict[str, Any]:
+def nightly(survey: Survey) -> dict[str, Any]:
     """Bring the published release up to date with the survey's files, models and configuration.
 
     A file that is broken tonight does not undo what it gave before: its tile keeps its last good
@@ -58,9 +58,8 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     now = datetime.datetime.now(datetime.UTC)
-    store = Store(config.root)
     summary: dict[str, Any] = {
-        "survey": config.survey.name,
+        "survey": survey.name,
         "did": "failed",
         "started": now.isoformat(timespec="seconds"),
         "exit_code": 1,
@@ -69,10 +68,10 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         "release": None,
     }
     try:
-        summary["before"] = _published(config, store)
-        checks.before_night(config, store)
-        with opened(config.run) as places:
-            _night(config, store, summary, places)
+        summary["before"] = _published(survey)
+        checks.before_night(survey)
+        with opened(survey.config.run) as places:
+            _night(survey, summary, places)
         # The night is done; a scheduler still has to learn that files could not be used.
         summary["exit_code"] = InputError.exit_code if summary["problems"] else 0
     except SurveyError as error:
@@ -88,11 +87,11 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
         raise
     finally:
         key = f"{FOLDER}/{now:%Y%m%dT%H%M%S.%f}.json"
-        summary["summary"] = store.url_of(key)
+        summary["summary"] = survey.store.url_of(key)
         summary["seconds"] = time.monotonic() - started
         try:
-            summary["release"] = _published(config, store)
-            store.put_json(key, summary)
+            summary["release"] = _published(survey)
+            survey.store.put_json(key, summary)
         except StoreError as error:
             summary["unsaved"] = str(error)
             summary["exit_code"] = summary["exit_code"] or error.exit_code
@@ -100,43 +99,43 @@ def nightly(config: SurveyConfig) -> dict[str, Any]:
     return summary
 
 
-def _night(config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places) -> None:
-    record = _refresh(config, store, summary, places)
+def _night(survey: Survey, summary: dict[str, Any], places: Places) -> None:
+    record = _refresh(survey, summary, places)
     summary["places"] = places.told()
-    plan = make_plan(config, store)
+    plan = make_plan(survey)
     last = summary["before"]
-    known = set(commit.recorded(store, run_key(last))) if last else set()
+    known = set(commit.recorded(survey.store, run_key(last))) if last else set()
     summary["units"] = {
         "total": len(plan.units),
         "affected": sum(unit.name not in known for unit in plan.units),
         **{name: 0 for name in ("computed", "adopted", "resumed", "quarantined")},
     }
-    if gaps := release.published_gaps(store, plan):
+    if gaps := release.published_gaps(survey.store, plan):
         summary["did"], summary["quarantined"], summary["units"]["affected"] = "nothing", gaps, 0
     else:
-        _publish(config, store, plan, summary)
+        _publish(survey, plan, summary)
     # Only a night that ended well sets what the next one is held against.
-    key = sources_key(config.survey.name)
-    if store.read_json(key) != record:
-        store.put_json(key, record)
+    key = sources_key(survey.name)
+    if survey.store.read_json(key) != record:
+        survey.store.put_json(key, record)
 
 
-def _publish(config: SurveyConfig, store: Store, plan: Plan, summary: dict[str, Any]) -> None:
+def _publish(survey: Survey, plan: Plan, summary: dict[str, Any]) -> None:
     """Compute what is pending, hold it against the last release, publish, remove old releases."""
-    pending = {unit.name for unit in commit.pending(store, plan)}
+    pending = {unit.name for unit in commit.pending(survey.store, plan)}
 
     def gates(plan: Plan, commits: list[commit.Commit]) -> list[release.Reason]:
         for one in commits:
             summary["units"][_how(one, pending)] += 1
-        return _against_last(config, store, plan, commits, summary)
+        return _against_last(survey, plan, commits, summary)
 
-    done = verbs.run(config, gates)
+    done = verbs.run(survey, gates)
     summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
     summary["places"] += done.get("places", [])
     if done["did"] == "published":
-        keep = config.nightly.keep_releases
-        summary["removed"] = release.prune(store, config.survey.name, keep)
-        cleaned = clean(store)
+        keep = survey.config.nightly.keep_releases
+        summary["removed"] = release.prune(survey.store, survey.name, keep)
+        cleaned = clean(survey.store)
         summary["cleaned"] = {"folders": len(cleaned.removed), "bytes": cleaned.nbytes}
 
 
@@ -149,32 +148,32 @@ def _how(record: commit.Commit, pending: set[str]) -> str:
     return "adopted" if record.adopted else "computed"
 
 
-def _published(config: SurveyConfig, store: Store) -> str | None:
+def _published(survey: Survey) -> str | None:
     try:
-        return str(release.current_release(store, config.survey.name)["release"])
+        return str(release.current_release(survey.store, survey.name)["release"])
     except InputError:
         return None
 
 
-def _refresh(
-    config: SurveyConfig, store: Store, summary: dict[str, Any], places: Places
-) -> dict[str, Any]:
+def _refresh(survey: Survey, summary: dict[str, Any], places: Places) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
-    survey = config.survey.name
-    last = store.read_json(sources_key(survey)) or {"files": {}, "tiles": {}}
+    last = survey.store.read_json(sources_key(survey.name)) or {"files": {}, "tiles": {}}
     seen = {
         name: sources.Source(entry["content"], tuple(entry["state"]))
         for name, entry in last["files"].items()
     }
-    found = sources.look(config, seen)
+    found = sources.look(survey.config, seen)
     changed = sources.compare(seen, found)
-    settings = fingerprint(config.model_dump(mode="json", include={"survey", "images", "catalog"}))
-    ingested = is_ingested(store, survey) and store.exists(record_key(survey))
+    settings = fingerprint(
+        survey.config.model_dump(mode="json", include={"survey", "images", "catalog"})
+    )
+    cataloged = survey.store.exists(record_key(survey.name))
+    ingested = is_ingested(survey.store, survey.name) and cataloged
     if not changed and ingested and last.get("settings") == settings and last["complete"]:
         kept, problems, notes, complete = last["kept"], last["problems"], last["notes"], True
     else:
-        kept, problems, notes, complete = _ingest(config, store, places)
-    tiles = {tile.id: tile.version for tile in read_tiles(store, survey)}
+        kept, problems, notes, complete = _ingest(survey, places)
+    tiles = {tile.id: tile.version for tile in read_tiles(survey.store, survey.name)}
     summary["files"] = asdict(changed)
     summary["tiles"] = _tile_changes(last["tiles"], tiles)
     summary["kept"], summary["problems"], summary["notes"] = kept, problems, notes
@@ -191,21 +190,19 @@ def _refresh(
     }
 
 
-def _ingest(
-    config: SurveyConfig, store: Store, places: Places
-) -> tuple[list[str], list[str], list[str], bool]:
+def _ingest(survey: Survey, places: Places) -> tuple[list[str], list[str], list[str], bool]:
     """What was kept, what was wrong, what one should know; and whether all could be read."""
     from surveyproc.catalogs.ingest import ingest_catalog
     from surveyproc.images.ingest import ingest_tiles
 
-    store.clear_staging()
-    with under_way(store, "ingest"):
-        tiles = ingest_tiles(config, store, places, keep_last=True)
+    survey.store.clear_staging()
+    with under_way(survey.store, "ingest"):
+        tiles = ingest_tiles(survey, places, keep_last=True)
     kept, notes = list(tiles.kept), list(tiles.notes)
     try:
-        notes += ingest_catalog(config, store, places).notes
+        notes += ingest_catalog(survey, places).notes
     except InputError as error:
-        if not store.exists(record_key(config.survey.name)):
+        if not survey.store.exists(record_key(survey.name)):
             raise
         kept.append(f"catalog: {error}; the last one is kept")
     return kept, tiles.problems, notes, tiles.complete
@@ -221,8 +218,7 @@ def _tile_changes(last: dict[str, str], now: dict[str, str]) -> dict[str, list[s
 
 
 def _against_last(
-    config: SurveyConfig,
-    store: Store,
+    survey: Survey,
     plan: Plan,
     commits: list[commit.Commit],
     summary: dict[str, Any],
@@ -232,26 +228,27 @@ def _against_last(
     if last is None:
         return []
     summary["diff"] = diff.difference(
-        store,
+        survey.store,
         plan.survey,
         (last, plan.run),
-        diff.leaves_of(store, plan.survey, last),
+        diff.leaves_of(survey.store, plan.survey, last),
         [one.leaf for one in commits],
         TOLERANCE,
     )
-    records = commit.read_units(store, run_key(last), commit.recorded(store, run_key(last)))
+    records = commit.read_units(
+        survey.store, run_key(last), commit.recorded(survey.store, run_key(last))
+    )
     before, after = drift.profile(records), drift.profile(commits)
-    found = drift.changes(before, after, config.nightly)
+    found = drift.changes(before, after, survey.config.nightly)
     found += drift.metric_changes(
-        config,
-        store,
+        survey,
         release_key(plan.survey, last),
         plan.release_key,
         before.columns.keys() & after.columns.keys(),
     )
     summary["compared"] = [asdict(one) for one in found]
     return [
-        *drift.refusals((before.rows, after.rows), found, config.nightly),
-        *drift.flux_shifts(summary["diff"]["flux_ratios"], config.nightly),
+        *drift.refusals((before.rows, after.rows), found, survey.config.nightly),
+        *drift.flux_shifts(summary["diff"]["flux_ratios"], survey.config.nightly),
         *drift.columns_gone(before, after),
     ]

@@ -15,6 +15,7 @@ from surveyproc.catalogs.ingest import SPILL_BYTES, CatalogSummary, ingest_catal
 from surveyproc.config import SurveyConfig
 from surveyproc.places import Places
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 KEY = "catalogs/test"
 
@@ -63,7 +64,7 @@ def run(
 ) -> tuple[Store, CatalogSummary]:
     config = survey(root, source, **catalog)
     store = Store(config.root)
-    summary = ingest_catalog(config, store, places, rows_per_batch=batch, spill_bytes=spill_bytes)
+    summary = ingest_catalog(Survey(config), places, rows_per_batch=batch, spill_bytes=spill_bytes)
     return store, summary
 
 

@@ -114,7 +114,7 @@ from sample_tables import survey
 from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.store.storage import Store
 config = survey(sys.argv[1], sys.argv[2], partition_rows=40)
-ingest_catalog(config, Store(config.root), where.HERE, rows_per_batch=100, spill_bytes=9000)
+ingest_catalog(Survey(config), where.HERE, rows_per_batch=100, spill_bytes=9000)
 """
 
 
@@ -153,8 +153,9 @@ import where
 from sample_tables import survey
 from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 config = survey(sys.argv[1], sys.argv[2], partition_rows=20_000)
-ingest_catalog(config, Store(config.root), where.HERE, rows_per_batch=5000, spill_bytes=4_000_000)
+ingest_catalog(Survey(config), where.HERE, rows_per_batch=5000, spill_bytes=4_000_000)
 # The peak that getrusage gives starts at that of the process which started this one.
 print(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 """

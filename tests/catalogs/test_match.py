@@ -13,6 +13,7 @@ from surveyproc.catalogs.labels import Labels
 from surveyproc.catalogs.match import match_labels
 from surveyproc.errors import InputError
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 KEY = catalog_key("test")
 RADIUS = 30.0
@@ -39,7 +40,7 @@ def ingest(tmp_path, ra, dec, partition_rows=200, **more):
     section = config.catalog.model_copy(update={"partition_rows": partition_rows})
     config = config.model_copy(update={"catalog": section})
     store = Store(config.root)
-    ingest_catalog(config, store, where.HERE)
+    ingest_catalog(Survey(config), where.HERE)
     return store
 
 

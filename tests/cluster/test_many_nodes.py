@@ -19,6 +19,7 @@ from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.run.plan import make_plan
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 TIMEOUT_S = 300
 pytestmark = [pytest.mark.cluster, pytest.mark.kill, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -78,7 +79,7 @@ def test_a_node_dies_while_its_unit_is_at(stage, nodes, survey_copy, published_s
     # One JSON document, whatever Ray has to say of the node.
     assert json.loads(ended(driver))["did"] == "published"
     assert leaves(survey_copy) == leaves(published_survey)
-    assert verbs.validate(load(survey_copy))["problems"] == []
+    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
 
 
 def test_a_node_that_comes_late_takes_part(nodes, survey_copy, published_survey):
@@ -110,7 +111,7 @@ def test_workers_killed_again_and_again(nodes, survey_copy, published_survey):
     assert leaves(survey_copy) == leaves(published_survey)
     config = load(survey_copy)
     store = Store(config.root)
-    assert store.names(f"{make_plan(config, store).run_key}/attempts") == []
+    assert store.names(f"{make_plan(Survey(config)).run_key}/attempts") == []
 
 
 def test_workers_killed_for_memory_come_back_when_there_is_room(survey_copy, published_survey):
@@ -151,7 +152,7 @@ def test_the_head_dies_and_the_same_command_finishes(survey_copy, published_surv
         assert driver.returncode != 0
     finally:
         nodes.end()
-    done = verbs.run(load(survey_copy))
+    done = verbs.run(Survey(load(survey_copy)))
     assert done["units_resumed"] > 0
     assert leaves(survey_copy) == leaves(published_survey)
 

@@ -18,6 +18,7 @@ from surveyproc.images.cube import read_tiles
 from surveyproc.images.fits import planes_of
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 # Of a pixel of `conftest_images`, 0.36 arcsec wide.
 AREA = math.radians(1e-4) ** 2
@@ -135,7 +136,7 @@ def test_zero_points_by_file(tmp_path, make_config):
     config: SurveyConfig = make_config(zeropoint_file="zeropoints.csv")
     files = Calibration.of(config).files
     assert files == {"a.fits": 25.5, "b.fits": -99.0}
-    summary = ingest_tiles(config, Store(config.root), HERE)
+    summary = ingest_tiles(Survey(config), HERE)
     assert [tile.id for tile in read_tiles(Store(config.root))] == ["A"]
     assert "images.zeropoint_file: b.fits = -99" in summary.problems[0]
     planes, (one,) = planes_of(str(tmp_path / "b.fits"), config.images, {"a.fits": 25.5})
@@ -167,7 +168,7 @@ def test_gains_reach_the_table_of_tiles_as_flux_of_an_electron(
 ):
     write(tmp_path / "a.fits", GAIN=2.5, EXPTIME=100.0)
     config = make_config(gain=gain)
-    ingest_tiles(config, Store(config.root), HERE)
+    ingest_tiles(Survey(config), HERE)
     (tile,) = read_tiles(Store(config.root))
     flux = None if expected is None else pytest.approx(10 ** (1.4 / 2.5) / expected)
     assert tile.electron_flux == (flux,)
@@ -183,7 +184,7 @@ def test_nothing_that_one_file_says_costs_another_tile(tmp_path, make_config):
     fits.PrimaryHDU(pixels(), header(tile="T2", band="r")).writeto(tmp_path / "b.fits")
     write(tmp_path / "a.fits")
     config = make_config(zeropoints={"g": -9000.0})
-    summary = ingest_tiles(config, Store(config.root), HERE)
+    summary = ingest_tiles(Survey(config), HERE)
     assert [tile.id for tile in read_tiles(Store(config.root))] == ["T2"]
     (message,) = summary.problems
     assert message.startswith("tile T1: cannot be used: OverflowError")

@@ -24,11 +24,12 @@ from surveyproc.measure.aperture import annulus_for, aperture_photometry
 from surveyproc.sky import pixel_positions, wcs_from_header
 from surveyproc.store import urls
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
 def run(config, places=where.HERE):
     store = Store(config.root)
-    return ingest_tiles(config, store, places), store
+    return ingest_tiles(Survey(config), places), store
 
 
 def whole(store, tile, bands=None):

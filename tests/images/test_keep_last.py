@@ -9,6 +9,7 @@ from conftest_images import pixels, write
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def survey(tmp_path, make_config):
 
 
 def night(config):
-    summary = ingest_tiles(config, Store(config.root), where.HERE, keep_last=True)
+    summary = ingest_tiles(Survey(config), where.HERE, keep_last=True)
     return summary, {tile.id: tile for tile in read_tiles(Store(config.root))}
 
 

@@ -17,6 +17,7 @@ from surveyproc.images.cube import read_tiles, read_window
 from surveyproc.images.fits import PlaneReader, planes_of
 from surveyproc.images.ingest import group_planes, ingest_tiles
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 IMAGE = pixels()
 MASK = np.zeros(IMAGE.shape, np.int32)
@@ -279,7 +280,7 @@ def test_gaps_are_null_where_no_weight_says_otherwise(tmp_path, make_config):
     multi(tmp_path / "a_r.fits", hdu("SCI", data, FILTER="r"), weight)
     config = make_config()
     store = Store(config.root)
-    summary = ingest_tiles(config, store, HERE)
+    summary = ingest_tiles(Survey(config), HERE)
     assert summary.problems == []
     (tile,) = read_tiles(store)
     window = read_window(store, tile, 0, 80, 0, 100, ["g", "r"])
@@ -292,6 +293,6 @@ def test_what_is_left_aside_is_said_once(tmp_path, make_config):
     for tile in ("T1", "T2"):
         multi(tmp_path / f"{tile}.fits", hdu("SCI", tile=tile), hdu("CTX", MASK, tile=tile))
     config = make_config()
-    (note,) = ingest_tiles(config, Store(config.root), HERE).notes
+    (note,) = ingest_tiles(Survey(config), HERE).notes
     assert note.startswith("left aside: CTX, a context image")
     assert note.endswith("T1.fits[2] and 1 more")

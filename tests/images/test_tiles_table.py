@@ -11,11 +11,12 @@ from surveyproc.errors import InputError, StoreError
 from surveyproc.images.cube import TILES_KEY, finest_tile, is_ingested, read_tiles
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
 def run(config):
     store = Store(config.root)
-    return ingest_tiles(config, store, where.HERE), store
+    return ingest_tiles(Survey(config), where.HERE), store
 
 
 def test_two_surveys_under_one_root_have_their_own_tiles(tmp_path, make_config):

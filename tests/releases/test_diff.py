@@ -13,6 +13,7 @@ from surveyproc.catalogs.hats import Leaf
 from surveyproc.config import load
 from surveyproc.errors import InputError
 from surveyproc.releases.diff import TileRatios, compare, differing, flux_columns
+from surveyproc.survey import Survey
 
 ROW = st.tuples(
     st.integers(0, 12),
@@ -190,9 +191,9 @@ def test_every_aperture_and_no_other_flux_is_compared():
 
 def test_a_release_does_not_differ_from_itself_and_an_unknown_one_is_named(published_survey):
     config = load(published_survey)
-    release = verbs.releases(config)["current"]["release"]
-    found = verbs.diff(config, release, release, 0.0)
+    release = verbs.releases(Survey(config))["current"]["release"]
+    found = verbs.diff(Survey(config), release, release, 0.0)
     assert (found["changed"], found["leaves_read"]) == (0, 0)
     assert found["rows"] == [240, 240]
     with pytest.raises(InputError, match="no finished release of simulated is called 'rx'"):
-        verbs.diff(config, release, "rx", 0.0)
+        verbs.diff(Survey(config), release, "rx", 0.0)

@@ -15,6 +15,7 @@ from surveyproc.errors import GateError, InputError, StoreError
 from surveyproc.releases import release
 from surveyproc.run.plan import make_plan
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 OTHER = "products.photometry.aperture=1.5"
 
@@ -24,7 +25,7 @@ def two_releases(published_survey, tmp_path_factory):
     """A survey with two releases, the second one published. Do not change it."""
     folder = tmp_path_factory.mktemp("two") / "survey"
     shutil.copytree(published_survey.parent, folder)
-    verbs.run(load(folder / "survey.toml", [OTHER]))
+    verbs.run(Survey(load(folder / "survey.toml", [OTHER])))
     return folder / "survey.toml"
 
 
@@ -36,31 +37,33 @@ def survey(two_releases, tmp_path):
 
 def names(survey):
     """All releases, the published one first."""
-    listed = verbs.releases(load(survey))["releases"]
+    listed = verbs.releases(Survey(load(survey)))["releases"]
     return [one["release"] for one in sorted(listed, key=lambda one: not one["current"])]
 
 
 def test_a_release_that_was_rolled_back_from_is_not_published_again_by_itself(survey):
     second, first = names(survey)
-    assert verbs.rollback(load(survey), first)["release"] == first
+    assert verbs.rollback(Survey(load(survey)), first)["release"] == first
     assert names(survey) == [first, second]
     with pytest.raises(GateError, match=rf"{second} is not published: it was withdrawn") as caught:
-        verbs.run(load(survey, [OTHER]))
+        verbs.run(Survey(load(survey, [OTHER])))
     assert caught.value.exit_code == 3
-    assert verbs.run(load(survey))["did"] == "nothing"
-    assert verbs.rollback(load(survey), second)["release"] == second
-    assert verbs.run(load(survey, [OTHER]))["did"] == "nothing"
-    assert verbs.run(load(survey))["release"] == first  # going back by configuration is no rollback
+    assert verbs.run(Survey(load(survey)))["did"] == "nothing"
+    assert verbs.rollback(Survey(load(survey)), second)["release"] == second
+    assert verbs.run(Survey(load(survey, [OTHER])))["did"] == "nothing"
+    assert (
+        verbs.run(Survey(load(survey)))["release"] == first
+    )  # going back by configuration is no rollback
 
 
 def test_rollback_to_what_is_not_there_changes_nothing(survey):
     second, first = names(survey)
     with pytest.raises(InputError, match=f"no finished release .* 'rx' .*{first}"):
-        verbs.rollback(load(survey), "rx")
+        verbs.rollback(Survey(load(survey)), "rx")
     leaf = next(survey.parent.glob(f"store/releases/simulated/{first}/dataset/**/Npix*.parquet"))
     leaf.unlink()
     with pytest.raises(StoreError, match="gone or cut short"):
-        verbs.rollback(load(survey), first)
+        verbs.rollback(Survey(load(survey)), first)
     assert names(survey) == [second, first]
 
 
@@ -70,29 +73,29 @@ def test_rollback_past_a_damaged_document_names_it(survey, key_of):
     _, first = names(survey)
     store.put(key, b"{")
     with pytest.raises(StoreError, match=rf"{key} is not JSON .*; remove it"):
-        verbs.rollback(load(survey), first)
+        verbs.rollback(Survey(load(survey)), first)
     store.remove(key)
-    assert verbs.rollback(load(survey), first)["release"] == first
+    assert verbs.rollback(Survey(load(survey)), first)["release"] == first
 
 
 def test_pruning_keeps_the_newest_and_the_published_one(survey):
     store = Store(load(survey).root)
     second, first = names(survey)
     assert release.prune(store, "simulated", 2) == []
-    verbs.rollback(load(survey), first)
+    verbs.rollback(Survey(load(survey)), first)
     assert release.prune(store, "simulated", 1) == []  # the older one is published
-    verbs.rollback(load(survey), second)
+    verbs.rollback(Survey(load(survey)), second)
     assert release.prune(store, "simulated", 1) == [first]
     assert names(survey) == [second]
     assert not store.exists(f"runs/{first}")
-    assert verbs.validate(load(survey))["problems"] == []
+    assert verbs.validate(Survey(load(survey)))["problems"] == []
 
 
 def test_unfinished_releases_go_after_a_week(survey, monkeypatch):
     import os
 
     store = Store(load(survey).root)
-    plan = make_plan(load(survey), store)
+    plan = make_plan(Survey(load(survey)))
     shutil.copytree(store.path(plan.release_key), store.path("releases/simulated/rold"))
     store.put_json("runs/rold/plan.json", {})
     assert release.prune(store, "simulated", 3) == []
@@ -108,9 +111,10 @@ from pathlib import Path
 import lsdb
 from surveyproc import verbs
 from surveyproc.config import load
+from surveyproc.survey import Survey
 survey, stop = Path(sys.argv[1]), Path(sys.argv[2])
 while not stop.exists():
-    url = verbs.releases(load(survey))["current"]["url"]
+    url = verbs.releases(Survey(load(survey)))["current"]["url"]
     rows = lsdb.open_catalog(url).compute()
     print(f"{len(rows)} {float(rows['flux_r'].sum()):.3f}", flush=True)
 """
@@ -131,9 +135,9 @@ def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_pat
     listener.start()
     swaps = 0
     while reader.poll() is None and (len(seen) < 5 or len(set(seen)) < 2):
-        verbs.rollback(load(survey), (first, second)[swaps % 2])
+        verbs.rollback(Survey(load(survey)), (first, second)[swaps % 2])
         swaps += 1
-    third = verbs.run(load(survey, ["products.photometry.aperture=1.6"]))["release"]
+    third = verbs.run(Survey(load(survey, ["products.photometry.aperture=1.6"])))["release"]
     assert release.prune(Store(load(survey).root), "simulated", 3) == []
     stop.touch()
     listener.join()

@@ -15,6 +15,7 @@ from surveyproc.run import commit
 from surveyproc.run.adopt import adopt, adoptable
 from surveyproc.run.plan import make_plan
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def release(published_survey, tmp_path):
     shutil.copytree(published_survey.parent, tmp_path / "copy")
     config = load(tmp_path / "copy" / "survey.toml")
     store = Store(config.root)
-    return store, make_plan(config, store), config
+    return store, make_plan(Survey(config)), config
 
 
 def renamed(plan, run="rnew"):
@@ -71,7 +72,7 @@ def test_a_leaf_cut_short_a_damaged_record_and_a_quarantined_unit_are_not_adopte
 def test_a_changed_setting_adopts_nothing(release):
     store, _, config = release
     other = make_plan(
-        load(Path(config.base) / "survey.toml", ["products.photometry.aperture=1.7"]), store
+        Survey(load(Path(config.base) / "survey.toml", ["products.photometry.aperture=1.7"]))
     )
     assert adopt(store, other) == 0
 
@@ -85,7 +86,7 @@ def test_one_lost_partition_of_many_is_the_only_one_computed(release):
     shutil.move(store.path(first.release_key), store.path("releases/simulated/rold"))
     shutil.move(store.path(first.run_key), store.path("runs/rold"))
     store.remove(commit.record_key("runs/rold", unit.name))
-    done = verbs.run(load(survey))
+    done = verbs.run(Survey(load(survey)))
     assert (done["units_computed"], done["units_adopted"]) == (1, len(first.units) - 1)
     assert leaves(survey) == before
-    assert verbs.validate(config)["problems"] == []
+    assert verbs.validate(Survey(config))["problems"] == []

@@ -13,6 +13,7 @@ from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError
 from surveyproc.report.page import write_report
+from surveyproc.survey import Survey
 from surveyproc.verbs.nightly import nightly
 
 SURVEY = """
@@ -75,13 +76,13 @@ def config(tmp_path) -> SurveyConfig:
 
 
 def test_from_a_table_to_pdfs_and_through_a_night(config, tmp_path):
-    done = verbs.ingest(config)
+    done = verbs.ingest(Survey(config))
     assert "made from the text column 'name'" in done["catalog"].notes[0]
-    verbs.train(config)
-    assert verbs.plan(config)["pending_rows"] == 199
-    current = verbs.run(config)
-    assert verbs.validate(config)["problems"] == []
-    assert Path(write_report(config)["report"]).stat().st_size > 10_000
+    verbs.train(Survey(config))
+    assert verbs.plan(Survey(config))["pending_rows"] == 199
+    current = verbs.run(Survey(config))
+    assert verbs.validate(Survey(config))["problems"] == []
+    assert Path(write_report(Survey(config))["report"]).stat().st_size > 10_000
 
     found = lsdb.open_catalog(current["url"], columns="all").compute().set_index("name")
     assert len(found) == 199
@@ -96,9 +97,9 @@ def test_from_a_table_to_pdfs_and_through_a_night(config, tmp_path):
     assert current["flags"]["catalog_photometry"] == {"any": 1, "missing_band": 1}
     assert found.index[found["photoz_flag"] & 4 > 0].tolist() == ["OBJ 007"]
 
-    assert nightly(config)["did"] == "nothing"
+    assert nightly(Survey(config))["did"] == "nothing"
     write_table(tmp_path / "table.csv")
-    night = nightly(config)
+    night = nightly(Survey(config))
     assert night["did"] == "published", night["error"]
     assert (night["diff"]["added"], night["diff"]["removed"], night["diff"]["changed"]) == (1, 0, 0)
 
@@ -107,7 +108,7 @@ def test_columns_are_checked_by_the_first_command(config, tmp_path):
     for key, column in (("catalog.magnitudes.r", "R"), ("catalog.columns", ["z", "zz"])):
         wrong = load(tmp_path / "survey.toml", [f"{key}={column}"])
         with pytest.raises(ConfigError, match=rf"{key}: the catalog has no column"):
-            verbs.ingest(wrong)
+            verbs.ingest(Survey(wrong))
     assert not (tmp_path / "store").exists()
 
 
@@ -119,6 +120,6 @@ def test_a_release_carries_the_columns_that_it_is_told(config, tmp_path, columns
     without = SURVEY.partition("[[products]]")[0] + '[run]\nplace = "here"\n'
     (tmp_path / "survey.toml").write_text(without)
     config = load(tmp_path / "survey.toml", [f"catalog.columns={columns}"])
-    verbs.ingest(config)
-    names = lsdb.open_catalog(verbs.run(config)["url"]).columns.tolist()
+    verbs.ingest(Survey(config))
+    names = lsdb.open_catalog(verbs.run(Survey(config))["url"]).columns.tolist()
     assert names[names.index("catalog_photometry_flag") + 1 :] == kept

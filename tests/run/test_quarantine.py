@@ -33,19 +33,20 @@ from surveyproc.run import commit, pipeline
 from surveyproc.run.pipeline import Work
 from surveyproc.run.plan import make_plan
 from surveyproc.store.storage import Store, digest
+from surveyproc.survey import Survey
 
 SICK = 2
 """Which unit of the plan is in trouble."""
 
 
 def published(survey: Path) -> Path:
-    return Path(verbs.releases(load(survey))["current"]["url"])
+    return Path(verbs.releases(Survey(load(survey)))["current"]["url"])
 
 
 def prepared(survey: Path, how: str, times: int, every: bool = False):
     config = load(survey)
     store = Store(config.root)
-    plan = make_plan(config, store)
+    plan = make_plan(Survey(config))
     make_trouble(store, "" if every else plan.units[SICK].name, how, times)
     return store, plan
 
@@ -72,7 +73,7 @@ def test_a_unit_that_fails_once_is_tried_again(
         return attempt(self, tasks, meter, alone=alone)
 
     monkeypatch.setattr(Work, "attempt", noted)
-    verbs.run(load(survey_copy, ["run.workers=2", f"run.place={place}"]))
+    verbs.run(Survey(load(survey_copy, ["run.workers=2", f"run.place={place}"])))
     # All together first; what may have wanted for memory has the machine to itself after that.
     assert [one for one in attempts if one[0]] == [(len(plan.units), False), (1, True)]
     assert leaves(survey_copy) == leaves(published_survey)
@@ -90,7 +91,7 @@ def test_a_unit_that_crashes_the_command_has_a_process_of_its_own_in_the_next_on
     assert store.names(f"{plan.run_key}/attempts") == []
     under_way = Ledger(store, f"{plan.run_key}/begun").left()
     assert plan.units[SICK].name in under_way
-    done = verbs.run(load(survey_copy, ["run.place=here"]))
+    done = verbs.run(Survey(load(survey_copy, ["run.place=here"])))
     assert (done["did"], done["quarantined"]) == ("published", [])
     assert store.names(f"{plan.run_key}/begun") == []
     assert leaves(survey_copy) == leaves(published_survey)
@@ -127,7 +128,7 @@ def test_a_unit_that_kills_every_process_is_quarantined_and_retried_by_the_next_
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 3, again.stderr
     # The trouble is over: only that unit is computed, and nothing shows that it ever was.
-    done = verbs.run(load(survey_copy))
+    done = verbs.run(Survey(load(survey_copy)))
     assert (done["units_computed"], done["units_resumed"]) == (1, len(plan.units) - 1)
     assert leaves(survey_copy) == leaves(published_survey)
     assert store.names(f"{plan.run_key}/begun") == []
@@ -143,9 +144,9 @@ def test_a_model_that_cannot_be_loaded_is_not_held_against_the_units(survey_copy
     folder.put_json("model.json", document)
     config = load(survey_copy, [f"products.photoz.model={tmp_path / 'damaged'}"])
     with pytest.raises(InputError, match=r"tensor '.*' is missing"):
-        verbs.run(config)
-    assert store.names(f"{make_plan(config, store).run_key}/attempts") == []
-    verbs.run(load(survey_copy))
+        verbs.run(Survey(config))
+    assert store.names(f"{make_plan(Survey(config)).run_key}/attempts") == []
+    verbs.run(Survey(load(survey_copy)))
 
 
 def test_two_products_that_write_one_column_are_named(survey_copy):
@@ -153,7 +154,7 @@ def test_two_products_that_write_one_column_are_named(survey_copy):
     section = f'[[products]]\nname = "photoz_b"\nmodel = "{path}"\n'
     survey_copy.write_text(f"{survey_copy.read_text()}\n{section}")
     with pytest.raises(ConfigError, match=r"products\.photoz_b writes gaznet_c9_z_"):
-        verbs.plan(load(survey_copy))
+        verbs.plan(Survey(load(survey_copy)))
 
 
 def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
@@ -161,27 +162,29 @@ def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
 ):
     store, plan = trouble(survey_copy, monkeypatch, "raises")
     allowed = load(survey_copy, ["gates.max_quarantined_share=0.5"])
-    done = verbs.run(allowed)
+    done = verbs.run(Survey(allowed))
     assert done["quarantined"] == [plan.units[SICK].name]
     assert done["flags"]["photometry"]["quarantined"] == plan.units[SICK].rows
     assert (
         "ZeroDivisionError" in commit.read(store, plan.run_key, done["quarantined"][0]).quarantined
     )
-    assert verbs.validate(allowed)["problems"] == []
+    assert verbs.validate(Survey(allowed))["problems"] == []
     first = published(survey_copy)
     before = sums(first)
     # It fails again: the release stays, and nothing is left of the attempt.
-    again = verbs.run(allowed)
+    again = verbs.run(Survey(allowed))
     assert (again["did"], again["release"]) == ("nothing", done["release"])
-    assert [one["release"] for one in verbs.releases(allowed)["releases"]] == [done["release"]]
+    assert [one["release"] for one in verbs.releases(Survey(allowed))["releases"]] == [
+        done["release"]
+    ]
     monkeypatch.undo()
-    filled = verbs.run(load(survey_copy))
+    filled = verbs.run(Survey(load(survey_copy)))
     assert filled["release"] == f"{done['release']}.1"
     assert (filled["units_computed"], filled["units_adopted"]) == (1, len(plan.units) - 1)
     assert leaves(survey_copy) == leaves(published_survey)
     assert sums(first) == before
-    assert verbs.run(load(survey_copy))["did"] == "nothing"
-    assert verbs.validate(load(survey_copy))["problems"] == []
+    assert verbs.run(Survey(load(survey_copy)))["did"] == "nothing"
+    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
 
 
 @pytest.mark.ray
@@ -193,10 +196,10 @@ def test_a_machine_on_which_every_process_dies_is_not_held_against_the_units(
     monkeypatch.setattr(pipeline, "DEATHS", 4)
     for _ in range(load(survey_copy).run.attempts):
         with pytest.raises(ClusterError, match=r"the processes of \d+ units in a row died"):
-            verbs.run(load(survey_copy, ["run.workers=1", "run.place=ray"]))
+            verbs.run(Survey(load(survey_copy, ["run.workers=1", "run.place=ray"])))
     assert store.names(f"{plan.run_key}/attempts") == []
     monkeypatch.undo()
-    assert verbs.run(load(survey_copy))["quarantined"] == []
+    assert verbs.run(Survey(load(survey_copy)))["quarantined"] == []
     assert leaves(survey_copy) == leaves(published_survey)
 
 
@@ -206,11 +209,11 @@ def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):
     config = load(survey_copy, ["run.attempts=2"])
     for _ in range(2):
         with pytest.raises(UnitsFailedError, match="the same command resumes"):
-            verbs.run(config)
+            verbs.run(Survey(config))
     with pytest.raises(GateError, match=r"2 attempts failed, the last: .*t00"):
-        verbs.run(config)
+        verbs.run(Survey(config))
     hidden.rename(cube)
-    assert verbs.run(config)["quarantined"] == []
+    assert verbs.run(Survey(config))["quarantined"] == []
 
 
 @pytest.mark.ray
@@ -218,7 +221,7 @@ def test_a_tile_that_kills_every_worker_fails_alone(survey_copy, monkeypatch, ra
     shutil.rmtree(survey_copy.parent / "store" / "images")
     monkeypatch.setattr(ingest, "_TileWorker", DeadlyTileWorker)
     with pytest.raises(StoreError, match="1 of the tiles and files failed") as caught:
-        verbs.ingest(load(survey_copy, ["run.place=ray"]))
+        verbs.ingest(Survey(load(survey_copy, ["run.place=ray"])))
     assert "tile t01: its process died" in str(caught.value)
     monkeypatch.undo()
-    assert verbs.ingest(load(survey_copy))["tiles"].written == 1
+    assert verbs.ingest(Survey(load(survey_copy)))["tiles"].written == 1

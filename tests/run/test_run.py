@@ -29,10 +29,11 @@ from surveyproc.report.page import write_report
 from surveyproc.run import commit
 from surveyproc.run.plan import make_plan
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
 def release_folder(survey: Path) -> Path:
-    return Path(verbs.releases(load(survey))["current"]["url"])
+    return Path(verbs.releases(Survey(load(survey)))["current"]["url"])
 
 
 def published_rows(survey: Path):
@@ -71,7 +72,7 @@ def test_partitions_equal_those_of_the_source_catalog(published_survey):
 
 def test_provenance_is_in_properties_and_commit_records(published_survey):
     config = load(published_survey)
-    plan = make_plan(config, Store(config.root))
+    plan = make_plan(Survey(config))
     text = (release_folder(published_survey) / "hats.properties").read_text()
     record = commit.read(Store(config.root), plan.run_key, plan.units[0].name)
     for key, value in plan.provenance.items():
@@ -82,8 +83,8 @@ def test_provenance_is_in_properties_and_commit_records(published_survey):
 def test_a_finished_run_repeated_touches_nothing(published_survey):
     store = published_survey.parent / "store"
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    assert verbs.run(load(published_survey))["did"] == "nothing"
-    assert verbs.plan(load(published_survey))["pending_units"] == 0
+    assert verbs.run(Survey(load(published_survey)))["did"] == "nothing"
+    assert verbs.plan(Survey(load(published_survey)))["pending_units"] == 0
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
 
@@ -94,7 +95,7 @@ def test_the_same_bytes_everywhere(published_survey, survey_copy, ray_session):
     for settings in (["run.place=here", "run.workers=1"], ["run.place=ray", "run.workers=2"]):
         shutil.rmtree(survey_copy.parent / "store/releases", ignore_errors=True)
         shutil.rmtree(survey_copy.parent / "store/runs")
-        done = verbs.run(load(survey_copy, settings))
+        done = verbs.run(Survey(load(survey_copy, settings)))
         where_units_ran = {one["place"] for one in done["places"] if one["what"] == "units"}
         assert where_units_ran == {settings[0].removeprefix("run.place=")}
         assert leaves(survey_copy) == expected
@@ -105,12 +106,12 @@ def test_resume_computes_only_what_has_no_record(published_survey, tmp_path):
     survey = tmp_path / "copy" / "survey.toml"
     config, expected = load(survey), leaves(survey)
     store = Store(config.root)
-    plan = make_plan(config, store)
+    plan = make_plan(Survey(config))
     store.remove(f"{plan.run_key}/commits/{plan.units[2].name}.json")
     store.remove(f"releases/{plan.survey}/current.json")
     # A leaf that a killed writer never finished is simply written again.
     leaf_of(plan, store, 2).write_bytes(b"half a leaf")
-    done = verbs.run(config)
+    done = verbs.run(Survey(config))
     assert (done["units"] - done["units_resumed"]) == 1
     assert leaves(survey) == expected
 
@@ -127,11 +128,11 @@ def test_a_leaf_damaged_after_its_record_is_not_published_but_made_again(
     survey = tmp_path / "copy" / "survey.toml"
     config, expected = load(survey), leaves(survey)
     store = Store(config.root)
-    plan = make_plan(config, store)
+    plan = make_plan(Survey(config))
     store.remove(f"releases/{plan.survey}/current.json")
     leaf_of(plan, store, 1).write_bytes(b"cut")
     leaf_of(plan, store, 3).unlink()
-    assert verbs.run(config)["units_resumed"] == len(plan.units) - 2
+    assert verbs.run(Survey(config))["units_resumed"] == len(plan.units) - 2
     assert leaves(survey) == expected
 
 
@@ -139,25 +140,25 @@ def test_a_leaf_lost_after_publication_is_made_again(published_survey, tmp_path)
     shutil.copytree(published_survey.parent, tmp_path / "copy")
     survey = tmp_path / "copy" / "survey.toml"
     config, expected = load(survey), leaves(survey)
-    leaf_of(make_plan(config, Store(config.root)), Store(config.root), 0).unlink()
-    assert verbs.validate(config)["problems"]
-    done = verbs.run(config)
+    leaf_of(make_plan(Survey(config)), Store(config.root), 0).unlink()
+    assert verbs.validate(Survey(config))["problems"]
+    done = verbs.run(Survey(config))
     assert done["units_resumed"] == done["units"] - 1
     assert leaves(survey) == expected
-    assert verbs.validate(config)["problems"] == []
+    assert verbs.validate(Survey(config))["problems"] == []
 
 
 def test_a_catalog_that_changes_under_a_plan_is_noticed(survey_copy):
     config = load(survey_copy)
     store = Store(config.root)
-    plan = make_plan(config, store)
+    plan = make_plan(Survey(config))
     unit = plan.units[0]
     key = f"{plan.catalog.key}/{leaf_key(unit.order, unit.pixel)}"
     table = store.read_table(key)
     with store.writing(key) as stream:
         pq.write_table(table.set_column(1, "ra", pc.add(table["ra"], 1e-3)), stream)
     with pytest.raises(UnitsFailedError, match="is not the leaf that was ingested"):
-        verbs.run(config)
+        verbs.run(Survey(config))
 
 
 @pytest.mark.kill
@@ -180,7 +181,7 @@ def test_killed_here_at_any_moment_the_same_command_ends_in_the_same_bytes(
     done = subprocess.run([*command, *settings], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["did"] in ("published", "nothing")
     assert leaves(survey_copy) == leaves(published_survey)
-    assert verbs.validate(load(survey_copy))["problems"] == []
+    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
     assert not any(path.is_file() for path in commits.glob("r*/begun/*"))
 
 
@@ -189,7 +190,7 @@ def test_two_drivers_at_once_end_in_one_valid_release(survey_copy, published_sur
     command = [sys.executable, "-m", "surveyproc", "run", str(survey_copy), "--json"]
     drivers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [driver.wait(300) for driver in drivers] == [0, 0]
-    assert verbs.validate(load(survey_copy))["problems"] == []
+    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
     assert leaves(survey_copy) == leaves(published_survey)
 
 
@@ -200,9 +201,9 @@ def test_going_back_to_an_earlier_setting_publishes_the_same_release_untouched(
     survey = tmp_path / "copy" / "survey.toml"
     first = release_folder(survey)
     properties = (first / "hats.properties").read_bytes()
-    verbs.run(load(survey, ["products.photometry.aperture=1.5"]))
+    verbs.run(Survey(load(survey, ["products.photometry.aperture=1.5"])))
     assert release_folder(survey) != first
-    assert verbs.run(load(survey))["rows_computed"] == 0
+    assert verbs.run(Survey(load(survey)))["rows_computed"] == 0
     assert release_folder(survey) == first
     assert (first / "hats.properties").read_bytes() == properties
 
@@ -212,26 +213,28 @@ def test_a_gate_refuses_and_the_pointer_stays(published_survey, tmp_path):
     survey = tmp_path / "copy" / "survey.toml"
     before = release_folder(survey)
     with pytest.raises(GateError, match=r"null share +flux_H") as caught:
-        verbs.run(load(survey, ["gates.max_null_share=0.0", "products.photometry.aperture=1.5"]))
+        verbs.run(
+            Survey(load(survey, ["gates.max_null_share=0.0", "products.photometry.aperture=1.5"]))
+        )
     assert caught.value.exit_code == 3
     assert release_folder(survey) == before
     # The work is kept: with the gate opened only publishing is left.
-    done = verbs.run(load(survey, ["products.photometry.aperture=1.5"]))
+    done = verbs.run(Survey(load(survey, ["products.photometry.aperture=1.5"])))
     assert done["units_resumed"] == done["units"]
     assert release_folder(survey) != before
-    listed = verbs.releases(load(survey))["releases"]
+    listed = verbs.releases(Survey(load(survey)))["releases"]
     assert [one["current"] for one in listed] == [False, True]
 
 
 def test_validate_finds_a_changed_leaf(published_survey, tmp_path):
     shutil.copytree(published_survey.parent, tmp_path / "copy")
     survey = tmp_path / "copy" / "survey.toml"
-    assert verbs.validate(load(survey))["problems"] == []
+    assert verbs.validate(Survey(load(survey)))["problems"] == []
     leaf = next(release_folder(survey).glob("dataset/**/Npix*.parquet"))
     data = bytearray(leaf.read_bytes())
     data[100] ^= 0xFF
     leaf.write_bytes(bytes(data))
-    assert any("differs" in problem for problem in verbs.validate(load(survey))["problems"])
+    assert any("differs" in problem for problem in verbs.validate(Survey(load(survey)))["problems"])
 
 
 def test_missing_band_is_null_and_flagged(published_survey):
@@ -264,7 +267,7 @@ def test_corrupt_chunk_flags_its_objects_and_loses_no_row(survey_copy):
     data = bytearray(shard.read_bytes())
     data[: len(data) // 2] = bytes(len(data) // 2)
     shard.write_bytes(bytes(data))
-    done = verbs.run(load(survey_copy))
+    done = verbs.run(Survey(load(survey_copy)))
     assert done["rows"] == 240
     assert 0 < done["flags"]["photometry"]["corrupt_data"] < 240
 
@@ -273,15 +276,15 @@ def test_missing_cube_fails_its_units_only_and_says_so(survey_copy):
     cube = next(survey_copy.parent.glob("store/images/t00/*"))
     hidden = cube.rename(cube.parent / "hidden")
     with pytest.raises(UnitsFailedError, match="units failed; the others are kept") as caught:
-        verbs.run(load(survey_copy))
+        verbs.run(Survey(load(survey_copy)))
     assert "t00" in str(caught.value)
     hidden.rename(cube)
-    done = verbs.run(load(survey_copy))
+    done = verbs.run(Survey(load(survey_copy)))
     assert done["units_resumed"] > 0
 
 
 def test_evaluate_and_report(published_survey):
-    metrics = verbs.evaluate(load(published_survey))
+    metrics = verbs.evaluate(Survey(load(published_survey)))
     assert metrics["matched"] > 50
     assert np.isfinite([metrics["all"]["nmad"], metrics["unflagged"]["nmad_err"]]).all()
     assert set(metrics["bins"]) == {"true_redshift", "predicted_redshift", "magnitude_K"}
@@ -290,7 +293,7 @@ def test_evaluate_and_report(published_survey):
     assert metrics["pdf"]["all"]["n"] == metrics["all"]["n"]
     assert 0 < metrics["pdf"]["all"]["crps"] < 2
     assert 0.5 in metrics["pdf"]["levels"]
-    page = Path(write_report(load(published_survey))["report"]).read_text()
+    page = Path(write_report(Survey(load(published_survey)))["report"]).read_text()
     assert "240" in page
     assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page
@@ -299,7 +302,7 @@ def test_evaluate_and_report(published_survey):
 
 def test_a_column_of_any_name_against_another_one(published_survey, tmp_path):
     config = load(published_survey)
-    own = verbs.evaluate(config)
+    own = verbs.evaluate(Survey(config))
     copy = Path(shutil.copytree(own["catalog"], tmp_path / "theirs"))
     random = np.random.default_rng(1)
     for leaf in (*copy.rglob("*.parquet"), *copy.rglob("_*metadata")):
@@ -312,10 +315,10 @@ def test_a_column_of_any_name_against_another_one(published_survey, tmp_path):
         renamed = table.set_column(mine, "zphot", table[own["column"]])
         pq.write_table(renamed.append_column("worse", pa.array(noisy)), leaf)
     with pytest.raises(ConfigError, match="no redshifts of ours"):
-        verbs.evaluate(config, str(_without(copy, "_z_point", tmp_path / "bare")))
+        verbs.evaluate(Survey(config), str(_without(copy, "_z_point", tmp_path / "bare")))
     with pytest.raises(ConfigError, match="no column 'nowhere'"):
-        verbs.evaluate(config, str(copy), column="zphot", baseline="nowhere")
-    found = verbs.evaluate(config, str(copy), column="zphot", baseline="worse")
+        verbs.evaluate(Survey(config), str(copy), column="zphot", baseline="nowhere")
+    found = verbs.evaluate(Survey(config), str(copy), column="zphot", baseline="worse")
     assert found["all"] == own["all"]
     assert not {"pdf", "unflagged"} & set(found)
     gain = found["against"]["gains"]["nmad"]
@@ -323,7 +326,7 @@ def test_a_column_of_any_name_against_another_one(published_survey, tmp_path):
     assert gain["candidate"] == pytest.approx(own["all"]["nmad"])
     assert gain["gain"] > 0
     assert gain["p_value"] < 0.05
-    back = verbs.evaluate(config, str(copy), column="worse", baseline="zphot")
+    back = verbs.evaluate(Survey(config), str(copy), column="worse", baseline="zphot")
     assert back["against"]["gains"]["nmad"]["delta"] == pytest.approx(-gain["delta"])
 
 
@@ -338,28 +341,30 @@ def _without(catalog, ending, out):
 
 def test_any_catalog_can_be_evaluated(published_survey, tmp_path):
     config = load(published_survey)
-    own = verbs.evaluate(config, outlier=0.05)
+    own = verbs.evaluate(Survey(config), outlier=0.05)
     copy = shutil.copytree(own["catalog"], tmp_path / "elsewhere")
     for catalog in (str(copy), f"file://{copy}/"):
-        other = verbs.evaluate(config, catalog, 0.05)
+        other = verbs.evaluate(Survey(config), catalog, 0.05)
         assert set(own) - set(other) == {"release", "rows", "rejected"}
         shared = sorted(set(other) - {"catalog"})
         # As text, where NaN equals NaN.
         assert json.dumps([own[key] for key in shared]) == json.dumps(
             [other[key] for key in shared]
         )
-    assert own["all"]["outlier_fraction"] > verbs.evaluate(config)["all"]["outlier_fraction"]
+    assert (
+        own["all"]["outlier_fraction"] > verbs.evaluate(Survey(config))["all"]["outlier_fraction"]
+    )
     with pytest.raises(InputError, match="no HATS catalog"):
-        verbs.evaluate(config, str(tmp_path / "nowhere"))
+        verbs.evaluate(Survey(config), str(tmp_path / "nowhere"))
 
 
 def test_verbs_before_ingest_say_what_to_do(tmp_path, published_survey):
     survey = tmp_path / "survey.toml"
     survey.write_text(published_survey.read_text())
     with pytest.raises(InputError, match="surveyproc ingest"):
-        verbs.run(load(survey))
+        verbs.run(Survey(load(survey)))
     with pytest.raises(InputError, match="surveyproc run"):
-        verbs.releases(load(survey))
+        verbs.releases(Survey(load(survey)))
 
 
 def test_product_that_reads_what_nobody_writes(published_survey, tmp_path):
@@ -368,7 +373,7 @@ def test_product_that_reads_what_nobody_writes(published_survey, tmp_path):
     blocks = text.split("[[products]]")
     survey.write_text(blocks[0] + "[[products]]" + "[[products]]".join(blocks[2:]))
     with pytest.raises(ConfigError, match="reads flux_u"):
-        verbs.plan(load(survey))
+        verbs.plan(Survey(load(survey)))
 
 
 def test_commit_records_hold_what_the_design_says(published_survey):
@@ -383,14 +388,14 @@ def test_commit_records_hold_what_the_design_says(published_survey):
 
 def test_a_changed_column_declaration_makes_another_run(published_survey, monkeypatch):
     config = load(published_survey)
-    store = Store(config.root)
-    before = make_plan(config, store)
+    Store(config.root)
+    before = make_plan(Survey(config))
     declared = schemas.load
 
     def reworded(name, **names):
         return tuple(replace(c, description="Other words.") for c in declared(name, **names))
 
     monkeypatch.setattr(schemas, "load", reworded)
-    after = make_plan(config, store)
+    after = make_plan(Survey(config))
     assert after.run != before.run
     assert not {unit.name for unit in after.units} & {unit.name for unit in before.units}

@@ -13,6 +13,7 @@ from surveyproc.errors import InputError
 from surveyproc.models.package import load_package
 from surveyproc.report.page import write_report
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 SECTION = """
 [[products]]
@@ -57,7 +58,7 @@ def with_product(survey, model, network, more=""):
 )
 def test_images_to_published_redshifts(survey_copy, model, network, more):
     config = with_product(survey_copy, model, network, more)
-    done = verbs.train(config, "photoz_images")["photoz_images"]
+    done = verbs.train(Survey(config), "photoz_images")["photoz_images"]
     assert done["metrics"]["held_out"]["point"]["n"] > 0
     assert ("test" in done["metrics"]) == ("test_share" in more)
     store = Store(config.root)
@@ -70,7 +71,7 @@ def test_images_to_published_redshifts(survey_copy, model, network, more):
     assert again.returncode == 0, again.stderr
     assert f"version {done['version']}\n  held out: " in again.stdout
     assert again.stdout.count("\n") == 1 + len(done["metrics"])
-    released = verbs.run(config)
+    released = verbs.run(Survey(config))
     assert released["did"] == "published"
     table = pq.read_table(released["url"] + "/dataset")
     prefix = model.replace("-", "_")
@@ -84,13 +85,13 @@ def test_images_to_published_redshifts(survey_copy, model, network, more):
     assert (flags == 0).mean() > 0.5
     assert table.num_rows == released["rows"] == 240
     column = f"{prefix}_z_{'point' if regression else 'median'}"
-    judged = verbs.evaluate(config, column=column)
+    judged = verbs.evaluate(Survey(config), column=column)
     assert judged["all"]["n"] > 100
     assert ("pdf" in judged) != regression
-    assert column in Path(write_report(config)["report"]).read_text()
+    assert column in Path(write_report(Survey(config))["report"]).read_text()
 
 
 def test_labels_beyond_the_bins_are_named(survey_copy):
     config = with_product(survey_copy, "multimodal", "{ width = 0.03, bins = [10, 0.0, 0.2] }")
     with pytest.raises(InputError, match=r"outside the range of the network, 0 to 0\.2"):
-        verbs.train(config, "photoz_images")
+        verbs.train(Survey(config), "photoz_images")

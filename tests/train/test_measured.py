@@ -12,6 +12,7 @@ from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError
 from surveyproc.models.package import load_package
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.train.labels import measured_training_set
 
 ROWS = 12
@@ -44,13 +45,13 @@ def catalog_survey(tmp_path, **photoz):
         }
     )
     store = Store(config.root)
-    ingest_catalog(config, store, where.HERE)
+    ingest_catalog(Survey(config), where.HERE)
     return config, store
 
 
 def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path):
-    config, store = catalog_survey(tmp_path, bands={"K": "Ks"})
-    found = measured_training_set(config, store, config.product("photoz"), where.HERE)
+    config, _store = catalog_survey(tmp_path, bands={"K": "Ks"})
+    found = measured_training_set(Survey(config), config.product("photoz"), where.HERE)
     assert found.bands == ("g", "r", "K")
     order = np.argsort(found.ra)
     number = np.arange(ROWS)[::2]
@@ -64,20 +65,20 @@ def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path):
 
 @pytest.mark.parametrize("bands", [{"g": "r"}, {"K": "Ks", "k": "Ks"}])
 def test_band_maps_that_are_not_one_to_one_are_refused(tmp_path, bands):
-    config, store = catalog_survey(tmp_path, bands=bands)
+    config, _store = catalog_survey(tmp_path, bands=bands)
     with pytest.raises(ConfigError, match=r"products\.photoz\.bands"):
-        measured_training_set(config, store, config.product("photoz"), where.HERE)
+        measured_training_set(Survey(config), config.product("photoz"), where.HERE)
 
 
 def test_some_bands_of_the_survey(tmp_path):
-    config, store = catalog_survey(tmp_path)
+    config, _store = catalog_survey(tmp_path)
     section = config.product("photoz")
 
     def found(*bands):
         training = section.training.model_copy(update={"bands": list(bands)})
         chosen = section.model_copy(update={"training": training})
         whole = config.model_copy(update={"products": [chosen]})
-        return measured_training_set(whole, store, chosen, where.HERE)
+        return measured_training_set(Survey(whole), chosen, where.HERE)
 
     assert found("Ks", "g").bands == ("g", "Ks")
     assert found("Ks", "g").flux.shape == (ROWS // 2, 2)
@@ -86,22 +87,22 @@ def test_some_bands_of_the_survey(tmp_path):
 
 
 def test_labels_without_a_redshift_are_counted(tmp_path):
-    config, store = catalog_survey(tmp_path)
+    config, _store = catalog_survey(tmp_path)
     labels = pq.read_table(tmp_path / "labels.parquet")
     z = labels["z"].to_numpy().copy()
     z[[0, 2]] = np.nan
     pq.write_table(labels.set_column(2, "z", pa.array(z)), tmp_path / "labels.parquet")
-    found = measured_training_set(config, store, config.product("photoz"), where.HERE)
+    found = measured_training_set(Survey(config), config.product("photoz"), where.HERE)
     assert len(found) == ROWS // 2 - 2
     assert found.dropped == {"labels without a redshift": 2}
 
 
 def test_labels_that_no_object_is_left_for_are_counted(tmp_path):
-    config, store = catalog_survey(tmp_path)
+    config, _store = catalog_survey(tmp_path)
     labels = pq.read_table(tmp_path / "labels.parquet")
     moved = labels.set_column(0, "ra", pa.array(labels["ra"].to_numpy() + 5e-6))
     pq.write_table(pa.concat_tables([labels, moved]), tmp_path / "labels.parquet")
-    found = measured_training_set(config, store, config.product("photoz"), where.HERE)
+    found = measured_training_set(Survey(config), config.product("photoz"), where.HERE)
     assert len(found) == ROWS // 2
     assert found.dropped == {"labels without an object of their own": ROWS // 2}
 
@@ -109,7 +110,7 @@ def test_labels_that_no_object_is_left_for_are_counted(tmp_path):
 def test_settings_that_a_network_refuses_name_the_product_before_any_training(tmp_path):
     config, store = catalog_survey(tmp_path, network={"widht": 8})
     with pytest.raises(ConfigError, match=r"products\.photoz: tabm: unknown setting 'widht'"):
-        verbs.train(config)
+        verbs.train(Survey(config))
     assert store.names("training") == []
 
 
@@ -120,7 +121,7 @@ def test_a_model_may_have_another_name_than_its_network(tmp_path):
     chosen = {"epochs": 1, "batch_size": 2, "workers": 1, "held_out_share": 0.0}
     training = section.training.model_copy(update=chosen)
     section = section.model_copy(update={"training": training})
-    done = verbs.train(config.model_copy(update={"products": [section]}))["photoz"]
+    done = verbs.train(Survey(config.model_copy(update={"products": [section]})))["photoz"]
     package = load_package(store, "my-own")
     assert (done["model"], done["version"]) == ("my-own", package.version)
     assert package.document["architecture"] == "tabm"
@@ -129,11 +130,11 @@ def test_a_model_may_have_another_name_than_its_network(tmp_path):
 
 
 def test_fluxes_that_nobody_has_are_named(tmp_path):
-    config, store = catalog_survey(tmp_path)
+    config, _store = catalog_survey(tmp_path)
     images = config.images.model_copy(update={"bands": ["g", "r", "Ks", "W1"]})
     config = config.model_copy(update={"images": images})
     with pytest.raises(ConfigError, match=r"flux_W1.* neither the catalog nor"):
-        measured_training_set(config, store, config.product("photoz"), where.HERE)
+        measured_training_set(Survey(config), config.product("photoz"), where.HERE)
 
 
 def test_measured_photometry_of_every_band_of_the_survey(trained_survey):
@@ -143,7 +144,7 @@ def test_measured_photometry_of_every_band_of_the_survey(trained_survey):
     renamed = plain.model_copy(update={"bands": {"other": last}})
     for section, name in ((plain, last), (renamed, "other")):
         whole = config.model_copy(update={"products": [config.products[0], section]})
-        found = measured_training_set(whole, Store(config.root), section, where.HERE)
+        found = measured_training_set(Survey(whole), section, where.HERE)
         assert found.bands == (*config.images.bands[:-1], name)
         assert np.isfinite(found.flux).mean() > 0.8
         assert np.isfinite(found.flux_err).mean() > 0.8

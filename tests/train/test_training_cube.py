@@ -18,6 +18,7 @@ from surveyproc.images.cube import read_tiles
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.sky import healpix29
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.train import training_cube
 from surveyproc.train.cube import SHARD
 from surveyproc.train.labels import measured_training_set
@@ -34,15 +35,15 @@ def survey(trained_survey):
 
 @pytest.fixture(scope="module")
 def built(survey):
-    config, store = survey
+    config, _store = survey
     section = config.product("photoz")
-    return build_training_cube(config, store, section, where.HERE, bands=BANDS, cutout=SIDE)
+    return build_training_cube(Survey(config), section, where.HERE, bands=BANDS, cutout=SIDE)
 
 
 def test_labelled_objects_with_their_photometry(survey, built):
-    config, store = survey
+    config, _store = survey
     index = built.index
-    measured = measured_training_set(config, store, config.product("photoz"), where.HERE)
+    measured = measured_training_set(Survey(config), config.product("photoz"), where.HERE)
     assert built.n == len(measured) == index.num_rows
     for name in ("ra", "dec", "redshift"):
         np.testing.assert_array_equal(index[name].to_numpy(), getattr(measured, name))
@@ -76,7 +77,7 @@ def test_a_finished_cube_is_not_built_again(survey, built):
     section = config.product("photoz")
     files = [path for path in Path(store.path("")).rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
-    again = build_training_cube(config, store, section, where.HERE, bands=BANDS, cutout=SIDE)
+    again = build_training_cube(Survey(config), section, where.HERE, bands=BANDS, cutout=SIDE)
     assert again == built
     assert {path: path.stat().st_mtime_ns for path in files} == before
 
@@ -94,7 +95,7 @@ def test_killed_and_repeated_it_ends_in_the_same_bytes(survey_copy, built):
     del half["cube.json"], half["index.parquet"]
     for name, data in half.items():
         store.put(f"{built.key}/{name}", data[:1000])
-    again = build_training_cube(config, store, section, where.HERE, bands=BANDS, cutout=SIDE)
+    again = build_training_cube(Survey(config), section, where.HERE, bands=BANDS, cutout=SIDE)
     assert again.key == built.key
     assert content(store, again.key) == content(built.store, built.key)
 
@@ -104,15 +105,15 @@ def test_ray_builds_the_same_bytes(survey_copy, built, ray_session):
     config = load(survey_copy)
     store, section = Store(config.root), config.product("photoz")
     store.remove("training")
-    made = build_training_cube(config, store, section, ray_session, bands=BANDS, cutout=SIDE)
+    made = build_training_cube(Survey(config), section, ray_session, bands=BANDS, cutout=SIDE)
     assert content(store, made.key) == content(built.store, built.key)
 
 
 def test_what_decides_the_content_decides_the_name(survey, built):
-    config, store = survey
+    config, _store = survey
 
     def key(config=config, bands=BANDS, cutout=SIDE):
-        return training_cube._inputs(config, store, config.product("photoz"), bands, cutout).key
+        return training_cube._inputs(Survey(config), config.product("photoz"), bands, cutout).key
 
     def changed(name, **update):
         products = [
@@ -147,7 +148,7 @@ def test_inputs_that_change_under_way_are_noticed(survey_copy, monkeypatch):
 
     monkeypatch.setattr(match, "match_labels", match_and_ingest)
     with pytest.raises(SurveyError, match="changed while the training cube was built"):
-        build_training_cube(config, store, section, where.HERE, bands=(), cutout=0)
+        build_training_cube(Survey(config), section, where.HERE, bands=(), cutout=0)
     assert not [name for name in store.sizes("training") if name.endswith("cube.json")]
 
 
@@ -183,14 +184,14 @@ def catalog_survey(tmp_path, reddening=None):
         }
     )
     store = Store(config.root)
-    ingest_catalog(config, store, where.HERE)
+    ingest_catalog(Survey(config), where.HERE)
     return config, store
 
 
 def test_reddening_and_fluxes_of_the_catalog_over_several_shards(tmp_path):
     config, store = catalog_survey(tmp_path, "dust")
     section = config.product("photoz")
-    made = build_training_cube(config, store, section, where.HERE, bands=(), cutout=0)
+    made = build_training_cube(Survey(config), section, where.HERE, bands=(), cutout=0)
     names = ["object_id", "ra", "dec", "redshift", "ebv", "flux_g"]
     assert (made.index.column_names, made.shards) == (names, 3)
     columns = {name: made.index[name].to_numpy() for name in names}
@@ -208,18 +209,18 @@ def test_reddening_and_fluxes_of_the_catalog_over_several_shards(tmp_path):
 
 @pytest.mark.parametrize("reddening", ["dusty", "name"])
 def test_a_reddening_that_is_no_number_is_named(tmp_path, reddening):
-    config, store = catalog_survey(tmp_path, reddening)
+    config, _store = catalog_survey(tmp_path, reddening)
     with pytest.raises(ConfigError, match=rf"catalog\.reddening: .*'{reddening}'"):
-        build_training_cube(config, store, config.products[0], where.HERE, bands=(), cutout=0)
+        build_training_cube(Survey(config), config.products[0], where.HERE, bands=(), cutout=0)
 
 
 def test_bands_and_tiles_that_are_not_there_are_named(tmp_path):
-    config, store = catalog_survey(tmp_path)
+    config, _store = catalog_survey(tmp_path)
     section = config.product("photoz")
     with pytest.raises(ConfigError, match=r"W1 is not in images\.bands"):
-        build_training_cube(config, store, section, where.HERE, bands=("W1",), cutout=8)
+        build_training_cube(Survey(config), section, where.HERE, bands=("W1",), cutout=8)
     with pytest.raises(InputError, match="ingest"):
-        build_training_cube(config, store, section, where.HERE, bands=("g",), cutout=8)
+        build_training_cube(Survey(config), section, where.HERE, bands=("g",), cutout=8)
     bare = section.model_copy(update={"training": None})
     with pytest.raises(ConfigError, match="training"):
-        build_training_cube(config, store, bare, where.HERE, bands=(), cutout=0)
+        build_training_cube(Survey(config), bare, where.HERE, bands=(), cutout=0)

@@ -8,6 +8,7 @@ from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.errors import ConfigError, InputError, StoreError, near
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.verbs import checks
 
 SOURCES = "object_id,ra,dec\n1,10.0,2.0\n2,10.1,2.1\n"
@@ -43,7 +44,7 @@ def survey(folder: Path, catalog: str = "", more: str = "", images: str = ""):
 )
 def test_an_ingest_is_refused_before_anything_is_written(tmp_path, given, error, words):
     with pytest.raises(error, match=words):
-        verbs.ingest(survey(tmp_path, **given))
+        verbs.ingest(Survey(survey(tmp_path, **given)))
     assert not (tmp_path / "store").exists()
 
 
@@ -54,7 +55,7 @@ def test_label_tables_of_a_training_are_looked_at_by_the_ingest(tmp_path):
         'source = "sources.csv"\nredshift = "dec"\nmagnitudes = { g = "mag_g", r = "ra" }\n',
     )
     with pytest.raises(InputError, match=r"'mag_g' \(products.photoz.training.magnitudes.g\)"):
-        checks.before_ingest(config, Store(config.root))
+        checks.before_ingest(Survey(config))
 
 
 def test_all_findings_come_in_one_message(tmp_path):
@@ -65,7 +66,7 @@ def test_all_findings_come_in_one_message(tmp_path):
         more='[[products]]\nname = "stars"\n',
     )
     with pytest.raises(ConfigError, match="4 things to mend") as error:
-        checks.before_ingest(config, Store(config.root))
+        checks.before_ingest(Survey(config))
     assert [line[:8] for line in str(error.value).splitlines()[1:]] == [
         "- images", "- produc", "- images", f"- {tmp_path}"[:8],
     ]  # fmt: skip
@@ -75,7 +76,7 @@ def test_a_plan_tells_all_that_stands_in_its_way(tmp_path):
     more = '[[products]]\nname = "photometry"\n[[products]]\nname = "photoz"\nmodel = "mine"\n'
     config = survey(tmp_path, more=more)
     with pytest.raises(InputError, match="2 things to mend") as error:
-        checks.planned(config, Store(config.root))
+        checks.planned(Survey(config))
     assert "no catalog of s" in str(error.value)
     assert str(error.value).count("surveyproc train") == 1
 
@@ -90,16 +91,16 @@ def test_a_survey_does_not_train_the_model_of_another_one(tmp_path):
     store.put_json("models/gaznet-c2/current.json", {"version": "v1"})
     for name, sections in (("s", config.products), ("other", [])):
         store.put_json("models/gaznet-c2/v1/model.json", {"training": {"survey": name}})
-        checks.before_training(config, store, sections)
+        checks.before_training(Survey(config), sections)
     with pytest.raises(ConfigError, match="'gaznet-c2' was trained by survey 'other'"):
-        checks.before_training(config, store, config.products)
+        checks.before_training(Survey(config), config.products)
 
 
 def test_a_root_that_cannot_be_written_to_is_named(tmp_path):
     config = survey(tmp_path)
     (tmp_path / "store").write_text("no folder")
     with pytest.raises(StoreError, match=r"^survey.root: nothing can .*\(Not a directory\)"):
-        verbs.ingest(config)
+        verbs.ingest(Survey(config))
 
 
 def test_a_name_is_offered_only_if_it_is_near():

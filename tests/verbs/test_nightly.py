@@ -20,6 +20,7 @@ from surveyproc.config import SurveyConfig, load
 from surveyproc.run import pipeline
 from surveyproc.run.plan import make_plan
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.verbs.nightly import nightly
 
 # Tiles of a small survey are a quarter of it, and the network has seen one epoch: what would be
@@ -80,7 +81,7 @@ def first_night(trained_survey, tmp_path_factory) -> Path:
     (folder / "later").mkdir()
     for path in folder.glob("tiles/t00_*"):
         path.rename(folder / "later" / path.name)
-    done = nightly(config_of(folder / "survey.toml"))
+    done = nightly(Survey(config_of(folder / "survey.toml")))
     assert done["did"] == "published"
     assert counted(done) == {
         name: done["units"]["total"] for name in ("total", "affected", "computed")
@@ -121,7 +122,7 @@ def two_tiles(tmp_path) -> Path:
         '[[products]]\nname = "photometry"\naperture = [1.0, 1.5]\n[run]\nplace = "here"\n'
         "[nightly]\nmax_drift = 1.0\n"
     )
-    assert nightly(load(tmp_path / "survey.toml"))["did"] == "published"
+    assert nightly(Survey(load(tmp_path / "survey.toml")))["did"] == "published"
     return tmp_path / "survey.toml"
 
 
@@ -129,7 +130,7 @@ def two_tiles(tmp_path) -> Path:
 def test_a_shift_of_one_tile_s_zero_point_does_not_pass_unseen(two_tiles, factor, passes):
     before = leaves(two_tiles)
     fits.setval(two_tiles.parent / "t1.fits", "MAGZERO", value=25.0 - 2.5 * np.log10(factor))
-    done = nightly(load(two_tiles))
+    done = nightly(Survey(load(two_tiles)))
     for column in ("flux_r", "flux_r_1p5"):
         # The circles of the tiles are apart: only leaves of t1 differ.
         assert done["diff"]["flux_ratios"][column]["t1"]["ratio"] == pytest.approx(factor, abs=2e-3)
@@ -144,7 +145,7 @@ def test_a_shift_of_one_tile_s_zero_point_does_not_pass_unseen(two_tiles, factor
     }
     assert "flux_r of tile t1" in done["error"]
     assert leaves(two_tiles) == before
-    assert nightly(load(two_tiles, ["nightly.max_flux_shift=0.1"]))["did"] == "published"
+    assert nightly(Survey(load(two_tiles, ["nightly.max_flux_shift=0.1"])))["did"] == "published"
 
 
 def test_five_nights(survey, capsys):
@@ -154,7 +155,7 @@ def test_five_nights(survey, capsys):
 
     def night(name: str, *tiles: str) -> dict:
         """One night, in which these tiles changed."""
-        done = nightly(config_of(survey))
+        done = nightly(Survey(config_of(survey)))
         assert (done["exit_code"], done["error"]) == (2 if done["problems"] else 0, "")
         affected, units = near(survey, *tiles), done["units"]
         table.append(row(name, affected, done))
@@ -166,7 +167,7 @@ def test_five_nights(survey, capsys):
         return done
 
     # The copy's files have other paths: they are read, and nothing in them is new.
-    nightly(config_of(survey))
+    nightly(Survey(config_of(survey)))
     done = night("nothing")
     assert done["did"] == "nothing"
     assert states[-1] == states[-2]
@@ -189,13 +190,13 @@ def test_five_nights(survey, capsys):
     assert done["diff"]["columns"]["flux_r"]["changed"] > 0
     assert "flux_i" not in done["diff"]["columns"]
 
-    verbs.train(config_of(survey, "products.photoz.training.seed=5"))
-    refused = nightly(config_of(survey, "nightly.max_drift=0.0"))
+    verbs.train(Survey(config_of(survey, "products.photoz.training.seed=5")))
+    refused = nightly(Survey(config_of(survey, "nightly.max_drift=0.0")))
     assert (refused["did"], refused["exit_code"]) == ("refused", 3)
     assert {gate["gate"] for gate in refused["gates"]} == {"drift"}
     assert all("gaznet_c9" in gate["where"] for gate in refused["gates"])
     assert leaves(survey) == states[-1]
-    done = nightly(config_of(survey))
+    done = nightly(Survey(config_of(survey)))
     assert done["exit_code"] == 0, done["error"]
     table.append(row("a new model", total, refused) + ", then allowed")
     assert counted(done) == {"total": total, "affected": total, "resumed": total}
@@ -209,16 +210,16 @@ def test_five_nights(survey, capsys):
     (kept,) = done["kept"]
     assert kept.startswith("tile t02: band g broken")
     assert any("t02_g.fits" in problem for problem in done["problems"])
-    assert nightly(config_of(survey))["kept"] == done["kept"]  # said again while it is so
+    assert nightly(Survey(config_of(survey)))["kept"] == done["kept"]  # said again while it is so
     bad.write_bytes(good)
-    assert nightly(config_of(survey))["kept"] == []
+    assert nightly(Survey(config_of(survey)))["kept"] == []
 
     # What the nights made piece by piece is what one run makes of the same files.
-    assert verbs.validate(load(survey))["problems"] == []
+    assert verbs.validate(Survey(load(survey)))["problems"] == []
     shutil.rmtree(folder / "store/releases")
     for run in folder.glob("store/runs/r*"):
         shutil.rmtree(run)
-    verbs.run(config_of(survey))
+    verbs.run(Survey(config_of(survey)))
     assert leaves(survey) == states[-1]
     with capsys.disabled():
         header = f"{'night':<14}{'units':>6}{'affected':>9}{'computed':>9}{'copied':>8}{'s':>8}"
@@ -231,36 +232,40 @@ def test_rows_that_are_gone_are_refused_and_the_summary_lies_where_it_says(surve
         hdus = fits.HDUList([file[0].copy(), fits.BinTableHDU(file[1].data[:200].copy())])
     hdus.writeto(source, overwrite=True)
     before = leaves(survey)
-    done = nightly(config_of(survey))
+    done = nightly(Survey(config_of(survey)))
     assert done["exit_code"] == 3
     assert [gate["gate"] for gate in done["gates"]] == ["rows lost"]
     assert "rows lost" in done["error"]
     assert leaves(survey) == before
     written = json.loads(Path(done["summary"]).read_text())
     assert written["did"] == "refused"
-    assert nightly(config_of(survey, "nightly.max_rows_lost=0.5"))["diff"]["removed"] == 40
+    assert nightly(Survey(config_of(survey, "nightly.max_rows_lost=0.5")))["diff"]["removed"] == 40
 
 
 def test_a_broken_catalog_leaves_the_last_one(survey):
     source = survey.parent / "sources.fits"
     source.write_bytes(source.read_bytes()[:9000])
-    done = nightly(config_of(survey))
+    done = nightly(Survey(config_of(survey)))
     assert done["did"] == "nothing"
     assert any(kept.startswith("catalog:") and "sources.fits" in kept for kept in done["kept"])
 
 
 def test_old_releases_go_and_the_published_one_stays(survey):
-    made = [verbs.releases(load(survey))["current"]["release"]]
+    made = [verbs.releases(Survey(load(survey)))["current"]["release"]]
     for radius in ("1.3", "1.4"):
         done = nightly(
-            config_of(survey, f"products.photometry.aperture={radius}", "nightly.keep_releases=2")
+            Survey(
+                config_of(
+                    survey, f"products.photometry.aperture={radius}", "nightly.keep_releases=2"
+                )
+            )
         )
         made.append(done["release"])
-    listed = verbs.releases(load(survey))["releases"]
+    listed = verbs.releases(Survey(load(survey)))["releases"]
     assert [one["release"] for one in listed] == made[-2:]
     folder = survey.parent / "store"
     assert sorted(path.name for path in folder.glob("runs/r*")) == sorted(made[-2:])
-    assert verbs.validate(load(survey))["problems"] == []
+    assert verbs.validate(Survey(load(survey)))["problems"] == []
     assert Store(str(folder)).names("releases/simulated") == sorted([*made[-2:], "current.json"])
 
 
@@ -269,25 +274,25 @@ def test_a_published_gap_is_left_alone_until_somebody_runs(survey, monkeypatch):
     config = config_of(
         survey, "products.photometry.aperture=1.3", "gates.max_quarantined_share=0.5"
     )
-    sick = make_plan(config, store).units[1].name
+    sick = make_plan(Survey(config)).units[1].name
     make_trouble(store, sick, "raises", 99)
     monkeypatch.setattr(pipeline, "UnitWorker", TroubledWorker)
-    done = nightly(config)
+    done = nightly(Survey(config))
     assert (done["did"], done["quarantined"]) == ("published", [sick])
     tried = store.read_json(KEY)
-    done = nightly(config)
+    done = nightly(Survey(config))
     assert (done["did"], done["quarantined"], done["units"]["affected"]) == ("nothing", [sick], 0)
     assert store.read_json(KEY) == tried
     monkeypatch.undo()
-    assert verbs.run(config)["quarantined"] == []
+    assert verbs.run(Survey(config))["quarantined"] == []
 
 
 def test_a_column_that_would_be_gone_is_refused(survey):
     text = survey.read_text()
     survey.write_text(text[: text.index('[[products]]\nname = "photoz"')])
     loose = [one for one in LOOSE if "photoz" not in one]
-    done = nightly(load(survey, loose))
+    done = nightly(Survey(load(survey, loose)))
     assert done["exit_code"] == 3
     assert {gate["gate"] for gate in done["gates"]} == {"columns gone"}
     assert "gaznet_c9_z_median" in {gate["where"] for gate in done["gates"]}
-    assert verbs.run(load(survey, loose))["did"] == "published"
+    assert verbs.run(Survey(load(survey, loose)))["did"] == "published"
