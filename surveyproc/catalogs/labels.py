@@ -88,6 +88,63 @@ def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
     return Labels(ra[good] % 360.0, dec[good], redshift[good], section.radius, dropped)
 
 
+class Matches:
+    """For every label the nearest object of a catalog within the labels' radius, leaf by leaf.
+
+    Parameters
+    ----------
+    labels : Labels
+        Known redshifts.
+    columns : sequence of str
+        Columns of numbers, or of lists of them, to take along.
+    position : tuple of str
+        Columns with right ascension and declination, degrees.
+
+    Attributes
+    ----------
+    reads : list of str
+        The columns that `add` wants of every leaf.
+    """
+
+    def __init__(
+        self, labels: Labels, columns: Sequence[str], position: tuple[str, str] = ("ra", "dec")
+    ) -> None:
+        self.reads = list(dict.fromkeys([*position, *columns]))
+        self._labels, self._columns, self._position = labels, list(columns), position
+        self._best = np.full(len(labels.ra), np.inf)
+        # Which row of all the rows taken from leaves belongs to a label.
+        self._place = np.zeros(len(labels.ra), np.int64)
+        self._taken, self._count = list[pa.Table](), 0
+
+    def add(self, table: pa.Table) -> None:
+        """Take the rows of one leaf; InputError if a position is not numeric."""
+        if not table.num_rows:
+            return
+        labels = self._labels
+        ra, dec = (_numbers(table[name], name) for name in self._position)
+        candidates = labels.near(*sky.cap(ra, dec))
+        if not len(candidates):
+            return
+        index, separation = nearest(
+            labels.ra[candidates], labels.dec[candidates], ra, dec, labels.radius
+        )
+        closer = (index >= 0) & (separation < self._best[candidates])
+        chosen, rows = candidates[closer], index[closer]
+        self._best[chosen] = separation[closer]
+        self._place[chosen] = self._count + np.arange(len(rows))
+        self._taken.append(table.select(self._columns).take(pa.array(rows)))
+        self._count += len(rows)
+
+    def found(self) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+        """The columns of the matched objects and their known redshifts, as `match_catalog`."""
+        matched = np.isfinite(self._best)
+        redshift = self._labels.redshift[matched]
+        if not self._taken:
+            return {name: np.empty(0) for name in self._columns}, redshift
+        found = pa.concat_tables(self._taken).take(pa.array(self._place[matched]))
+        return {name: _numbers(found[name], name) for name in self._columns}, redshift
+
+
 def match_catalog(
     store: Store,
     catalog_key: str,
@@ -103,12 +160,8 @@ def match_catalog(
         Where the catalog lies.
     catalog_key : str
         Its key.
-    labels : Labels
-        Known redshifts.
-    columns : sequence of str
-        Columns of numbers, or of lists of them, to take along.
-    position : tuple of str
-        Columns with right ascension and declination, degrees.
+    labels, columns, position
+        As `Matches` wants them.
 
     Returns
     -------
@@ -125,33 +178,10 @@ def match_catalog(
     StoreError
         If a file of the catalog is damaged, or lacks a column.
     """
-    best = np.full(len(labels.ra), np.inf)
-    # Which row of all the rows taken from leaves belongs to a label.
-    place = np.zeros(len(labels.ra), np.int64)
-    taken, count = list[pa.Table](), 0
-    wanted = list(dict.fromkeys([*position, *columns]))
+    matches = Matches(labels, columns, position)
     for leaf in hats.file_keys(store, catalog_key):
-        table = hats.read_leaf(store, f"{catalog_key}/{leaf}", wanted)
-        if not table.num_rows:
-            continue
-        ra, dec = (_numbers(table[name], name) for name in position)
-        candidates = labels.near(*sky.cap(ra, dec))
-        if not len(candidates):
-            continue
-        index, separation = nearest(
-            labels.ra[candidates], labels.dec[candidates], ra, dec, labels.radius
-        )
-        closer = (index >= 0) & (separation < best[candidates])
-        chosen, rows = candidates[closer], index[closer]
-        best[chosen] = separation[closer]
-        place[chosen] = count + np.arange(len(rows))
-        taken.append(table.select(list(columns)).take(pa.array(rows)))
-        count += len(rows)
-    matched = np.isfinite(best)
-    if not taken:
-        return {name: np.empty(0) for name in columns}, labels.redshift[matched]
-    found = pa.concat_tables(taken).take(pa.array(place[matched]))
-    return {name: _numbers(found[name], name) for name in columns}, labels.redshift[matched]
+        matches.add(hats.read_leaf(store, f"{catalog_key}/{leaf}", matches.reads))
+    return matches.found()
 
 
 def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float64]:

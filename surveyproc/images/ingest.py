@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import fsspec
 
-from surveyproc.config import SurveyConfig
-from surveyproc.errors import InputError, StoreError, SurveyError, UnreachableError
+from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.images.build import (
     BandError,
     build_cube,
@@ -24,10 +22,16 @@ from surveyproc.images.build import (
 )
 from surveyproc.images.calibration import Calibration
 from surveyproc.images.cube import cube_key, read_rows, write_rows
-from surveyproc.images.fits import Aside, Plane, Problem, planes_of
+from surveyproc.images.fits import Plane, Problem
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import checksum, reading, unreadable
-from surveyproc.images.planes import EVERY_BAND, legacy_bits
+from surveyproc.images.headers import (
+    Groups,
+    group_planes,
+    notes,
+    read_headers,
+    unforeseen,
+)
 from surveyproc.places import DIED, Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
 from surveyproc.store.storage import Store, fingerprint
@@ -36,12 +40,9 @@ from surveyproc.survey import Survey
 
 # Part of every cube's version: raise it when the same input makes other cubes.
 FORMAT = 2
-# Headers are read in groups of so many files.
-SCAN_GROUP = 32
-# Of one core, roughly: 100 MB of float32 pixels a second (benchmarks/ingest.py printed 113 to 163);
-# the files' headers are a guess. What is expected only decides where work begins.
+# Of one core, roughly: 100 MB of float32 pixels a second (benchmarks/ingest.py printed 113 to 163).
+# What is expected only decides where work begins.
 PIXELS_PER_S = 25e6
-FILES_PER_S = 100.0
 LEDGER = "runs/ingest/begun"
 
 
@@ -76,16 +77,22 @@ class TilesSummary:
     kept: list[str] = field(default_factory=list)
     complete: bool = True
 
+    def count(self, outcomes: Sequence[dict[str, Any]]) -> None:
+        """Add up what was made of the tiles."""
+        for outcome in outcomes:
+            self.bytes += outcome["bytes"]
+            if outcome["row"] is not None:
+                self.written += outcome["written"]
+                self.unchanged += not outcome["written"]
+
 
 def ingest_tiles(survey: Survey, places: Places, *, keep_last: bool = False) -> TilesSummary:
     """Bring the survey's FITS files into cubes; what is there already is left alone.
 
     Parameters
     ----------
-    config : SurveyConfig
+    survey : Survey
         The survey.
-    store : Store
-        Its root.
     places : Places
         Where the work may run.
     keep_last : bool
@@ -101,28 +108,49 @@ def ingest_tiles(survey: Survey, places: Places, *, keep_last: bool = False) -> 
         If an input could not be read now, or the store could not take a cube (disk full). Raised
         when all other tiles are done and in the table; a tile that failed keeps the row it had.
     """
-    clear_debris(survey.store)
-    paths = survey.config.tile_files()
+    config, store = survey.config, survey.store
+    clear_debris(store)
+    paths = config.tile_files()
     if not paths:  # a survey of catalogs alone
-        write_rows(survey.store, survey.name, [])
+        write_rows(store, survey.name, [])
         return TilesSummary()
-    planes, problems, aside = _scan(paths, Calibration.of(survey.config), survey.store, places)
-    groups = group_planes(planes, problems, survey.config.images.bands)
-    before = _former_rows(survey.store, survey.name)
+    planes, problems, aside = read_headers(paths, Calibration.of(config), store, places)
+    groups = group_planes(planes, problems, config.images.bands)
+    before = _former_rows(store, survey.name)
     failures = _unread(problems, before)
+    outcomes = _make_cubes(_items(groups, failures), survey, places)
+    failures |= {
+        one["tile"]: f"tile {one['tile']}: {one['failure']}" for one in outcomes if one["failure"]
+    }
     summary = TilesSummary(
-        problems=[one.message for one in problems if not one.unread], notes=_notes(aside)
+        problems=_problems(problems, groups, failures, outcomes), notes=notes(aside)
     )
-    troubled = {one.tile for one in problems}
-    items = [
+    summary.count(outcomes)
+    rows = [one["row"] for one in outcomes if one["row"] is not None]
+    rows += [before[tile] for tile in failures if tile in before]
+    if keep_last:
+        troubled = {one.tile for one in problems}
+        troubled |= {one["tile"] for one in outcomes if one["problems"]}
+        rows = _keep_last(survey, rows, before, troubled, summary)
+        _excuse(failures, before, summary)
+        failures = {}
+    summary.tiles = len(rows)
+    _write_table(store, survey.name, rows, failures, summary)
+    return summary
+
+
+def _items(groups: Groups, failures: dict[str, str]) -> list[Item]:
+    """The tiles to make: those with a band that can be used, of which no file is unread."""
+    return [
         _item(tile, [plane for kinds in bands.values() for plane in kinds.values()])
         for tile, bands in sorted(groups.items())
         if bands and tile not in failures
     ]
-    for tile, bands in sorted(groups.items()):
-        if not bands and tile not in failures:
-            summary.problems.append(f"tile {tile}: no usable band; skipped")
-    rows: list[dict[str, Any]] = []
+
+
+def _make_cubes(items: Sequence[Item], survey: Survey, places: Places) -> list[dict[str, Any]]:
+    """The outcome of every tile, see `_TileWorker.nothing`, in any order."""
+    outcomes = []
     ledger = Ledger(survey.store, LEDGER)
     stage = Stage(
         "tiles",
@@ -134,45 +162,30 @@ def ingest_tiles(survey: Survey, places: Places, *, keep_last: bool = False) -> 
     results = places.stream(items, stage)
     with Meter("ingest, images", objects=len(items), units=len(items), noun="tiles") as meter:
         for outcome in results:
-            summary.bytes += outcome["bytes"]
-            summary.problems += outcome["problems"]
-            troubled |= {outcome["tile"]} if outcome["problems"] else set()
-            if outcome["failure"]:
-                failures[outcome["tile"]] = f"tile {outcome['tile']}: {outcome['failure']}"
-            if outcome["row"] is not None:
-                rows.append(outcome["row"])
-                summary.written += outcome["written"]
-                summary.unchanged += not outcome["written"]
+            outcomes.append(outcome)
             meter.advance(objects=1, nbytes=outcome["bytes"])
     ledger.clear()
-    summary.tiles = len(rows)
-    summary.problems.sort()
-    rows += [before[tile] for tile in failures if tile in before]
-    if keep_last:
-        rows = _keep_last(survey.store, survey.config, rows, before, troubled, summary)
-        summary.complete = not failures
-        summary.kept += [
-            f"{message}; " + ("kept as it was" if tile in before else "left out")
-            for tile, message in sorted(failures.items())
-        ]
-        failures = {}
-        summary.tiles = len(rows)
-    if not rows and not failures:
-        raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
-    if rows:
-        write_rows(survey.store, survey.name, rows)
-    if failures:
-        lines = [*sorted(failures.values()), *(f"problem: {one}" for one in summary.problems)]
-        raise StoreError(
-            f"{len(failures)} of the tiles and files failed; the other tiles are done, and the "
-            "same command tries again:\n" + "\n".join(lines)
-        )
-    return summary
+    return outcomes
+
+
+def _problems(
+    problems: Sequence[Problem],
+    groups: Groups,
+    failures: dict[str, str],
+    outcomes: Sequence[dict[str, Any]],
+) -> list[str]:
+    """What of the files could not be used, but for those that could not be read."""
+    told = [one.message for one in problems if not one.unread]
+    told += [
+        f"tile {tile}: no usable band; skipped"
+        for tile, bands in groups.items()
+        if not bands and tile not in failures
+    ]
+    return sorted(told + [message for one in outcomes for message in one["problems"]])
 
 
 def _keep_last(
-    store: Store,
-    config: SurveyConfig,
+    survey: Survey,
     rows: list[dict[str, Any]],
     before: dict[str, dict[str, Any]],
     troubled: set[str],
@@ -184,17 +197,50 @@ def _keep_last(
     made of are still there; else somebody took them away.
     """
     now = {str(row["id"]): row for row in rows}
-    names = {file_name(path) for path in config.tile_files()}
+    names = {file_name(path) for path in survey.config.tile_files()}
+    bands = survey.config.images.bands
     for tile, row in before.items():
         found = set(now[tile]["bands"]) if tile in now else set()
-        lost = [band for band in row["bands"] if band in config.images.bands and band not in found]
+        lost = any(band in bands and band not in found for band in row["bands"])
         broken = tile in troubled or names.issuperset(row["files"])
-        if lost and broken and read_record(store, cube_key(tile, row["version"])) is not None:
+        key = cube_key(tile, row["version"])
+        if lost and broken and read_record(survey.store, key) is not None:
             now[tile] = row
             summary.kept.append(
                 f"tile {tile}: band {', '.join(lost)} broken; version {row['version']} is kept"
             )
     return list(now.values())
+
+
+def _excuse(
+    failures: dict[str, str], before: dict[str, dict[str, Any]], summary: TilesSummary
+) -> None:
+    """Say of what failed whether it is kept as it was; nothing of it is an error then."""
+    summary.complete = not failures
+    summary.kept += [
+        f"{message}; " + ("kept as it was" if tile in before else "left out")
+        for tile, message in sorted(failures.items())
+    ]
+
+
+def _write_table(
+    store: Store,
+    survey: str,
+    rows: list[dict[str, Any]],
+    failures: dict[str, str],
+    summary: TilesSummary,
+) -> None:
+    """Write the table of tiles, if there is a row; then raise what `ingest_tiles` says."""
+    if not rows and not failures:
+        raise InputError("no image tile could be ingested:\n" + "\n".join(summary.problems))
+    if rows:
+        write_rows(store, survey, rows)
+    if failures:
+        lines = [*sorted(failures.values()), *(f"problem: {one}" for one in summary.problems)]
+        raise StoreError(
+            f"{len(failures)} of the tiles and files failed; the other tiles are done, and the "
+            "same command tries again:\n" + "\n".join(lines)
+        )
 
 
 def _former_rows(store: Store, survey: str) -> dict[str, dict[str, Any]]:
@@ -227,115 +273,6 @@ def _item(tile: str, planes: list[Plane]) -> Item:
     planes = sorted(planes, key=lambda plane: (plane.band, plane.kind))
     pixels = sum(plane.shape[0] * plane.shape[1] for plane in planes)
     return Item(tile, {"tile": tile, "planes": planes}, pixels / PIXELS_PER_S)
-
-
-def _scan(
-    paths: Sequence[str], calibration: Calibration, store: Store, places: Places
-) -> tuple[list[Plane], list[Problem], list[Aside]]:
-    planes: list[Plane] = []
-    problems: list[Problem] = []
-    aside: list[Aside] = []
-    groups = [paths[i : i + SCAN_GROUP] for i in range(0, len(paths), SCAN_GROUP)]
-    items = [Item(group[0], group, len(group) / FILES_PER_S) for group in groups]
-    ledger = Ledger(store, f"{LEDGER}-headers")
-    stage = Stage("headers", _ScanWorker, (calibration,), ledger=ledger)
-    for found, bad, left in places.stream(items, stage):
-        planes += found
-        problems += bad
-        aside += left
-    # Results come in any order.
-    planes.sort(key=lambda plane: (plane.path, plane.hdu))
-    problems.sort(key=lambda problem: problem.message)
-    aside.sort(key=lambda one: one.where)
-    return planes, problems, aside
-
-
-class _ScanWorker:
-    """Reads the headers of a group of files."""
-
-    def __init__(self, calibration: Calibration) -> None:
-        self.calibration = calibration
-
-    def __call__(self, paths: list[str]) -> tuple[list[Plane], list[Problem], list[Aside]]:
-        planes: list[Plane] = []
-        problems: list[Problem] = []
-        aside: list[Aside] = []
-        images, files = self.calibration.images, self.calibration.files
-        for path in paths:
-            try:
-                found, bad = planes_of(path, images, files, aside)
-            except (SurveyError, MemoryError):
-                raise
-            except Exception as error:  # whatever a header holds, it costs its own file only
-                found, bad = [], [Problem("", "", f"{public_url(path)}: {_unforeseen(error)}")]
-            planes += found
-            problems += bad
-        return planes, problems, aside
-
-
-def _unforeseen(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
-    return f"cannot be used: {type(error).__name__}: {error} ({place})"
-
-
-def _notes(aside: Sequence[Aside]) -> list[str]:
-    """One line for all planes of the same name that were left aside for the same reason."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for one in aside:
-        alike.setdefault((one.name, one.why), []).append(one.where)
-    return [
-        f"left aside: {name}, {why}: {where[0]}"
-        + (f" and {len(where) - 1} more" if len(where) > 1 else "")
-        for (name, why), where in sorted(alike.items())
-    ]
-
-
-def group_planes(
-    planes: Sequence[Plane], problems: list[Problem], bands: Sequence[str]
-) -> dict[str, dict[str, dict[str, Plane]]]:
-    """Tile to band (in the survey's order) to use (image, weight, mask) to plane.
-
-    Only bands that can be used: one is left out if any of its planes has a problem, if two planes
-    claim the same place, or if it has a weight or mask but no image. A mask of all bands is that
-    of each band without its own. What is found here is appended to `problems`.
-    """
-    places: dict[tuple[str, str], dict[str, list[Plane]]] = {}
-    shared: dict[str, list[Plane]] = {}
-    for plane in planes:
-        if plane.band == EVERY_BAND:
-            shared.setdefault(plane.tile, []).append(plane)
-            continue
-        kinds = places.setdefault((plane.tile, plane.band), {})
-        kinds.setdefault(plane.use, []).append(plane)
-    for (tile, band), kinds in places.items():
-        if tile in shared and "mask" not in kinds:
-            kinds["mask"] = [
-                replace(mask, band=band, mask_bits=legacy_bits(band)) for mask in shared[tile]
-            ]
-    bad = {(problem.tile, problem.band) for problem in problems}
-    bad |= {place for place in places if (place[0], EVERY_BAND) in bad}
-    tiles = {tile for tile, _ in places} | {tile for tile, _ in bad if tile}
-    groups: dict[str, dict[str, dict[str, Plane]]] = {tile: {} for tile in tiles}
-    order = {band: place for place, band in enumerate(bands)}
-    for (tile, band), kinds in sorted(places.items(), key=lambda item: order[item[0][1]]):
-        if (tile, band) in bad:
-            continue
-        twice = next((found for found in kinds.values() if len(found) > 1), None)
-        if twice is not None:
-            where = " and ".join(plane.where for plane in twice)
-            message = (
-                f"tile {tile}, band {band}: two {twice[0].use}s: {where}; band left out: say in "
-                "images.planes which is what"
-            )
-            problems.append(Problem(tile, band, message))
-        elif "image" not in kinds:
-            first = next(iter(kinds.values()))[0]
-            message = f"{first.where}: a {first.kind} without an image (tile {tile}, band {band})"
-            problems.append(Problem(tile, band, message))
-        else:
-            groups[tile][band] = {kind: found[0] for kind, found in kinds.items()}
-    return groups
 
 
 def _state(path: str) -> tuple[Any, ...]:
@@ -376,7 +313,7 @@ class _TileWorker:
         except MemoryError:
             raise
         except Exception as error:  # whatever its files hold, it is this tile's problem only
-            outcome["problems"] = [f"tile {item['tile']}: {_unforeseen(error)}"]
+            outcome["problems"] = [f"tile {item['tile']}: {unforeseen(error)}"]
         return outcome
 
     @staticmethod

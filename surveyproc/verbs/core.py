@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from surveyproc import schemas
-from surveyproc.catalogs import hats
-from surveyproc.catalogs.labels import match_catalog, read_labels
+from surveyproc.catalogs.labels import read_labels
 from surveyproc.config.sections import TOLERANCE, ProductSection
 from surveyproc.errors import ConfigError, InputError, StoreError, UnreachableError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
@@ -25,9 +19,9 @@ from surveyproc.releases.diff import diff as compare_releases
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan
-from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 from surveyproc.verbs import checks
+from surveyproc.verbs import evaluation as steps
 
 
 def ingest(survey: Survey) -> dict[str, Any]:
@@ -219,119 +213,23 @@ def evaluate(
     InputError
         If there is no such catalog, or it holds no object of the table.
     """
-    from surveyproc.evaluate.compare import gains
-    from surveyproc.evaluate.summary import summarise
-
     config = survey.config
     if config.truth is None:
         raise ConfigError("evaluate needs a [truth] section: source, redshift, ra, dec")
-    store, key, facts = _published(survey, catalog)
+    judged = steps.find_catalog(survey, catalog)
     labels = read_labels(config.truth, config)
-    files = hats.file_keys(store, key)
-    if not files:
-        raise InputError(f"{facts['catalog']} is no HATS catalog: there are no leaves under it")
-    names = hats.leaf_schema(store, f"{key}/{files[0]}").names
-    redshifts = schemas.redshift_columns(names)
-    point = column or next(iter(redshifts), None)
-    if point is None:
-        raise ConfigError(
-            f"evaluate: {facts['catalog']} has no redshifts of ours (no *_z_median or *_z_point "
-            "column): name the column"
-        )
-    for name in filter(None, (point, baseline, magnitude)):
-        if name not in names:
-            others = names if name == magnitude else redshifts or names
-            raise ConfigError(
-                f"evaluate: {facts['catalog']} has no column {name!r}; try {', '.join(others)}"
-            )
-    pdfs, flag = _beside(point, names)
-    reddest = (f"flux_{band}" for band in reversed(config.bands))
-    brightness = magnitude or next((name for name in reddest if name in names), "")
-    candidates = dict.fromkeys((point, baseline, pdfs, flag, brightness))
-    # Our own leaves are known; of others, the properties say where the positions are.
-    position = hats.position_columns(store, key) if catalog else ("ra", "dec")
-    values, redshift = match_catalog(
-        store, key, labels, [name for name in candidates if name], position
-    )
-    if not len(redshift):
-        raise InputError(
-            f"no object of {facts['catalog']} lies within {labels.radius} arcsec of a row of "
-            f"{config.truth.source}: check truth.ra, truth.dec and truth.radius"
-        )
-    for name in filter(None, (point, baseline, brightness)):
-        if values[name].ndim != 1:
-            raise ConfigError(f"evaluate: column {name!r} holds lists, not one number an object")
-    binned = {"true_redshift": redshift, "predicted_redshift": values[point]}
-    if brightness:
-        binned |= _magnitudes(brightness, values[brightness])
-    levels = schemas.pdf_levels()
-    known = bool(pdfs) and values[pdfs].shape[1:] == (len(levels),)
-    against: dict[str, Any] = {}
-    if baseline:
-        found = gains(values[baseline], values[point], redshift, outlier)
-        against = {"against": {"column": baseline, "gains": found}}
+    names = steps.column_names(judged)
+    columns = steps.choose_columns(names, judged.url, config.bands, column, baseline, magnitude)
+    values, redshift = steps.matched(judged, labels, columns, config.truth.source)
     return {
-        **facts,
-        **against,
-        "column": point,
+        **judged.facts,
+        **steps.gains_over_baseline(columns, values, redshift, outlier),
+        "column": columns.point,
         "labels": len(labels.ra),
         "labels_dropped": labels.dropped,
         "matched": len(redshift),
-        **summarise(
-            values[point],
-            redshift,
-            good=values[flag] == 0 if flag else None,
-            binned=binned,
-            quantiles=values[pdfs] if known else None,
-            levels=levels,
-            threshold=outlier,
-        ),
+        **steps.metrics(columns, values, redshift, outlier),
     }
-
-
-def _beside(point: str, names: Sequence[str]) -> tuple[str, str]:
-    """The PDF and the flag that belong to `point`; "" for what is not there or not ours."""
-    estimates = [one.name for one in schemas.load("photoz") if one.name.startswith("_z_")]
-    models = (point.removesuffix(name) for name in estimates if point.endswith(name))
-    model = next(models, "")
-    if not model:
-        return "", ""
-    pdfs = f"{model}_z_quantiles"
-    # A product's flag follows its other columns; any other may be of somebody else's.
-    own = {f"{model}{name}" for name in estimates}
-    after = next((name for name in names[names.index(point) :] if name not in own), "")
-    is_flag = after.startswith("photoz_") and after.endswith("_flag")
-    return pdfs if pdfs in names else "", after if is_flag else ""
-
-
-def _magnitudes(column: str, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """AB magnitudes under the name of the quantity; a column of fluxes is converted."""
-    from surveyproc.models.features import magnitude_from_flux
-
-    if column.startswith("flux_"):
-        return {f"magnitude_{column.removeprefix('flux_')}": magnitude_from_flux(values)}
-    return {column: values}
-
-
-def _published(survey: Survey, catalog: str | None) -> tuple[Store, str, dict[str, Any]]:
-    """Store and key of the catalog to evaluate, and what is known of it."""
-    if catalog is None:
-        current = release.current_release(survey.store, survey.name)
-        facts = {name: current[name] for name in ("release", "rows", "rejected")}
-        return survey.store, current["path"], {"catalog": current["url"], **facts}
-    url = catalog.rstrip("/") if "://" in catalog else str(Path(catalog).absolute())
-    store, key = _located(url)
-    main = hats.main_table(store, key)
-    if "://" in main or main.startswith("/"):
-        store, key = _located(main)
-    elif main:
-        key = f"{key}/{main.strip('/')}"
-    return store, key, {"catalog": url}
-
-
-def _located(url: str) -> tuple[Store, str]:
-    root, _, key = url.rstrip("/").rpartition("/")
-    return Store(root or "/"), key
 
 
 def validate(survey: Survey) -> dict[str, Any]:

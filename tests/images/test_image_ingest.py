@@ -423,7 +423,7 @@ def test_a_read_error_fails_its_tile_until_the_next_ingest(
     write(tmp_path / "b_g.fits", pixels(5), tile="T2")
     config = make_config(file_pattern="(?P<tile>[ab])_")
     with monkeypatch.context() as patch:
-        step = {"headers": "_scan", "checksum": "checksum", "pixels": "build_cube"}[stage]
+        step = {"headers": "read_headers", "checksum": "checksum", "pixels": "build_cube"}[stage]
         real = getattr(ingest, step)
 
         def fails(*arguments):

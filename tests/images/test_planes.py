@@ -15,7 +15,8 @@ from surveyproc.config.sections import ImagesSection
 from surveyproc.images.build import inverse_variance
 from surveyproc.images.cube import read_tiles, read_window
 from surveyproc.images.fits import PlaneReader, planes_of
-from surveyproc.images.ingest import group_planes, ingest_tiles
+from surveyproc.images.headers import group_planes
+from surveyproc.images.ingest import ingest_tiles
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 

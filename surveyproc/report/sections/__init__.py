@@ -1,0 +1,1 @@
+"""The sections of the report: what each reads, gathers and shows."""

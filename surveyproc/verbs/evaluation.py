@@ -1,0 +1,238 @@
+"""The steps of `verbs.evaluate`: which catalog, which of its columns, whose values, what of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surveyproc import schemas
+from surveyproc.catalogs import hats
+from surveyproc.catalogs.labels import Labels, match_catalog
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.releases import release
+from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
+
+Values = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The catalog to evaluate.
+
+    Attributes
+    ----------
+    store, key : Store, str
+        Where it lies.
+    facts : dict
+        What the result says of it: `catalog`, its path or URL, and more of a release.
+    published : bool
+        Whether it is the survey's published release.
+    """
+
+    store: Store
+    key: str
+    facts: dict[str, Any]
+    published: bool
+
+    @property
+    def url(self) -> str:
+        """What messages call it."""
+        return str(self.facts["catalog"])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that an evaluation reads; "" for what there is not.
+
+    Attributes
+    ----------
+    point : str
+        The redshifts to judge.
+    baseline : str
+        Those to compare them with.
+    pdfs, flag : str
+        Quantiles and flag that belong to `point`.
+    brightness : str
+        What to bin in: AB magnitudes, or `flux_<band>` in nJy.
+    """
+
+    point: str
+    baseline: str
+    pdfs: str
+    flag: str
+    brightness: str
+
+    @property
+    def numbers(self) -> list[str]:
+        """Those that must hold one number an object."""
+        return [name for name in (self.point, self.baseline, self.brightness) if name]
+
+    @property
+    def all(self) -> list[str]:
+        """All that there are, each once."""
+        named = (self.point, self.baseline, self.pdfs, self.flag, self.brightness)
+        return [name for name in dict.fromkeys(named) if name]
+
+
+def find_catalog(survey: Survey, catalog: str | None) -> Catalog:
+    """The HATS catalog at a path or URL, or in the collection there; by default the release.
+
+    Raises
+    ------
+    InputError
+        If none is named and nothing is published.
+    """
+    if catalog is None:
+        current = release.current_release(survey.store, survey.name)
+        facts = {name: current[name] for name in ("release", "rows", "rejected")}
+        return Catalog(survey.store, current["path"], {"catalog": current["url"], **facts}, True)
+    url = catalog.rstrip("/") if "://" in catalog else str(Path(catalog).absolute())
+    store, key = _located(url)
+    main = hats.main_table(store, key)
+    if "://" in main or main.startswith("/"):
+        store, key = _located(main)
+    elif main:
+        key = f"{key}/{main.strip('/')}"
+    return Catalog(store, key, {"catalog": url}, False)
+
+
+def _located(url: str) -> tuple[Store, str]:
+    root, _, key = url.rstrip("/").rpartition("/")
+    return Store(root or "/"), key
+
+
+def column_names(catalog: Catalog) -> list[str]:
+    """Names of the columns of a catalog; InputError if it has no leaves."""
+    files = hats.file_keys(catalog.store, catalog.key)
+    if not files:
+        raise InputError(f"{catalog.url} is no HATS catalog: there are no leaves under it")
+    names: list[str] = hats.leaf_schema(catalog.store, f"{catalog.key}/{files[0]}").names
+    return names
+
+
+def choose_columns(
+    names: Sequence[str],
+    where: str,
+    bands: Sequence[str],
+    point: str | None,
+    baseline: str | None,
+    magnitude: str | None,
+) -> Columns:
+    """Of the columns `names` of the catalog `where` those to read; see `verbs.evaluate`.
+
+    Raises
+    ------
+    ConfigError
+        If a named column is not there, or there are no redshifts of ours and none is named.
+    """
+    redshifts = schemas.redshift_columns(names)
+    point = point or next(iter(redshifts), None)
+    if point is None:
+        raise ConfigError(
+            f"evaluate: {where} has no redshifts of ours (no *_z_median or *_z_point "
+            "column): name the column"
+        )
+    for name in filter(None, (point, baseline, magnitude)):
+        if name not in names:
+            others = names if name == magnitude else redshifts or names
+            raise ConfigError(f"evaluate: {where} has no column {name!r}; try {', '.join(others)}")
+    pdfs, flag = _beside(point, names)
+    reddest = (f"flux_{band}" for band in reversed(bands))
+    brightness = magnitude or next((name for name in reddest if name in names), "")
+    return Columns(point, baseline or "", pdfs, flag, brightness)
+
+
+def _beside(point: str, names: Sequence[str]) -> tuple[str, str]:
+    """The PDF and the flag that belong to `point`; "" for what is not there or not ours."""
+    estimates = [one.name for one in schemas.load("photoz") if one.name.startswith("_z_")]
+    models = (point.removesuffix(name) for name in estimates if point.endswith(name))
+    model = next(models, "")
+    if not model:
+        return "", ""
+    pdfs = f"{model}_z_quantiles"
+    # A product's flag follows its other columns; any other may be of somebody else's.
+    own = {f"{model}{name}" for name in estimates}
+    after = next((name for name in names[names.index(point) :] if name not in own), "")
+    is_flag = after.startswith("photoz_") and after.endswith("_flag")
+    return pdfs if pdfs in names else "", after if is_flag else ""
+
+
+def matched(
+    catalog: Catalog, labels: Labels, columns: Columns, source: str
+) -> tuple[Values, NDArray[np.float64]]:
+    """The columns of the objects with a label, and their known redshifts, shape (n,).
+
+    Raises
+    ------
+    InputError
+        If there is no such object, or a column is not numeric; `source` names the label table.
+    ConfigError
+        If a column that must hold numbers holds lists.
+    """
+    # Our own leaves are known; of others, the properties say where the positions are.
+    position = ("ra", "dec")
+    if not catalog.published:
+        position = hats.position_columns(catalog.store, catalog.key)
+    values, redshift = match_catalog(catalog.store, catalog.key, labels, columns.all, position)
+    if not len(redshift):
+        raise InputError(
+            f"no object of {catalog.url} lies within {labels.radius} arcsec of a row of "
+            f"{source}: check truth.ra, truth.dec and truth.radius"
+        )
+    for name in columns.numbers:
+        if values[name].ndim != 1:
+            raise ConfigError(f"evaluate: column {name!r} holds lists, not one number an object")
+    return values, redshift
+
+
+def gains_over_baseline(
+    columns: Columns, values: Values, redshift: NDArray[np.float64], outlier: float
+) -> dict[str, Any]:
+    """`against`: the baseline's `column`, and the `gains` over it; nothing without a baseline."""
+    from surveyproc.evaluate.compare import gains
+
+    if not columns.baseline:
+        return {}
+    found = gains(values[columns.baseline], values[columns.point], redshift, outlier)
+    return {"against": {"column": columns.baseline, "gains": found}}
+
+
+def metrics(
+    columns: Columns, values: Values, redshift: NDArray[np.float64], outlier: float
+) -> dict[str, Any]:
+    """What `surveyproc.evaluate.summary.summarise` gives of the matched objects.
+
+    PDFs are judged if their quantiles are those of schemas/photoz.toml.
+    """
+    from surveyproc.evaluate.summary import summarise
+
+    point = values[columns.point]
+    binned = {"true_redshift": redshift, "predicted_redshift": point}
+    if columns.brightness:
+        binned |= _magnitudes(columns.brightness, values[columns.brightness])
+    levels = schemas.pdf_levels()
+    known = bool(columns.pdfs) and values[columns.pdfs].shape[1:] == (len(levels),)
+    return summarise(
+        point,
+        redshift,
+        good=values[columns.flag] == 0 if columns.flag else None,
+        binned=binned,
+        quantiles=values[columns.pdfs] if known else None,
+        levels=levels,
+        threshold=outlier,
+    )
+
+
+def _magnitudes(column: str, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """AB magnitudes under the name of the quantity; a column of fluxes is converted."""
+    from surveyproc.models.features import magnitude_from_flux
+
+    if column.startswith("flux_"):
+        return {f"magnitude_{column.removeprefix('flux_')}": magnitude_from_flux(values)}
+    return {column: values}

@@ -1,0 +1,47 @@
+"""Which columns an evaluation reads."""
+
+import pytest
+from surveyproc.verbs_evaluate import Columns, choose_columns
+
+from surveyproc.errors import ConfigError
+
+OURS = [
+    *("ra", "dec", "flux_r", "flux_K", "photometry_flag"),
+    *("net_z_point", "net_z_median", "net_z_quantiles", "photoz_flag"),
+    *("other_z_point", "photoz_other_flag", "theirs_z_median", "their_flag", "mag"),
+]
+BANDS = ("g", "r", "K", "L")
+
+
+@pytest.mark.parametrize(
+    ("point", "pdfs", "flag"),
+    [
+        (None, "net_z_quantiles", "photoz_flag"),
+        ("net_z_point", "net_z_quantiles", "photoz_flag"),
+        ("other_z_point", "", "photoz_other_flag"),
+        # Of somebody else: what follows it may be anything.
+        ("theirs_z_median", "", ""),
+        ("mag", "", ""),
+    ],
+)
+def test_pdfs_and_flag_belong_to_the_redshift(point, pdfs, flag):
+    chosen = choose_columns(OURS, "here", BANDS, point, None, None)
+    assert chosen == Columns(point or "net_z_median", "", pdfs, flag, "flux_K")
+
+
+def test_columns_are_read_once_each():
+    chosen = choose_columns(OURS, "here", (), "ra", "ra", None)
+    assert chosen == Columns("ra", "ra", "", "", "")
+    assert chosen.all == ["ra"]
+    assert chosen.numbers == ["ra", "ra"]
+
+
+def test_what_is_not_there_is_named_beside_what_is():
+    with pytest.raises(ConfigError, match="here has no column 'z'; try net_z_median, theirs_z_med"):
+        choose_columns(OURS, "here", BANDS, "z", None, None)
+    with pytest.raises(ConfigError, match="has no column 'm'; try ra, dec, flux_r"):
+        choose_columns(OURS, "here", BANDS, None, None, "m")
+    with pytest.raises(ConfigError, match="has no column 'b'; try ra, mag"):
+        choose_columns(["ra", "mag"], "here", BANDS, "mag", "b", None)
+    with pytest.raises(ConfigError, match="here has no redshifts of ours"):
+        choose_columns(["ra", "mag"], "here", BANDS, None, None, None)
