@@ -201,7 +201,7 @@ def _keep_last(
     bands = survey.config.images.bands
     for tile, row in before.items():
         found = set(now[tile]["bands"]) if tile in now else set()
-        lost = any(band in bands and band not in found for band in row["bands"])
+        lost = [band for band in row["bands"] if band in bands and band not in found]
         broken = tile in troubled or names.issuperset(row["files"])
         key = cube_key(tile, row["version"])
         if lost and broken and read_record(survey.store, key) is not None:

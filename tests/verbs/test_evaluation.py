@@ -1,9 +1,9 @@
 """Which columns an evaluation reads."""
 
 import pytest
-from surveyproc.verbs_evaluate import Columns, choose_columns
 
 from surveyproc.errors import ConfigError
+from surveyproc.verbs.evaluation import Columns, choose_columns
 
 OURS = [
     *("ra", "dec", "flux_r", "flux_K", "photometry_flag"),
