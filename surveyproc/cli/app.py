@@ -140,6 +140,19 @@ def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -
 
 
 @app.command()
+def products(as_json: AsJson = False) -> None:
+    """List the installed kinds of products: what each reads and writes."""
+    from surveyproc.config.kinds import listing
+
+    kinds = listing()
+    lines = []
+    for one in kinds:
+        lines.append(f"{one['kind']} ({one['package']})")
+        lines += [f"  {key}: {one[key]}" for key in ("error", "reads", "writes") if one[key]]
+    _show({"kinds": kinds}, as_json, lines)
+
+
+@app.command()
 def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Plan, infer, check and publish; repeated, it resumes, or does nothing."""
     from surveyproc import verbs

@@ -16,16 +16,19 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic.json_schema import models_json_schema
 
+from surveyproc.config.kinds import OWN, load_kind, section_class
 from surveyproc.config.sections import (
     CatalogSection,
     GatesSection,
     ImagesSection,
     LabelsSection,
+    ModelSection,
     NightlySection,
     ProductSection,
     RunSection,
@@ -34,6 +37,19 @@ from surveyproc.config.sections import (
 )
 from surveyproc.errors import ConfigError, StoreError
 from surveyproc.store.urls import is_web, public_url
+
+
+def _of_its_kind(given: Any) -> Any:
+    """The section of a product as its kind wants it; what names no product is left to pydantic."""
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        return given
+    kind = given.get("kind")
+    if kind is not None and not isinstance(kind, str):
+        return given
+    return section_class(given["name"], kind).model_validate(given)
+
+
+AnyProduct = Annotated[SerializeAsAny[ProductSection], BeforeValidator(_of_its_kind)]
 
 
 class SurveyConfig(Section):
@@ -45,7 +61,7 @@ class SurveyConfig(Section):
         description="Absent if the catalog brings the photometry.",
     )
     catalog: CatalogSection
-    products: list[ProductSection] = Field(default_factory=list)
+    products: list[AnyProduct] = Field(default_factory=list)
     truth: LabelsSection | None = Field(None, description="Known redshifts for `evaluate`.")
     gates: GatesSection = Field(default_factory=GatesSection)  # type: ignore[arg-type]
     nightly: NightlySection = Field(default_factory=NightlySection)  # type: ignore[arg-type]
@@ -66,22 +82,14 @@ class SurveyConfig(Section):
         names = [product.name for product in self.products]
         if len(set(names)) != len(names):
             raise ValueError("products: two products share a name")
-        for product in self.products:
+        for product in self.networks:
             for band in product.bands.values():
                 if band and band not in self.bands:
                     raise ValueError(
                         f"products.{product.name}.bands: {band!r} is not in images.bands "
                         f"({', '.join(self.bands)})"
                     )
-            if len(set(product.aperture)) != len(product.aperture):
-                raise ValueError(f"products.{product.name}.aperture: a radius is named twice")
-            limits = product.training.redshifts if product.training else [0.0, 1.0]
-            if not limits[0] < limits[1]:
-                raise ValueError(
-                    f"products.{product.name}.training.redshifts: the lowest comes first, not "
-                    f"{limits}"
-                )
-        models = [product.model for product in self.products if product.model]
+        models = [product.model for product in self.networks]
         for model in models:
             if models.count(model) > 1:
                 raise ValueError(
@@ -95,6 +103,31 @@ class SurveyConfig(Section):
         """The survey's bands: those of its images, then those of the catalog's own photometry."""
         own = (*self.catalog.magnitudes, *self.catalog.fluxes)
         return tuple(dict.fromkeys((*self.images.bands, *own)))
+
+    @property
+    def networks(self) -> list[ModelSection]:
+        """The products that a network computes."""
+        return [product for product in self.products if isinstance(product, ModelSection)]
+
+    def trainable(self, name: str | None = None) -> list[ModelSection]:
+        """The products whose network is to be trained, or the one called `name`.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, or that one has no training section.
+        """
+        if name is not None:
+            product = self.product(name)
+            if not isinstance(product, ModelSection) or product.training is None:
+                raise ConfigError(
+                    f"products.{name}: training needs `model` and a [products.training] section"
+                )
+            return [product]
+        found = [product for product in self.networks if product.training is not None]
+        if not found:
+            raise ConfigError("products: none has a [products.training] section; add one to train")
+        return found
 
     @property
     def root(self) -> str:
@@ -190,6 +223,24 @@ def load(
     except ValidationError as error:
         lines = [f"{path}: {_explain(dict(problem), merged)}" for problem in error.errors()]
         raise ConfigError("\n".join(lines)) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of survey.toml with our own kinds of products."""
+    document = SurveyConfig.model_json_schema()
+    classes = {kind: load_kind(kind).Section for kind in OWN}
+    _, found = models_json_schema(
+        [(one, "validation") for one in dict.fromkeys(classes.values())],
+        ref_template="#/$defs/{model}",
+    )
+    document["$defs"] |= found["$defs"]
+    names = dict.fromkeys(one.__name__ for one in classes.values())
+    document["properties"]["products"]["items"] = {
+        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in names]
+    }
+    return document
 
 
 def _value(text: str) -> Any:
@@ -270,7 +321,7 @@ def _explain(problem: dict[str, Any], document: Mapping[str, Any]) -> str:
         location.insert(1, name or str(indexes[0]))
     dotted = ".".join(str(part) for part in location) or "survey.toml"
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(problem["loc"][:-1])
+        known = _known_keys(problem["loc"][:-1], document)
         close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
         return f"unknown key {dotted!r}; the nearest known key is {close[0]!r}"
     if problem["type"] == "missing":
@@ -283,8 +334,11 @@ def _explain(problem: dict[str, Any], document: Mapping[str, Any]) -> str:
     return f"key {dotted!r}: {message}, not {problem['input']!r}"
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
+def _known_keys(location: tuple[Any, ...], document: Mapping[str, Any]) -> list[str]:
     model: type[Section] = SurveyConfig
+    if location[:1] == ("products",) and len(location) > 1:
+        entry = document["products"][location[1]]
+        model, location = section_class(entry["name"], entry.get("kind")), location[2:]
     for part in location:
         if isinstance(part, int):
             continue

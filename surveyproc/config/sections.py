@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from surveyproc.config.expressions import keywords
 from surveyproc.store.urls import is_web, public_url
@@ -66,10 +73,6 @@ def _increasing(limits: list[float]) -> list[float]:
     if not limits[0] < limits[1]:
         raise ValueError(f"the lower one comes first, not {limits}")
     return limits
-
-
-def _as_floats(value: Any) -> Any:
-    return [value] if isinstance(value, int | float) else value
 
 
 class Section(BaseModel):
@@ -270,7 +273,7 @@ class TrainingSection(LabelsSection):
         default_factory=list,
         description="Bands of the survey that the network gets; all if empty.",
     )
-    redshifts: list[float] = Field(
+    redshifts: Annotated[list[float], AfterValidator(_increasing)] = Field(
         [0.0, 20.0],
         min_length=2,
         max_length=2,
@@ -337,11 +340,18 @@ class TrainingSection(LabelsSection):
 
 
 class ProductSection(Section):
-    """One product of the run."""
+    """One product of the run; each kind of product adds its own keys."""
 
-    name: Name = Field(description="photometry, photoz, or photoz_<something> for another model.")
-    model: ModelReference | None = Field(
-        None,
+    name: Name = Field(
+        description="Name of the product, and of its flag column; up to the first _ it is the kind."
+    )
+    kind: Name | None = Field(None, description="Kind of the product, if its name does not say it.")
+
+
+class ModelSection(ProductSection):
+    """A product that a network computes."""
+
+    model: ModelReference = Field(
         description="A package under <root>/models (name or name@version), the path or URL of a "
         "package's folder (anything with a slash), or a registered network to train.",
     )
@@ -349,22 +359,20 @@ class ProductSection(Section):
         default_factory=dict,
         description='Model band to survey band where the names differ, or to "" for none.',
     )
-    aperture: Annotated[
-        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]],
-        BeforeValidator(_as_floats, json_schema_input_type=float | list[float]),
-    ] = Field(
-        [1.0],
-        min_length=1,
-        description="Photometry: aperture radius, arcsec, or a list of them: the first is that of "
-        "flux_<band>, the others have columns like flux_<band>_2p0.",
-    )
     architecture: str | None = Field(
         None, description="The registered network to train, if `model` is another name for it."
     )
-    network: dict[str, Any] = Field(
+    architecture_settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the registered network to train."
     )
     training: TrainingSection | None = Field(None, description="How to train the model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "network" in given:
+            raise ValueError("key `network` is called `architecture_settings` now")
+        return given
 
 
 class GatesSection(Section):

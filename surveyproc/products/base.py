@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from surveyproc.config.sections import ProductSection
 from surveyproc.schemas import Column
+from surveyproc.survey import Survey
 
 
 @dataclass(frozen=True)
@@ -125,4 +127,43 @@ class Product(Protocol):
 
         List columns are (n, length). NaN in a float column is written as null. The result is a
         pure function of the batch.
+        """
+
+
+class Kind(Product, Protocol):
+    """A kind of product: a class whose instances are products, made from survey.toml.
+
+    It is known by the entry-point group `surveyproc.products`: the entry's name is the kind, its
+    object the class. Its module should import no more than planning needs; what takes long belongs
+    into `prepare`.
+
+    Attributes
+    ----------
+    Section : type of ProductSection
+        Its section of survey.toml, which may add keys; unknown ones are errors.
+    reads, writes : str
+        For people: what it reads and writes, in a few words.
+    """
+
+    Section: ClassVar[type[ProductSection]]
+    reads: ClassVar[str]
+    writes: ClassVar[str]
+
+    @classmethod
+    def build(cls, section: Any, survey: Survey) -> Self:
+        """The product that a section asks for.
+
+        Parameters
+        ----------
+        section : ProductSection
+            An instance of `Section`.
+        survey : Survey
+            The survey, ingested.
+
+        Raises
+        ------
+        ConfigError
+            If the survey lacks what it needs.
+        InputError
+            If a file that it needs cannot be used.
         """

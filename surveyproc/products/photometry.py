@@ -3,26 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from surveyproc.config.sections import ProductSection
+from surveyproc.errors import ConfigError
+from surveyproc.images.cube import finest_tile
 from surveyproc.images.cutouts import over_edge
 from surveyproc.measure.aperture import (
     ANNULUS,
     WIDE_PX,
     annulus_for,
     aperture_photometry,
+    cutout_for,
     side_of,
     with_photon_noise,
 )
 from surveyproc.products.base import Batch, Inputs
 from surveyproc.schemas import Column, aperture_name, flag, load
 from surveyproc.store.storage import fingerprint
+from surveyproc.survey import Survey
 
 # Raise it when the same cutouts give other numbers.
 FORMAT = 2
+
+
+def _as_floats(value: Any) -> Any:
+    return [value] if isinstance(value, int | float) else value
+
+
+def _distinct(radii: list[float]) -> list[float]:
+    if len(set(radii)) != len(radii):
+        raise ValueError("a radius is named twice")
+    return radii
+
+
+class PhotometrySection(ProductSection):
+    """Aperture photometry."""
+
+    aperture: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+        BeforeValidator(_as_floats, json_schema_input_type=float | list[float]),
+        AfterValidator(_distinct),
+    ] = Field(
+        [1.0],
+        min_length=1,
+        description="Aperture radius, arcsec, or a list of them: the first is that of "
+        "flux_<band>, the others have columns like flux_<band>_2p0.",
+    )
 
 
 class AperturePhotometry:
@@ -54,6 +85,35 @@ class AperturePhotometry:
     """
 
     name = "photometry"
+
+    Section: ClassVar[type[ProductSection]] = PhotometrySection
+    reads = "cutouts of all bands"
+    writes = "fluxes, errors and flags of every band and aperture; position and tile"
+
+    @classmethod
+    def build(cls, section: PhotometrySection, survey: Survey) -> Self:
+        """Photometry with cutouts that fit all tiles; raises as `cutout_for`.
+
+        Raises
+        ------
+        ConfigError
+            If the survey has no images, or the product another name.
+        """
+        if section.name != "photometry":
+            raise ConfigError(
+                f"products.{section.name}: aperture photometry is called photometry, once a "
+                "survey; its `aperture` may be a list"
+            )
+        bands = tuple(survey.config.images.bands)
+        if not bands:
+            raise ConfigError(
+                "products.photometry measures images, and [images] names no band; take the product "
+                "out: the catalog's own fluxes need none"
+            )
+        finest = finest_tile(survey.store, survey.name)
+        if finest is None:
+            return cls(bands, section.aperture)
+        return cls(bands, section.aperture, cutout_for(section.aperture, *finest))
 
     def __init__(
         self, bands: Sequence[str], radii_arcsec: Sequence[float], cutout: int = 64

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc import schemas
-from surveyproc.errors import ConfigError
-from surveyproc.models.package import Package
+from surveyproc.config.sections import ModelSection, ProductSection
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.models.package import Package, load_package
 from surveyproc.products.base import Batch, Inputs
 from surveyproc.schemas import Column
 from surveyproc.store.storage import fingerprint
+from surveyproc.survey import Survey
 
 # Planning needs a product's inputs and version, not torch.
 if TYPE_CHECKING:
@@ -74,6 +76,43 @@ class PhotozProduct:
     InputError
         If the weights do not fit the architecture.
     """
+
+    Section: ClassVar[type[ProductSection]] = ModelSection
+    reads = "what its model wants: fluxes and errors, cutouts, reddening"
+    writes = "redshifts, and quantiles of their PDFs where the model has some"
+
+    @classmethod
+    def build(cls, section: ModelSection, survey: Survey) -> Self:
+        """The product of the section's model.
+
+        Raises
+        ------
+        InputError
+            If there is no such model; the message says how to train it.
+        ConfigError
+            As the class, and if the model reads cutouts of a band that [images] does not have.
+        """
+        config = survey.config
+        try:
+            # Anything with a slash is a folder, relative to survey.toml.
+            model = config.resolve(section.model) if "/" in section.model else section.model
+            package = load_package(survey.store, model)
+        except InputError as error:
+            raise InputError(f"products.{section.name}.model: {error}") from error
+        product = cls(
+            package,
+            section.bands,
+            name=section.name,
+            reddening=config.catalog.reddening,
+            survey_bands=config.bands,
+        )
+        unseen = [band for band in product.inputs.bands if band not in config.images.bands]
+        if unseen:
+            raise ConfigError(
+                f"products.{section.name}: model {section.model!r} reads cutouts of band "
+                f"{unseen[0]!r}, which [images] does not have ({', '.join(config.images.bands)})"
+            )
+        return product
 
     def __init__(
         self,

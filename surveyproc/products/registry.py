@@ -9,15 +9,11 @@ from surveyproc import schemas
 from surveyproc.catalogs import rows
 from surveyproc.catalogs.ingest import open_source, read_catalog
 from surveyproc.config import SurveyConfig
+from surveyproc.config.kinds import kind_of, load_kind
 from surveyproc.config.sections import CatalogSection, ProductSection
-from surveyproc.errors import ConfigError, InputError, near, near_or_all
-from surveyproc.images.cube import finest_tile
-from surveyproc.measure.aperture import cutout_for
-from surveyproc.models.package import load_package
-from surveyproc.products.base import Product
+from surveyproc.errors import ConfigError, near_or_all
+from surveyproc.products.base import Kind, Product
 from surveyproc.products.catalog_photometry import CatalogPhotometry, check_number
-from surveyproc.products.photometry import AperturePhotometry
-from surveyproc.products.photoz import PhotozProduct
 from surveyproc.schemas import Column
 from surveyproc.survey import Survey
 
@@ -54,59 +50,10 @@ def build_products(survey: Survey, before: ProductSection | None = None) -> tupl
     return (*own, *(build_product(section, survey) for section in sections))
 
 
-def check_kind(section: ProductSection) -> None:
-    """Refuse a product of no kind, or one without the model that its kind needs.
-
-    Raises
-    ------
-    ConfigError
-        Naming the product.
-    """
-    kind = section.name.partition("_")[0]
-    if section.name != "photometry" and kind != "photoz":
-        raise ConfigError(
-            f"products: {section.name!r} is not a product; known: photometry, photoz, photoz_<any>"
-            + near(section.name, ["photometry", "photoz"])
-        )
-    if kind == "photoz" and section.model is None:
-        raise ConfigError(f"key 'products.{section.name}.model' is missing: name a package")
-
-
 def build_product(section: ProductSection, survey: Survey) -> Product:
-    """One product, its model loaded if it has one; photometry with cutouts that fit all tiles."""
-    check_kind(section)
-    if section.name == "photometry":
-        bands = tuple(survey.config.images.bands)
-        if not bands:
-            raise ConfigError(
-                "products.photometry measures images, and [images] names no band; take the product "
-                "out: the catalog's own fluxes need none"
-            )
-        finest = finest_tile(survey.store, survey.name)
-        if finest is None:
-            return AperturePhotometry(bands, section.aperture)
-        return AperturePhotometry(bands, section.aperture, cutout_for(section.aperture, *finest))
-    assert section.model is not None
-    try:
-        # Anything with a slash is a folder, relative to survey.toml.
-        model = survey.config.resolve(section.model) if "/" in section.model else section.model
-        package = load_package(survey.store, model)
-    except InputError as error:
-        raise InputError(f"products.{section.name}.model: {error}") from error
-    product = PhotozProduct(
-        package,
-        section.bands,
-        name=section.name,
-        reddening=survey.config.catalog.reddening,
-        survey_bands=survey.config.bands,
-    )
-    unseen = [band for band in product.inputs.bands if band not in survey.config.images.bands]
-    if unseen:
-        raise ConfigError(
-            f"products.{section.name}: model {section.model!r} reads cutouts of band "
-            f"{unseen[0]!r}, which [images] does not have ({', '.join(survey.config.images.bands)})"
-        )
-    return product
+    """One product, as its kind builds it."""
+    kind: type[Kind] = load_kind(kind_of(section.name, section.kind))
+    return kind.build(section, survey)
 
 
 def check_columns(products: Sequence[Product], catalog_columns: Sequence[Column]) -> None:

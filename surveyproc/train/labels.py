@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.config import SurveyConfig
-from surveyproc.config.sections import ProductSection
+from surveyproc.config.sections import ModelSection
 from surveyproc.errors import ConfigError
 from surveyproc.models.base import RedshiftNetwork, build
 from surveyproc.places import Places
@@ -20,7 +20,7 @@ from surveyproc.train.data import TrainingSet
 from surveyproc.train.training_cube import build_training_cube
 
 
-def untrained(config: SurveyConfig, section: ProductSection) -> RedshiftNetwork:
+def untrained(config: SurveyConfig, section: ModelSection) -> RedshiftNetwork:
     """The network that a product is to train, with fresh weights.
 
     Raises
@@ -29,7 +29,7 @@ def untrained(config: SurveyConfig, section: ProductSection) -> RedshiftNetwork:
         If the product has no training section or no model, a band is unknown, two bands get one
         name, or the network refuses its bands or settings; the product is named.
     """
-    if section.training is None or section.model is None:
+    if section.training is None:
         raise ConfigError(
             f"products.{section.name}: training needs `model` and a [products.training] section"
         )
@@ -37,12 +37,12 @@ def untrained(config: SurveyConfig, section: ProductSection) -> RedshiftNetwork:
     if not bands:
         bands = _model_bands(section, _survey_bands(config, section, section.training.bands))
     try:
-        return build(section.architecture or section.model, bands, section.network)
+        return build(section.architecture or section.model, bands, section.architecture_settings)
     except ConfigError as error:
         raise ConfigError(f"products.{section.name}: {error}") from error
 
 
-def measured_training_set(survey: Survey, section: ProductSection, places: Places) -> TrainingSet:
+def measured_training_set(survey: Survey, section: ModelSection, places: Places) -> TrainingSet:
     """What the survey holds of every object that has a label, sorted by position on the sky.
 
     Fluxes are those that the earlier products write, or else those that the catalog holds; errors
@@ -90,7 +90,7 @@ def measured_training_set(survey: Survey, section: ProductSection, places: Place
     )
 
 
-def _check_fluxes(survey: Survey, section: ProductSection, fluxes: Sequence[str]) -> None:
+def _check_fluxes(survey: Survey, section: ModelSection, fluxes: Sequence[str]) -> None:
     held = {column.name: column for column in read_catalog(survey.store, survey.name).columns}
     before = build_products(survey, section)
     written = {column.name for product in before for column in product.columns}
@@ -104,7 +104,7 @@ def _check_fluxes(survey: Survey, section: ProductSection, fluxes: Sequence[str]
 
 
 def _survey_bands(
-    config: SurveyConfig, section: ProductSection, wanted: Sequence[str]
+    config: SurveyConfig, section: ModelSection, wanted: Sequence[str]
 ) -> tuple[str, ...]:
     """The wanted bands in the survey's order; all of them if none is named."""
     unknown = sorted(set(wanted) - set(config.bands))
@@ -116,7 +116,7 @@ def _survey_bands(
     return tuple(band for band in config.bands if not wanted or band in wanted)
 
 
-def _model_bands(section: ProductSection, bands: Sequence[str]) -> tuple[str, ...]:
+def _model_bands(section: ModelSection, bands: Sequence[str]) -> tuple[str, ...]:
     """The survey's bands under the model's names: the inverse of `section.bands`.
 
     Raises

@@ -16,7 +16,7 @@ from surveyproc import schemas
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import Labels, read_labels
 from surveyproc.config import SurveyConfig
-from surveyproc.config.sections import ProductSection
+from surveyproc.config.sections import ModelSection
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.images.cutouts import CutoutReader
@@ -72,7 +72,7 @@ class _Inputs:
 
 def build_training_cube(
     survey: Survey,
-    section: ProductSection,
+    section: ModelSection,
     places: Places,
     *,
     bands: Sequence[str],
@@ -87,7 +87,7 @@ def build_training_cube(
     ----------
     survey : Survey
         The survey, ingested.
-    section : ProductSection
+    section : ModelSection
         The product to train. Its labels are matched, and the products listed before it measure.
     places : Places
         Where the work may run.
@@ -188,7 +188,7 @@ class ShardWorker:
     def __init__(
         self,
         survey: Survey,
-        section: ProductSection,
+        section: ModelSection,
         key: str,
         bands: tuple[str, ...],
         cutout: int,
@@ -232,7 +232,7 @@ class ShardWorker:
 
 def _inputs(
     survey: Survey,
-    section: ProductSection,
+    section: ModelSection,
     bands: Sequence[str],
     cutout: int,
 ) -> _Inputs:

@@ -10,11 +10,11 @@ from typing import Any
 from surveyproc.catalogs.ingest import read_catalog, record_key
 from surveyproc.catalogs.readers import open_table
 from surveyproc.config import SurveyConfig
-from surveyproc.config.sections import LabelsSection, ProductSection, TrainingSection
+from surveyproc.config.sections import LabelsSection, ModelSection, ProductSection, TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError, near
 from surveyproc.images.cube import read_tiles
 from surveyproc.models.package import trained_by
-from surveyproc.products.registry import build_product, check_kind, check_source
+from surveyproc.products.registry import build_product, check_source
 from surveyproc.run.plan import Plan, make_plan
 from surveyproc.store.storage import Store
 from surveyproc.store.urls import public_url
@@ -83,7 +83,7 @@ def before_night(survey: Survey) -> None:
     writable(survey.store)
 
 
-def before_training(survey: Survey, sections: Sequence[ProductSection]) -> None:
+def before_training(survey: Survey, sections: Sequence[ModelSection]) -> None:
     """That networks can be built, label tables have their columns, and the survey what it needs.
 
     Raises
@@ -98,8 +98,7 @@ def before_training(survey: Survey, sections: Sequence[ProductSection]) -> None:
     checks = list(_settings(survey.config))
     for section in sections:
         checks.append(partial(untrained, survey.config, section))
-        if section.training is None or section.model is None:
-            continue
+        assert section.training is not None
         checks.append(partial(_own_model, survey, section))
         checks += _table(survey.config, f"products.{section.name}.training", section.training)
         if not section.training.magnitudes:
@@ -163,8 +162,6 @@ def _settings(config: SurveyConfig) -> Iterator[Check]:
     """Names in survey.toml that must be those of something else in it."""
     yield partial(_bands, config)
     yield partial(_file_pattern, config)
-    for section in config.products:
-        yield partial(check_kind, section)
 
 
 def _bands(config: SurveyConfig) -> None:
@@ -191,9 +188,8 @@ def _file_pattern(config: SurveyConfig) -> None:
         )
 
 
-def _own_model(survey: Survey, section: ProductSection) -> None:
+def _own_model(survey: Survey, section: ModelSection) -> None:
     """A training makes its model the current one of that name for all surveys under the root."""
-    assert section.model is not None
     other = trained_by(survey.store, section.model)
     if other not in ("", survey.name):
         network = section.architecture or section.model
@@ -210,7 +206,7 @@ def _models(survey: Survey, sections: Iterable[ProductSection] | None = None) ->
 
 
 def _labels(config: SurveyConfig) -> Iterator[Check]:
-    for section in config.products:
+    for section in config.networks:
         if section.training is not None:
             yield from _table(config, f"products.{section.name}.training", section.training)
     yield from _truth(config)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from surveyproc.catalogs.labels import read_labels
-from surveyproc.config.sections import TOLERANCE, ProductSection
+from surveyproc.config.sections import TOLERANCE, ModelSection
 from surveyproc.errors import ConfigError, InputError, StoreError, UnreachableError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
 from surveyproc.places import Places, opened, under_way
@@ -63,23 +63,18 @@ def train(survey: Survey, name: str | None = None) -> dict[str, Any]:
         If no such product is configured, or it has no training section, or a network refuses its
         bands or settings.
     """
-    sections = (
-        [survey.config.product(name)] if name else [p for p in survey.config.products if p.training]
-    )
-    if not sections:
-        raise ConfigError("products: none has a [products.training] section; add one to train")
+    sections = survey.config.trainable(name)
     checks.before_training(survey, sections)
     with under_way(survey.store, "train"), opened(survey.config.run) as places:
         return {section.name: _train_one(survey, section, places) for section in sections}
 
 
-def _train_one(survey: Survey, section: ProductSection, places: Places) -> dict[str, Any]:
+def _train_one(survey: Survey, section: ModelSection, places: Places) -> dict[str, Any]:
     from surveyproc.train.data import from_labels
     from surveyproc.train.labels import measured_training_set
     from surveyproc.train.loop import train as train_network
 
     assert section.training is not None
-    assert section.model is not None
     if section.training.magnitudes:
         training_set = from_labels(section.training, survey.config.resolve(section.training.source))
     else:
@@ -87,7 +82,7 @@ def _train_one(survey: Survey, section: ProductSection, places: Places) -> dict[
     package = train_network(
         training_set,
         architecture=section.architecture or section.model,
-        network=section.network,
+        network=section.architecture_settings,
         settings=section.training,
         store=survey.store,
         name=section.model,

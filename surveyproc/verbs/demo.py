@@ -19,7 +19,10 @@ IMAGES = """
 [[products]]
 name = "photoz_images"
 model = "gaznet-1"
-network = { cutout = 32, image_widths = [8, 16, 16, 32], joint_widths = [64, 64, 64, 64] }
+[products.architecture_settings]
+cutout = 32
+image_widths = [8, 16, 16, 32]
+joint_widths = [64, 64, 64, 64]
 
 [products.training]
 source = "truth.parquet"

@@ -269,8 +269,8 @@ def check_portable(config: SurveyConfig) -> None:
     ]
     if config.truth is not None:
         places.append(("truth.source", config.truth.source))
-    for product in config.products:
-        if product.model is not None and "/" in product.model:
+    for product in config.networks:
+        if "/" in product.model:
             places.append((f"products.{product.name}.model", product.model))
         if product.training is not None:
             places.append((f"products.{product.name}.training.source", product.training.source))

@@ -34,7 +34,7 @@ J = { column = "J", ab_offset = 0.91 }
 [[products]]
 name = "photoz"
 model = "gaznet-c3"
-network = { widths = [8, 8, 8, 8, 8, 8, 8, 8], components = 2 }
+architecture_settings = { widths = [8, 8, 8, 8, 8, 8, 8, 8], components = 2 }
 
 [products.training]
 source = "table.csv"

@@ -19,7 +19,7 @@ SECTION = """
 [[products]]
 name = "photoz_images"
 model = "{model}"
-network = {network}
+architecture_settings = {network}
 [products.training]
 source = "truth.parquet"
 redshift = "z"

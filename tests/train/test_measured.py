@@ -108,7 +108,7 @@ def test_labels_that_no_object_is_left_for_are_counted(tmp_path):
 
 
 def test_settings_that_a_network_refuses_name_the_product_before_any_training(tmp_path):
-    config, store = catalog_survey(tmp_path, network={"widht": 8})
+    config, store = catalog_survey(tmp_path, architecture_settings={"widht": 8})
     with pytest.raises(ConfigError, match=r"products\.photoz: tabm: unknown setting 'widht'"):
         verbs.train(Survey(config))
     assert store.names("training") == []
@@ -116,7 +116,9 @@ def test_settings_that_a_network_refuses_name_the_product_before_any_training(tm
 
 def test_a_model_may_have_another_name_than_its_network(tmp_path):
     network = {"members": 2, "width": 8, "depth": 1, "errors": False}
-    config, store = catalog_survey(tmp_path, model="my-own", architecture="tabm", network=network)
+    config, store = catalog_survey(
+        tmp_path, model="my-own", architecture="tabm", architecture_settings=network
+    )
     section = config.product("photoz")
     chosen = {"epochs": 1, "batch_size": 2, "workers": 1, "held_out_share": 0.0}
     training = section.training.model_copy(update=chosen)
