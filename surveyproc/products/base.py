@@ -38,6 +38,50 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class RowTable:
+    """Rows that a product writes beside the catalog, none or several an object.
+
+    It becomes a HATS catalog of the release with the partitions of the main one, keyed by
+    object_id; object_id, ra, dec and _healpix_29 are those of the object and are added.
+
+    Attributes
+    ----------
+    name : str
+        Letters, digits and _.
+    columns : tuple of Column
+        The others.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class PixelArray:
+    """Pixels that a product writes of every object: masks, models.
+
+    They become arrays of a Zarr group of the release, one a partition, in the order of its rows.
+
+    Attributes
+    ----------
+    name : str
+        Letters, digits and _.
+    shape : tuple of int
+        Of one object; (y, x), or (band, y, x).
+    dtype : str
+        A numpy type. Where nothing was computed floats are NaN, others 0.
+    unit, description : str
+        Of the values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    unit: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Objects handed to a product, all arrays with the same first axis n.
 
@@ -127,7 +171,21 @@ class Product(Protocol):
 
         List columns are (n, length). NaN in a float column is written as null. The result is a
         pure function of the batch.
+
+        A table's name is given a mapping of its columns to arrays of shape (rows,), and of `row` to
+        the index of each row's object in the batch, ascending. An array of pixels is given as
+        (n, *shape).
         """
+
+
+def tables_of(product: Product) -> tuple[RowTable, ...]:
+    """The tables that a product writes: its `tables`, which it may leave out."""
+    return tuple(getattr(product, "tables", ()))
+
+
+def pixels_of(product: Product) -> tuple[PixelArray, ...]:
+    """The arrays of pixels that a product writes: its `pixels`, which it may leave out."""
+    return tuple(getattr(product, "pixels", ()))
 
 
 class Kind(Product, Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ from surveyproc.config import SurveyConfig
 from surveyproc.config.kinds import kind_of, load_kind
 from surveyproc.config.sections import CatalogSection, ProductSection
 from surveyproc.errors import ConfigError, near_or_all
-from surveyproc.products.base import Kind, Product
+from surveyproc.products.base import Kind, Product, pixels_of, tables_of
 from surveyproc.products.catalog_photometry import CatalogPhotometry, check_number
 from surveyproc.schemas import Column
 from surveyproc.survey import Survey
@@ -93,6 +95,13 @@ def check_columns(products: Sequence[Product], catalog_columns: Sequence[Column]
                 "otherwise"
             )
         known.update(written)
+    tables = [table.name for product in products for table in tables_of(product)]
+    arrays = [array.name for product in products for array in pixels_of(product)]
+    beside = Counter([*tables, *arrays])
+    for name, times in beside.items():
+        if times > 1 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            why = "two products write it" if times > 1 else "letters, digits and _ make a name"
+            raise ConfigError(f"products: a table or array of pixels is called {name!r}: {why}")
 
 
 def check_fluxes(product: str, columns: Iterable[Column]) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from surveyproc.catalogs import hats
 from surveyproc.config.sections import GatesSection
 from surveyproc.errors import GateError, InputError, StoreError
-from surveyproc.run import commit
+from surveyproc.run import commit, stacks
 from surveyproc.run.plan import (
     Plan,
     done_key,
@@ -20,6 +20,8 @@ from surveyproc.run.plan import (
     read_done,
     release_key,
     run_key,
+    table_columns,
+    table_key,
 )
 from surveyproc.store.storage import Store, as_json, digest
 
@@ -149,7 +151,7 @@ def publish(
         # Published before, and immutable since: only the pointer moves.
         point_to(store, plan.survey, pointer, done)
         return {**done, "url": url}
-    drop_strangers(store, plan)
+    drop_strangers(store, plan, commits)
     hats.finish_catalog(
         store,
         plan.release_key,
@@ -158,6 +160,8 @@ def publish(
         columns=plan.leaf_columns,
         properties=plan.provenance,
     )
+    tables = finish_tables(store, plan, commits)
+    stacks.write_group(store, plan.release_key, plan.pixels)
     if problems := hats.metadata_problems(store, plan.release_key, leaves):
         listed = "; ".join(problems)
         raise GateError(
@@ -171,7 +175,9 @@ def publish(
         "rejected": plan.catalog.rejected,
         "duplicates": plan.catalog.duplicates,
         "partitions": len(plan.units),
-        "rows_per_second": plan.rows / max(sum(one.seconds for one in commits), 1e-9),
+        "tables": tables,
+        "pixels": sorted(plan.pixels),
+        "rows_per_second": _rate(commits),
         "products": {product.name: product.version for product in plan.products},
         "flags": commit.total_flags(one.flags for one in commits),
         "band_flags": commit.total_flags(one.band_flags for one in commits),
@@ -184,6 +190,33 @@ def publish(
         current = read_done(store, plan.run) or current
     point_to(store, plan.survey, pointer, current)
     return {**current, "url": url}
+
+
+def _rate(commits: Sequence[commit.Commit]) -> float:
+    """Objects a second of one worker; of units that computed every product, if there are some."""
+    whole = [one for one in commits if not one.carried] or commits
+    return sum(one.leaf.rows for one in whole) / max(sum(one.seconds for one in whole), 1e-9)
+
+
+def finish_tables(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> dict[str, int]:
+    """Write the metadata of the tables beside the catalog; table to rows.
+
+    A table without any row is no catalog.
+    """
+    rows = {}
+    for name, table in plan.tables.items():
+        leaves = [one.tables[name] for one in commits if name in one.tables]
+        rows[name] = sum(leaf.rows for leaf in leaves)
+        if leaves:
+            hats.finish_catalog(
+                store,
+                table_key(plan.release_key, name),
+                leaves,
+                name=f"{plan.survey}_{name}",
+                columns=table_columns(table),
+                properties=plan.provenance,
+            )
+    return rows
 
 
 def point_to(
@@ -229,9 +262,9 @@ def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
         )
     url = store.url_of(done["path"])
     records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
-    for leaf in (record.leaf for record in records):
-        key = f"{done['path']}/{hats.leaf_key(leaf.order, leaf.pixel)}"
-        if store.size(key) != leaf.nbytes:
+    for file in (file for record in records for file in record.files):
+        key = f"{done['path']}/{file.key}"
+        if store.size(key) != file.nbytes:
             raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
     if not is_valid(url):
         raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
@@ -305,12 +338,22 @@ def remove_release(store: Store, survey: str, release: str) -> None:
     store.remove(run_key(release))
 
 
-def drop_strangers(store: Store, plan: Plan) -> None:
-    """Remove leaves that are not in the plan, which an interrupted copy could have left."""
-    expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
-    for key in hats.leaf_keys(store, plan.release_key):
-        if key not in expected:
-            store.remove(f"{plan.release_key}/{key}")
+def drop_strangers(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> None:
+    """Remove files of no unit of the plan, which an interrupted copy could have left."""
+    expected = {file.key for record in commits for file in record.files}
+    own = (f"{table_key('', name)}/dataset" for name in plan.tables)
+    folders = ("dataset", stacks.FOLDER, *own)
+    for folder in (one.strip("/") for one in folders):
+        for name in store.sizes(f"{plan.release_key}/{folder}"):
+            key = f"{folder}/{name}"
+            if key not in expected and not is_metadata(key):
+                store.remove(f"{plan.release_key}/{key}")
+
+
+def is_metadata(key: str) -> bool:
+    """Whether a file of a release is that of a catalog or a group, not of one unit."""
+    name = key.rpartition("/")[2]
+    return name.startswith("_") or (name == "zarr.json" and "Norder=" not in key)
 
 
 def is_valid(url: str) -> bool:
@@ -366,18 +409,20 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
     problems = []
     key = str(release_record["path"])
     url = store.url_of(key)
-    if not is_valid(url):
-        problems.append(f"{url} is not a valid HATS catalog (strict)")
+    tables = [name for name, count in release_record.get("tables", {}).items() if count]
+    for place in (url, *(store.url_of(table_key(key, name)) for name in tables)):
+        if not is_valid(place):
+            problems.append(f"{place} is not a valid HATS catalog (strict)")
     rows = 0
     records = run_key(release)
     for record in commit.read_units(store, records, commit.recorded(store, records)):
-        leaf = record.leaf
-        leaf_key = f"{key}/{hats.leaf_key(leaf.order, leaf.pixel)}"
-        if not store.exists(leaf_key):
-            problems.append(f"{leaf_key} is missing")
-        elif digest(store.read(leaf_key)) != leaf.sha256:
-            problems.append(f"{leaf_key} differs from its commit record")
-        rows += leaf.rows
+        for file in record.files:
+            place = f"{key}/{file.key}"
+            if not store.exists(place):
+                problems.append(f"{place} is missing")
+            elif digest(store.read(place)) != file.sha256:
+                problems.append(f"{place} differs from its commit record")
+        rows += record.leaf.rows
     if rows != release_record["rows"]:
         problems.append(
             f"commit records hold {rows} rows, the release says {release_record['rows']}"

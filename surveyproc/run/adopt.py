@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-from surveyproc.catalogs import hats
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, Unit, pointer_key, release_key, run_key
@@ -24,7 +23,7 @@ def adopt(store: Store, plan: Plan) -> int:
     """
     todo = {unit.name: unit for unit in commit.pending(store, plan)}
     pending = len(todo)
-    for run in _donors(store, plan):
+    for run in donors(store, plan):
         if not todo:
             break
         shared = [todo[name] for name in commit.recorded(store, run_key(run)) if name in todo]
@@ -40,13 +39,13 @@ def adoptable(store: Store, plan: Plan) -> set[str]:
     todo = {unit.name for unit in commit.pending(store, plan)}
     return {
         unit
-        for run in (_donors(store, plan) if todo else ())
+        for run in (donors(store, plan) if todo else ())
         for unit in commit.recorded(store, run_key(run))
         if unit in todo
     }
 
 
-def _donors(store: Store, plan: Plan) -> list[str]:
+def donors(store: Store, plan: Plan) -> list[str]:
     """Runs of this survey that have leaves, the published one first."""
     current = store.read_json(pointer_key(plan.survey)) or {}
     found = store.names(f"releases/{plan.survey}")
@@ -55,14 +54,14 @@ def _donors(store: Store, plan: Plan) -> list[str]:
 
 
 def _copy(store: Store, plan: Plan, run: str, unit: Unit) -> bool:
-    """Leaf first, record after it, as if it were computed; False if the other one is no use."""
-    key = hats.leaf_key(unit.order, unit.pixel)
-    source = f"{release_key(plan.survey, run)}/{key}"
+    """Files first, record after them, as if computed; False if the other one is no use."""
+    source = release_key(plan.survey, run)
     try:
         record = commit.read(store, run_key(run), unit.name)
-        if record.quarantined or store.size(source) != record.leaf.nbytes:
+        if record.quarantined or not commit.intact(store, source, record):
             return False
-        store.copy(source, f"{plan.release_key}/{key}")
+        for file in record.files:
+            store.copy(f"{source}/{file.key}", f"{plan.release_key}/{file.key}")
     except UnreachableError:
         raise
     except StoreError:

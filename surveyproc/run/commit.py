@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from surveyproc.errors import StoreError
 from surveyproc.evaluate.histogram import histogram, pack
 from surveyproc.products.base import Product
 from surveyproc.run.plan import Plan, Unit
+from surveyproc.run.stacks import File
 from surveyproc.schemas import Column
 from surveyproc.store.storage import Store
 
@@ -64,6 +65,14 @@ class Commit:
         Product name to {flag name: objects}, with the key `any` for all flagged objects.
     band_flags : dict
         The same for the flag columns of single bands, by the column's name.
+    products : dict
+        Product name to the hash of what its values depend on, see `plan.Unit`.
+    carried : dict
+        Products whose values were taken from the leaf of another run, and which.
+    tables : dict
+        Table to its leaf, where the partition has rows of it.
+    pixels : dict
+        Array of pixels to its files.
     seconds : float
         Time the unit took.
     provenance : dict
@@ -83,6 +92,19 @@ class Commit:
     adopted: str = ""
     quarantined: str = ""
     band_flags: dict[str, dict[str, int]] = field(default_factory=dict)
+    products: dict[str, str] = field(default_factory=dict)
+    carried: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, Leaf] = field(default_factory=dict)
+    pixels: dict[str, list[File]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[File]:
+        """Every file of the unit in its release, that which makes others readable after them."""
+        leaves = [(hats.leaf_key(self.leaf.order, self.leaf.pixel), self.leaf)]
+        leaves += [(f"tables/{name}/{hats.leaf_key(one.order, one.pixel)}", one)
+                   for name, one in self.tables.items()]  # fmt: skip
+        own = [File(key, leaf.nbytes, leaf.sha256) for key, leaf in leaves]
+        return [*own, *(file for files in self.pixels.values() for file in files)]
 
 
 def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, ColumnStats]:
@@ -142,7 +164,8 @@ def record_key(run_key: str, unit: str) -> str:
 def write(store: Store, run_key: str, commit: Commit) -> None:
     """Put the record where the next run looks for it."""
     document = asdict(commit)
-    document["leaf"]["footer"] = base64.b64encode(commit.leaf.footer).decode()
+    for leaf in (document["leaf"], *document["tables"].values()):
+        leaf["footer"] = base64.b64encode(leaf["footer"]).decode()
     store.put_json(record_key(run_key, commit.unit), document)
 
 
@@ -159,14 +182,24 @@ def read(store: Store, run_key: str, unit: str) -> Commit:
     if document is None:
         raise StoreError(f"{store.url_of(key)} is missing: run again to compute this unit")
     try:
-        leaf = document["leaf"]
-        leaf["footer"] = base64.b64decode(leaf["footer"])
-        stats = {name: ColumnStats(**value) for name, value in document["stats"].items()}
-        return Commit(**{**document, "leaf": Leaf(**leaf), "stats": stats})
+        parts = {
+            "leaf": _leaf(document["leaf"]),
+            "stats": {name: ColumnStats(**value) for name, value in document["stats"].items()},
+            "tables": {name: _leaf(one) for name, one in document.get("tables", {}).items()},
+            "pixels": {
+                name: [File(**one) for one in files]
+                for name, files in document.get("pixels", {}).items()
+            },
+        }
+        return Commit(**{**document, **parts})
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{store.url_of(key)} is damaged ({error}); remove it, run again"
         ) from error
+
+
+def _leaf(document: dict[str, Any]) -> Leaf:
+    return Leaf(**{**document, "footer": base64.b64decode(document["footer"])})
 
 
 def read_all(store: Store, plan: Plan) -> Iterator[Commit]:
@@ -185,14 +218,16 @@ def recorded(store: Store, run_key: str) -> list[str]:
     return [name.removesuffix(".json") for name in store.names(f"{run_key}/commits")]
 
 
+def intact(store: Store, release: str, record: Commit) -> bool:
+    """Whether every file of a unit is there in its full length; `release` is the folder."""
+    return all(store.size(f"{release}/{file.key}") == file.nbytes for file in record.files)
+
+
 def forget_damaged(store: Store, plan: Plan) -> int:
     """Remove the records of leaves that are gone or cut short; how many. Reads no leaf."""
 
     def is_damaged(unit: Unit) -> bool:
-        leaf = read(store, plan.run_key, unit.name).leaf
-        return (
-            store.size(f"{plan.release_key}/{hats.leaf_key(leaf.order, leaf.pixel)}") != leaf.nbytes
-        )
+        return not intact(store, plan.release_key, read(store, plan.run_key, unit.name))
 
     known = set(recorded(store, plan.run_key))
     done = [unit for unit in plan.units if unit.name in known]
@@ -207,6 +242,27 @@ def pending(store: Store, plan: Plan) -> list[Unit]:
     """Units without a commit record. One listing; no record and no data is read."""
     done = set(recorded(store, plan.run_key))
     return [unit for unit in plan.units if unit.name not in done]
+
+
+def by_product(records: Iterable[Commit], worked_on: Collection[str]) -> dict[str, dict[str, int]]:
+    """For every product the units whose values were `computed`, `carried` over, or `kept`.
+
+    Parameters
+    ----------
+    records : iterable of Commit
+        Of all units of a run.
+    worked_on : collection of str
+        Units that were not found finished, nor copied whole.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for record in records:
+        for product in record.flags:
+            counts = found.setdefault(product, {"computed": 0, "carried": 0, "kept": 0})
+            if record.unit not in worked_on:
+                counts["kept"] += 1
+            else:
+                counts["carried" if product in record.carried else "computed"] += 1
+    return found
 
 
 def total_flags(flags: Iterable[Mapping[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import pyarrow as pa
-
-from surveyproc import schemas
-from surveyproc.catalogs import hats
 from surveyproc.errors import (
     ClusterError,
     StoreError,
@@ -19,14 +15,15 @@ from surveyproc.errors import (
     UnitsFailedError,
     UnreachableError,
 )
-from surveyproc.images.cutouts import CutoutReader
 from surveyproc.places import DIED, Item, Ledger, Places, Stage
+from surveyproc.products.base import Product
 from surveyproc.progress import Meter
-from surveyproc.run import attempts, commit, unit
+from surveyproc.run import attempts, carry, commit, stages, unit
 from surveyproc.run.adopt import adopt
-from surveyproc.run.cost import seconds_per_object
+from surveyproc.run.carry import Donor
+from surveyproc.run.cost import COLUMNS_S, expected_seconds, seconds_per_object
 from surveyproc.run.plan import Plan, Unit, make_plan
-from surveyproc.store.storage import Store, digest, parse_table
+from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
 DEATHS = 8
@@ -43,6 +40,8 @@ class Computed:
         Units found finished; copied from earlier releases; computed now; given up now.
     rows : int
         Objects computed now.
+    todo : frozenset of str
+        Units that were neither found finished nor copied.
     seconds : float
         Time it took.
     """
@@ -52,6 +51,7 @@ class Computed:
     units: int
     quarantined: int
     rows: int
+    todo: frozenset[str]
     seconds: float
 
 
@@ -65,10 +65,13 @@ class Task:
         Its name.
     quarantine : str
         Why the unit is given up: its rows are then written with nulls. Empty to compute it.
+    donors : tuple of Donor
+        Leaves of other releases that have values of products for it.
     """
 
     unit: str
     quarantine: str = ""
+    donors: tuple[Donor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,18 @@ class UnitWorker:
                 f"inputs changed while the run was under way (planned {run}, found "
                 f"{self.plan.run}): repeat the command"
             )
-        unit.prepare(self.plan.products)
         self.units = {planned.name: planned for planned in self.plan.units}
-        bands, size = unit.image_needs(self.plan.products, survey.config.images.bands)
-        self.reader = CutoutReader(self.store, list(self.plan.tiles), bands) if size else None
+        self.read = stages.Reading(self.store, self.plan, survey.config.images.bands)
+        self._prepared: set[str] = set()
 
     def __call__(self, task: Task) -> Outcome:
         """Do one task; an error of the unit is reported, not raised, and the others go on."""
+        # A model that cannot be loaded ends the run, where an error of a unit is held against it.
+        carried = {name for donor in task.donors for name in donor.products}
+        if not task.quarantine:
+            self._prepare(one for one in self.plan.products if one.name not in carried)
         try:
-            done = self.process(self.units[task.unit], task.quarantine)
+            done = self.process(self.units[task.unit], task)
         except UnreachableError:
             raise  # every other unit would wait as long
         except Exception as error:
@@ -137,53 +143,28 @@ class UnitWorker:
             )
         return Outcome(task.unit, done.leaf.rows, done.leaf.nbytes)
 
+    def _prepare(self, products: Iterable[Product]) -> None:
+        """Load what products need, once each."""
+        needed = [one for one in products if one.name not in self._prepared]
+        unit.prepare(needed)
+        self._prepared |= {one.name for one in needed}
+
     @staticmethod
     def died(task: Task) -> Outcome:
         """What became of a task whose process died."""
         return Outcome(task.unit, error=DIED, crowded=True)
 
-    def process(self, planned: Unit, quarantine: str) -> commit.Commit:
-        """Leaf first, commit record after it."""
-        started = time.monotonic()
-        plan = self.plan
-        source = hats.leaf_key(planned.order, planned.pixel)
-        inputs = {name for product in plan.products for name in product.inputs.columns}
-        own = [column.name for column in plan.catalog.columns]
-        objects = {column.name for column in schemas.load("object")}
-        wanted = [name for name in own if name in objects | inputs | plan.carried.keys()]
-        table = self.read_source(f"{plan.catalog.key}/{source}", planned.source_sha256, wanted)
-        if quarantine:
-            output = unit.quarantined(table.num_rows, plan.products)
+    def process(self, planned: Unit, task: Task) -> commit.Commit:
+        """Read, compute, write."""
+        if task.quarantine:
+            held = self.read(planned, ())
+            output = unit.quarantined(held.table.num_rows, self.plan.products)
         else:
-            output = unit.compute(table, plan.products, self.reader)
-        names = {name: column.name for name, column in plan.carried.items()}
-        table = table.rename_columns([names.get(name, name) for name in wanted])
-        result = unit.to_table(table, output, plan.leaf_columns)
-        leaf = hats.write_leaf(
-            self.store, f"{plan.release_key}/{source}", result, plan.leaf_columns
-        )
-        record = commit.Commit(
-            unit=planned.name,
-            leaf=leaf,
-            stats=commit.column_stats(result, plan.columns),
-            flags=commit.flag_counts(result, plan.products),
-            seconds=time.monotonic() - started,
-            provenance=plan.provenance,
-            quarantined=quarantine,
-            band_flags=commit.band_flag_counts(result, plan.products),
-        )
-        commit.write(self.store, plan.run_key, record)
-        return record
-
-    def read_source(self, key: str, sha256: str, columns: list[str]) -> pa.Table:
-        """Rows of a source leaf, if it is still the one that was planned with."""
-        data = self.store.read(key)
-        if digest(data) != sha256:
-            raise StoreError(
-                f"{self.store.url_of(key)} is not the leaf that was ingested: if an ingest is "
-                "under way, repeat the command after it; else ingest again"
-            )
-        return parse_table(pa.BufferReader(data), columns).select(columns)
+            held = self.read(planned, task.donors)
+            # Those of a donor that was damaged meanwhile.
+            self._prepare(held.products)
+            output = stages.compute(self.plan, held)
+        return stages.write(self.store, self.plan, planned, held, output, task.quarantine)
 
 
 def compute_pending(survey: Survey, plan: Plan, places: Places) -> Computed:
@@ -206,7 +187,8 @@ def compute_pending(survey: Survey, plan: Plan, places: Places) -> Computed:
         write_plan(survey.store, plan)
     adopted = adopt(survey.store, plan)
     todo = commit.pending(survey.store, plan)
-    work = Work(survey, plan, places, killers)
+    donors = carry.find(survey.store, plan, todo)
+    work = Work(survey, plan, places, killers, donors)
     if todo:
         with Meter("run", objects=sum(one.rows for one in todo), units=len(todo)) as meter:
             work.finish([one.name for one in todo], meter)
@@ -217,6 +199,7 @@ def compute_pending(survey: Survey, plan: Plan, places: Places) -> Computed:
         units=len(todo) - len(work.quarantined) - len(work.failed),
         quarantined=len(work.quarantined),
         rows=work.rows,
+        todo=frozenset(one.name for one in todo),
         seconds=time.monotonic() - started,
     )
     if pending:
@@ -238,6 +221,8 @@ class Work:
         The survey, the run, and where it may run.
     killers : collection of str
         Units that killed a process in an earlier run; they get one of their own.
+    donors : mapping of str to tuple of Donor
+        Unit to leaves of other releases that have values of products for it.
 
     Attributes
     ----------
@@ -255,16 +240,29 @@ class Work:
         plan: Plan,
         places: Places,
         killers: Collection[str] = (),
+        donors: Mapping[str, tuple[Donor, ...]] | None = None,
     ) -> None:
         self.survey, self.store, self.plan, self.places = survey, survey.store, plan, places
         self.killers = set(killers)
         self.ledger = Ledger(self.store, f"{plan.run_key}/begun")
-        seconds = seconds_per_object(self.store, plan)
-        self.seconds = {one.name: one.rows * seconds for one in plan.units}
+        self.donors = donors or {}
+        self.seconds = self._expected()
         self.rows = 0
         self.quarantined: list[str] = []
         self.failed: list[str] = []
         self.errors = attempts.recorded(self.store, plan.run_key)
+
+    def _expected(self) -> dict[str, float]:
+        """Seconds of one core that each unit is expected to need."""
+        whole = seconds_per_object(self.store, self.plan)
+        seconds = {one.name: one.rows * whole for one in self.plan.units}
+        for one in self.plan.units:
+            if given := self.donors.get(one.name):
+                carried = {name for donor in given for name in donor.products}
+                stale = [each for each in self.plan.products if each.name not in carried]
+                each = sum(map(expected_seconds, stale)) + COLUMNS_S
+                seconds[one.name] = one.rows * min(each, whole)
+        return seconds
 
     def finish(self, units: list[str], meter: Meter) -> None:
         """All attempts at these units: together first, what died of it one by one after that."""
@@ -282,7 +280,10 @@ class Work:
     def tasks(self, units: list[str]) -> list[Task]:
         """The next attempt at each unit, or its quarantine if it has had them all."""
         most = self.survey.config.run.attempts
-        return [Task(name, _reason(self.errors.get(name, ()), most)) for name in units]
+        return [
+            Task(name, _reason(self.errors.get(name, ()), most), self.donors.get(name, ()))
+            for name in units
+        ]
 
     def item(self, task: Task) -> Item:
         """The task as work to be done somewhere."""

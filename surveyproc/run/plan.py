@@ -11,16 +11,18 @@ import numpy as np
 
 import surveyproc
 from surveyproc import schemas, sky
+from surveyproc.catalogs import hats
+from surveyproc.catalogs.hats import Partition
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.images.cube import Tile, read_tiles
-from surveyproc.products.base import Product
+from surveyproc.products.base import PixelArray, Product, RowTable, pixels_of, tables_of
 from surveyproc.products.registry import build_products, carried_columns, check_columns
 from surveyproc.schemas import Column
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.survey import Survey
 
 # Raised whenever the same inputs would give other leaves than before.
-OUTPUT_REVISION = 3
+OUTPUT_REVISION = 4
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class Unit:
     source_sha256 : str
         Checksum of the partition's leaf in the source catalog.
     fingerprint : str
-        Hash of the source leaf, the tiles it touches, the products and the code's revision.
+        Hash of all that its leaf depends on: the products' own, columns and their descriptions.
+    products : dict of str to str
+        Product to the hash of all that its values depend on: its version, the source leaf, the
+        tiles if it reads cutouts, and the same of the products whose columns it reads.
     """
 
     order: int
@@ -44,11 +49,17 @@ class Unit:
     rows: int
     source_sha256: str
     fingerprint: str
+    products: dict[str, str]
 
     @property
     def name(self) -> str:
         """Name of the unit's commit record: the partition and what it was made from."""
-        return f"Norder={self.order}-Npix={self.pixel}-{self.fingerprint}"
+        return f"{self.partition}-{self.fingerprint}"
+
+    @property
+    def partition(self) -> str:
+        """Name of the partition alone."""
+        return f"Norder={self.order}-Npix={self.pixel}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,16 @@ class Plan:
     def leaf_columns(self) -> tuple[Column, ...]:
         """All columns of the leaf, in order."""
         return (*self.columns, *self.carried.values())
+
+    @property
+    def tables(self) -> dict[str, RowTable]:
+        """The tables beside the catalog, by name."""
+        return {table.name: table for product in self.products for table in tables_of(product)}
+
+    @property
+    def pixels(self) -> dict[str, PixelArray]:
+        """The arrays of pixels beside the catalog, by name."""
+        return {array.name: array for product in self.products for array in pixels_of(product)}
 
     @property
     def rows(self) -> int:
@@ -126,6 +147,17 @@ def release_key(survey: str, run: str) -> str:
     return f"releases/{survey}/{run}"
 
 
+def table_key(release: str, table: str) -> str:
+    """Folder of a table of a release, a HATS catalog; `release` is the release's folder."""
+    return f"{release}/tables/{table}"
+
+
+def table_columns(table: RowTable) -> tuple[Column, ...]:
+    """Columns of a table's leaves: those that place an object, then its own."""
+    placing = ("object_id", "ra", "dec", hats.SPATIAL)
+    return (*(one for one in schemas.load("object") if one.name in placing), *table.columns)
+
+
 def pointer_key(survey: str) -> str:
     """The one object readers follow."""
     return f"releases/{survey}/current.json"
@@ -164,26 +196,20 @@ def make_plan(survey: Survey) -> Plan:
     own = catalog.columns[: len(schemas.load("object"))]
     columns = own + tuple(column for product in products for column in product.columns)
     carried = carried_columns(survey.config.catalog, catalog.columns, products)
-    made_by = {
-        "products": [[product.name, product.version] for product in products],
+    written = {
         "columns": [asdict(column) for column in (*columns, *carried.values())],
-        "bands": list(survey.config.bands),
+        "tables": [asdict(table) for product in products for table in tables_of(product)],
+        "pixels": [asdict(array) for product in products for array in pixels_of(product)],
         "revision": OUTPUT_REVISION,
     }
-    touched = _tiles_touched(catalog, tiles)
     units = tuple(
-        Unit(
-            part.order,
-            part.pixel,
-            part.rows,
-            part.sha256,
-            fingerprint({**made_by, "leaf": part.sha256, "tiles": versions}),
-        )
-        for part, versions in zip(catalog.partitions, touched, strict=True)
+        _unit(part, versions, products, written)
+        for part, versions in zip(catalog.partitions, _tiles_touched(catalog, tiles), strict=True)
     )
     inputs = "r" + fingerprint(
         {
-            **made_by,
+            "products": [[product.name, product.version] for product in products],
+            **written,
             "survey": survey.name,
             "catalog": catalog.fingerprint,
             "units": [[unit.order, unit.pixel, unit.fingerprint] for unit in units],
@@ -193,6 +219,37 @@ def make_plan(survey: Survey) -> Plan:
     settings = fingerprint(survey.config.model_dump(mode="json", exclude=without))
     run = _edition(survey.store, survey.name, inputs)
     return Plan(survey.name, run, units, columns, carried, settings, catalog, tiles, products)
+
+
+def _unit(
+    part: Partition,
+    tiles: list[list[str]],
+    products: Sequence[Product],
+    written: dict[str, Any],
+) -> Unit:
+    """A partition as a unit: what each product, and the leaf as a whole, depends on there."""
+    known: dict[str, str] = {}
+    writers: dict[str, str] = {}
+    for product in products:
+        reads = sorted({writers[name] for name in product.inputs.columns if name in writers})
+        known[product.name] = fingerprint(
+            {
+                "version": product.version,
+                "revision": OUTPUT_REVISION,
+                "columns": [[one.name, one.dtype, one.length] for one in product.columns],
+                "tables": [
+                    [table.name, *([one.name, one.dtype, one.length] for one in table.columns)]
+                    for table in tables_of(product)
+                ],
+                "pixels": [[one.name, one.shape, one.dtype] for one in pixels_of(product)],
+                "leaf": part.sha256,
+                "tiles": tiles if product.inputs.cutout else [],
+                "reads": [known[name] for name in reads],
+            }
+        )
+        writers |= {column.name: product.name for column in product.columns}
+    whole = fingerprint({**written, "leaf": part.sha256, "products": list(known.items())})
+    return Unit(part.order, part.pixel, part.rows, part.sha256, whole, known)
 
 
 def _edition(store: Store, survey: str, inputs: str) -> str:

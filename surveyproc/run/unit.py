@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from surveyproc import schemas
 from surveyproc.errors import SurveyError
 from surveyproc.images.cutouts import CutoutReader, Cutouts, over_edge
-from surveyproc.products.base import Batch, Product
+from surveyproc.products.base import Batch, PixelArray, Product, RowTable, pixels_of, tables_of
 from surveyproc.schemas import Column
 
 # Objects a batch. With images, 512 nine-band 64-pixel cutouts are 75 MB, and of larger ones fewer
@@ -23,12 +25,53 @@ from surveyproc.schemas import Column
 IMAGE_ROWS = 512
 IMAGE_PIXELS = 512 * 12 * 64 * 64
 COLUMN_ROWS = 65_536
+MEMORY_BYTES = 1 << 26
+"""Pixels of a partition beyond which they are written through a file."""
+
+Read = tuple[NDArray[np.int64], Batch, tuple[str, ...]]
+"""Rows of the table, their batch without columns, and the bands of its images, in order."""
+
+
+@dataclass
+class Output:
+    """What the products of one partition say of its rows, in their order.
+
+    Attributes
+    ----------
+    columns : dict of str to ndarray
+        Column to values, shape (n,) or (n, length).
+    tables : dict of str to dict of str to ndarray
+        Table to `row`, the index of each row's object, ascending, and its columns.
+    pixels : dict of str to ndarray
+        Array to values, shape (n, *shape); those of many objects lie in a temporary file.
+    """
+
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tables: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    pixels: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, products: Sequence[Product], rows: int) -> Output:
+        """Nothing known of any row: nulls, no rows in tables."""
+        return cls(
+            {one.name: _empty(one, rows) for product in products for one in product.columns},
+            {
+                table.name: {"row": np.empty(0, np.int64)}
+                | {one.name: _empty(one, 0) for one in table.columns}
+                for product in products
+                for table in tables_of(product)
+            },
+            {one.name: _blank(one, rows) for product in products for one in pixels_of(product)},
+        )
 
 
 def compute(
-    table: pa.Table, products: Sequence[Product], reader: CutoutReader | None
-) -> dict[str, NDArray[Any]]:
-    """Columns of all `products` for the rows of `table`, in the table's row order.
+    table: pa.Table,
+    products: Sequence[Product],
+    reader: CutoutReader | None,
+    known: Mapping[str, NDArray[Any]] | None = None,
+) -> Output:
+    """What all `products` say of the rows of `table`, in the table's row order.
 
     Every batch goes through the products in their order, so that one reading of the pixels serves
     them all and a product can use columns of an earlier one. The batches depend on the rows and
@@ -42,26 +85,88 @@ def compute(
         In order.
     reader : CutoutReader or None
         Where cutouts come from; None if no product reads images.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Column name to array, shape (n,) or (n, length).
+    known : mapping of str to ndarray, optional
+        Columns of products that need not be computed, shape (n,) or (n, length).
     """
-    rows = table.num_rows
-    catalog = {name: _as_numpy(table[name]) for name in _catalog_inputs(products, table)}
-    output = {
-        column.name: _empty(column, rows) for product in products for column in product.columns
-    }
-    for index, batch, bands in _batches(table, products, reader):
-        available: dict[str, NDArray[Any]] = {name: array[index] for name, array in catalog.items()}
+    return compute_batches(table, products, batches(table, products, reader), known)
+
+
+def compute_batches(
+    table: pa.Table,
+    products: Sequence[Product],
+    read: Iterable[Read],
+    known: Mapping[str, NDArray[Any]] | None = None,
+) -> Output:
+    """As `compute`, from batches that `batches` gave for the same rows and products."""
+    held = {name: _as_numpy(table[name]) for name in _catalog_inputs(products, table)}
+    held |= known or {}
+    output = Output.empty(products, table.num_rows)
+    parts: dict[str, list[dict[str, NDArray[Any]]]] = {name: [] for name in output.tables}
+    for index, batch, bands in read:
+        available: dict[str, NDArray[Any]] = {name: array[index] for name, array in held.items()}
         for product in products:
             written = product.compute(_narrow(batch, bands, product, available))
             for column in product.columns:
                 values = _values(product, column, written, len(index))
-                output[column.name][index] = values
+                output.columns[column.name][index] = values
                 available[column.name] = values
+            for one in tables_of(product):
+                parts[one.name].append(_rows(product, one, written, index))
+            for array in pixels_of(product):
+                output.pixels[array.name][index] = _pixels(product, array, written, len(index))
+    for name, found in parts.items():
+        if found:
+            joined = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+            # Batches come tile by tile; the rows of an object stay in its product's order.
+            order = np.argsort(joined["row"], kind="stable")
+            output.tables[name] = {key: values[order] for key, values in joined.items()}
     return output
+
+
+def _rows(
+    product: Product,
+    table: RowTable,
+    written: Mapping[str, Any],
+    index: NDArray[np.int64],
+) -> dict[str, NDArray[Any]]:
+    """What a product wrote into a table, its rows those of the partition."""
+    given = written.get(table.name)
+    if not isinstance(given, Mapping) or "row" not in given:
+        raise SurveyError(f"product {product.name} gave no table {table.name} with its `row`")
+    row = np.asarray(given["row"], np.int64)
+    if len(row) and not (row.min() >= 0 and row.max() < len(index) and (np.diff(row) >= 0).all()):
+        raise SurveyError(
+            f"product {product.name} gave {table.name} a `row` that is not ascending within the "
+            f"batch of {len(index)}"
+        )
+    values = {one.name: _values(product, one, given, len(row)) for one in table.columns}
+    return {"row": index[row], **values}
+
+
+def _pixels(
+    product: Product, array: PixelArray, written: Mapping[str, Any], rows: int
+) -> NDArray[Any]:
+    """What a product wrote into an array of pixels, if it is what it declared."""
+    values = np.asarray(written.get(array.name))
+    if values.shape != (rows, *array.shape) or values.dtype != np.dtype(array.dtype):
+        raise SurveyError(
+            f"product {product.name} gave {array.name} as {values.dtype} of shape {values.shape} "
+            f"for {rows} objects; {array.dtype} of {(rows, *array.shape)} is declared"
+        )
+    return values
+
+
+def _blank(array: PixelArray, rows: int) -> NDArray[Any]:
+    """An array of nothing: in memory if it is small, in a file that nobody sees if not."""
+    shape, dtype = (rows, *array.shape), np.dtype(array.dtype)
+    fill = np.nan if dtype.kind == "f" else 0
+    if rows * math.prod(array.shape) * dtype.itemsize <= MEMORY_BYTES:
+        return np.full(shape, fill, dtype)
+    with tempfile.TemporaryFile(prefix="surveyproc-") as file:
+        mapped = np.memmap(file, dtype, "w+", shape=shape)
+    if dtype.kind == "f":
+        mapped[:] = fill
+    return mapped
 
 
 def _values(
@@ -113,14 +218,12 @@ def to_table(
     return pa.table(arrays, schema=schemas.arrow_schema(columns))
 
 
-def quarantined(rows: int, products: Sequence[Product]) -> dict[str, NDArray[Any]]:
+def quarantined(rows: int, products: Sequence[Product]) -> Output:
     """What `compute` gives for rows that no attempt could compute: nulls and the flag."""
-    output = {
-        column.name: _empty(column, rows) for product in products for column in product.columns
-    }
+    output = Output.empty(products, rows)
     for product in products:
         for name in schemas.flag_columns(product.name, product.columns):
-            output[name][:] = schemas.flag("quarantined")
+            output.columns[name][:] = schemas.flag("quarantined")
     return output
 
 
@@ -143,9 +246,10 @@ def _empty(column: Column, rows: int) -> NDArray[Any]:
     return np.full(shape, np.nan if dtype.kind == "f" else 0, dtype=dtype)
 
 
-def _batches(
+def batches(
     table: pa.Table, products: Sequence[Product], reader: CutoutReader | None
-) -> Iterator[tuple[NDArray[np.int64], Batch, tuple[str, ...]]]:
+) -> Iterator[Read]:
+    """The rows of a table batch by batch: their indices, what was read of them, its bands."""
     rows = table.num_rows
     if reader is None:
         for start in range(0, rows, COLUMN_ROWS):

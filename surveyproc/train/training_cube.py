@@ -206,7 +206,7 @@ class ShardWorker:
     def __call__(self, item: tuple[int, pa.Table]) -> tuple[int, pa.Table, int]:
         """Number of the shard, its part of the index, and the bytes written."""
         number, table = item
-        measured = unit.compute(table, self.products, self.reader)
+        measured = unit.compute(table, self.products, self.reader).columns
         pixels = measured.pop("pixels", None)
         nbytes = 0
         if pixels is not None:

@@ -157,6 +157,7 @@ def run(survey: Survey, more_gates: MoreGates | None = None) -> dict[str, Any]:
         "units_adopted": computed.adopted,
         "units_computed": computed.units,
         "rows_computed": computed.rows,
+        "by_product": commit.by_product(commits, computed.todo),
         "seconds_computing": computed.seconds,
         "places": places.told(),
         "seconds": time.monotonic() - started,

@@ -47,8 +47,9 @@ def nightly(survey: Survey) -> dict[str, Any]:
         What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
         `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
         before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `notes`,
-        `units` (in all, affected, adopted, computed, resumed, quarantined), `places` (where the
-        work ran, and why), `quarantined` (names of the units that the published release lacks),
+        `units` (in all, affected, adopted, computed, resumed, quarantined), `products` (units whose
+        values were computed, carried over from the last release, or kept as they are), `places`
+        (where the work ran, and why), `quarantined` (names of the units that the published release lacks),
         `gates` (reasons),
         `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
         `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
@@ -132,6 +133,7 @@ def _publish(survey: Survey, plan: Plan, summary: dict[str, Any]) -> None:
     done = verbs.run(survey, gates)
     summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
     summary["places"] += done.get("places", [])
+    summary["products"] = done.get("by_product", {})
     if done["did"] == "published":
         keep = survey.config.nightly.keep_releases
         summary["removed"] = release.prune(survey.store, survey.name, keep)

@@ -96,7 +96,7 @@ def test_every_row_has_its_own_values_in_the_order_of_the_table():
     product = Made("p", work, [pair, text], bands=("g",), cutout=3, columns=("number",))
     assert isinstance(product, Product)
     reader = Reader("g", covered=[6, 1, 4, 0, 3])
-    output = unit.compute(table_of(8), [product], reader)
+    output = unit.compute(table_of(8), [product], reader).columns
     assert list(output) == ["p_pair", "p_text", "p_flag"]
     np.testing.assert_array_equal(output["p_pair"], [[n, -n] for n in range(8)])
     assert output["p_pair"].dtype == np.float32
@@ -123,7 +123,7 @@ def test_a_product_sees_the_columns_of_those_before_it_and_what_it_asked_for():
         noting("c", lambda b: b.columns["b_value"] + b.columns["ra"]),
         columns=("ra", "b_value", "a_flag"),
     )
-    output = unit.compute(table_of(5), [first, second, third], None)
+    output = unit.compute(table_of(5), [first, second, third], None).columns
     np.testing.assert_array_equal(output["c_value"], 2 * (np.arange(5) + 0.5) + np.arange(5) / 8)
     assert order == ["a", "b", "c"]
     assert [list(one.seen[0].columns) for one in (first, second, third)] == [
@@ -166,7 +166,7 @@ def test_whole_numbers_that_are_none_and_columns_that_are_absent_are_named():
 def test_objects_without_a_tile_come_with_nan_pixels_after_all_others():
     product = Made("p", lambda b: b.columns["number"], bands=("r", "g"), cutout=4,
                    columns=("number",))  # fmt: skip
-    output = unit.compute(table_of(4), [product], Reader("gr", covered=[2]))
+    output = unit.compute(table_of(4), [product], Reader("gr", covered=[2])).columns
     assert output["p_value"].tolist() == [0, 1, 2, 3]
     assert output["p_flag"].tolist() == [NO_IMAGE, NO_IMAGE, EDGE, NO_IMAGE]
     covered, alone = product.seen
@@ -189,7 +189,7 @@ def test_batches_of_columns_depend_on_the_number_of_rows_alone():
     for shift in (0, 7):
         product = Made("p", lambda b: b.columns["x"], columns=("x",))
         table = table_of(rows, x=np.arange(rows) + shift)
-        output.append(unit.compute(table, [product], None)["p_value"])
+        output.append(unit.compute(table, [product], None).columns["p_value"])
         shapes.append(sizes(product))
         assert all(batch.images is None and not batch.flags.any() for batch in product.seen)
     assert shapes == [[unit.COLUMN_ROWS, 1]] * 2
@@ -202,7 +202,7 @@ def test_batches_of_images_hold_no_more_than_agreed_and_pixels_are_read_once():
     small = Made("s", lambda b: b.columns["number"], bands=("g",), cutout=1, columns=("number",))
     large = Made("l", lambda b: b.columns["s_value"], bands=("g",), cutout=2, columns=("s_value",))
     reader = Reader("g", covered=[5, 3])
-    output = unit.compute(table_of(rows), [small, large], reader)
+    output = unit.compute(table_of(rows), [small, large], reader).columns
     assert reader.asked == [(rows, 2, unit.IMAGE_ROWS)]
     assert sizes(small) == sizes(large) == [2, unit.IMAGE_ROWS, 1]
     np.testing.assert_array_equal(output["l_value"], np.arange(rows))
@@ -211,7 +211,7 @@ def test_batches_of_images_hold_no_more_than_agreed_and_pixels_are_read_once():
 def test_no_rows_no_batches():
     product = Made("p", lambda b: 1 / 0, bands=("g",), cutout=3)
     for reader in (None, Reader("g")):
-        output = unit.compute(table_of(0), [product], reader)
+        output = unit.compute(table_of(0), [product], reader).columns
         assert {name: len(values) for name, values in output.items()} == {"p_value": 0, "p_flag": 0}
     assert unit.to_table(table_of(0), output, product.columns).num_rows == 0
 
@@ -249,7 +249,7 @@ def test_the_edge_is_that_of_the_product_s_own_cutout():
     )
     places = [1.4, 1.6, 6.4, 6.6]  # nearest pixels 1, 2, 6 and 7 of 9
     table = pa.table({"ra": places, "dec": [4.0] * 4})
-    output = unit.compute(table, [large, small], Reader("g", covered=[0, 1, 2, 3]))
+    output = unit.compute(table, [large, small], Reader("g", covered=[0, 1, 2, 3])).columns
     assert output["l_flag"].tolist() == [EDGE] * 4
     assert output["s_flag"].tolist() == [EDGE, 0, 0, EDGE]
 
@@ -267,7 +267,7 @@ def test_large_cutouts_come_in_smaller_batches():
 def test_a_product_of_columns_sees_no_pixels_and_no_flags_of_them():
     images = Made("i", lambda b: b.flags, bands=("g",), cutout=3)
     columns = Made("c", lambda b: b.columns["i_flag"], columns=("i_flag",))
-    output = unit.compute(table_of(3), [images, columns], Reader("g", covered=[1]))
+    output = unit.compute(table_of(3), [images, columns], Reader("g", covered=[1])).columns
     assert output["c_value"].tolist() == [NO_IMAGE, EDGE, NO_IMAGE]
     assert output["c_flag"].tolist() == [0, 0, 0]
     assert all(batch.images is batch.variance is batch.tiles is None for batch in columns.seen)
@@ -340,9 +340,9 @@ def test_quarantined_rows_hold_nulls_and_the_flag_of_every_product():
     more = [Column("real", "float32"), Column("list", "float32", length=2)]
     products = [Made("p", None, more), Made("q", None, [Column("text", "string")])]
     columns = [column for product in products for column in product.columns]
-    output = unit.quarantined(2, products)
+    output = unit.quarantined(2, products).columns
     again = [Made(one.name, lambda batch: output, one.columns[:-1]) for one in products]
-    computed = unit.compute(table_of(2), again, None)
+    computed = unit.compute(table_of(2), again, None).columns
     assert list(output) == list(computed) == [column.name for column in columns]
     assert [one.dtype for one in output.values()] == [one.dtype for one in computed.values()]
     assert unit.to_table(table_of(2), output, columns).to_pylist() == 2 * [

@@ -1,0 +1,162 @@
+"""The work on a unit in three stages: read, compute, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from surveyproc import schemas
+from surveyproc.catalogs import hats
+from surveyproc.errors import StoreError
+from surveyproc.images.cutouts import CutoutReader
+from surveyproc.products.base import Product
+from surveyproc.run import carry, commit, stacks, unit
+from surveyproc.run.carry import Carried, Donor
+from surveyproc.run.plan import Plan, Unit, table_columns, table_key
+from surveyproc.run.unit import Output, Read
+from surveyproc.store.storage import Store, digest, parse_table
+
+
+@dataclass
+class Held:
+    """What was read of a unit.
+
+    Attributes
+    ----------
+    table : pyarrow.Table
+        Its rows of the source.
+    carried : Carried
+        Values of products that need not be computed.
+    products : tuple of Product
+        Those that must be, in order.
+    batches : iterable of Read
+        What they are to be given.
+    started : float
+        When reading began, by the monotonic clock.
+    """
+
+    table: pa.Table
+    carried: Carried
+    products: tuple[Product, ...]
+    batches: Iterable[Read]
+    started: float
+
+
+class Reading:
+    """Reads units: rows of the source, values of other releases, cutouts.
+
+    Parameters
+    ----------
+    store : Store
+        The survey's root.
+    plan : Plan
+        The run.
+    bands : sequence of str
+        The survey's bands with images, in its order.
+    """
+
+    def __init__(self, store: Store, plan: Plan, bands: Sequence[str]) -> None:
+        self.store, self.plan, self.bands = store, plan, bands
+        self._readers: dict[tuple[str, ...], CutoutReader] = {}
+        inputs = {name for product in plan.products for name in product.inputs.columns}
+        own = [column.name for column in plan.catalog.columns]
+        objects = {column.name for column in schemas.load("object")}
+        self._wanted = [name for name in own if name in objects | inputs | plan.carried.keys()]
+
+    def __call__(self, planned: Unit, donors: Sequence[Donor]) -> Held:
+        """Everything that computing a unit needs; of its pixels the first, the others as asked."""
+        started = time.monotonic()
+        plan = self.plan
+        key = hats.leaf_key(planned.order, planned.pixel)
+        table = self._source(f"{plan.catalog.key}/{key}", planned.source_sha256)
+        carried = carry.read(self.store, plan, donors, table.num_rows)
+        products = tuple(one for one in plan.products if one.name not in carried.runs)
+        bands, size = unit.image_needs(products, self.bands)
+        reader = self._reader(tuple(bands)) if size else None
+        batches = unit.batches(table, products, reader) if products else ()
+        return Held(table, carried, products, batches, started)
+
+    def _reader(self, bands: tuple[str, ...]) -> CutoutReader:
+        if bands not in self._readers:
+            tiles = list(self.plan.tiles)
+            self._readers[bands] = CutoutReader(self.store, tiles, list(bands))
+        return self._readers[bands]
+
+    def _source(self, key: str, sha256: str) -> pa.Table:
+        """Rows of a source leaf, if it is still the one that was planned with."""
+        data = self.store.read(key)
+        if digest(data) != sha256:
+            raise StoreError(
+                f"{self.store.url_of(key)} is not the leaf that was ingested: if an ingest is "
+                "under way, repeat the command after it; else ingest again"
+            )
+        return parse_table(pa.BufferReader(data), self._wanted).select(self._wanted)
+
+
+def compute(plan: Plan, held: Held) -> Output:
+    """The values of the products that must be computed."""
+    if not held.products:
+        return Output()
+    lengths = {one.name: one.length for product in plan.products for one in product.columns}
+    known = {
+        name: carry.as_numpy(column, lengths[name]) for name, column in held.carried.columns.items()
+    }
+    return unit.compute_batches(held.table, held.products, held.batches, known)
+
+
+def write(
+    store: Store, plan: Plan, planned: Unit, held: Held, output: Output, quarantine: str = ""
+) -> commit.Commit:
+    """Pixels, tables and the leaf, and the commit record after them.
+
+    Parameters
+    ----------
+    quarantine : str
+        Why nothing could be computed, if that is so.
+    """
+    key = hats.leaf_key(planned.order, planned.pixel)
+    carried = held.carried
+    names = {name: column.name for name, column in plan.carried.items()}
+    source = held.table.rename_columns([names.get(name, name) for name in held.table.column_names])
+    for name, values in carried.columns.items():
+        source = source.append_column(name, values)
+    result = unit.to_table(source, output.columns, plan.leaf_columns)
+    pixels = carry.copy_pixels(store, plan.release_key, carried)
+    for name, array in plan.pixels.items():
+        if name in output.pixels:
+            folder = stacks.folder_of(name, planned.order, planned.pixel)
+            pixels[name] = stacks.write(store, plan.release_key, folder, array, output.pixels[name])
+    tables = {}
+    for name, table in plan.tables.items():
+        columns = table_columns(table)
+        if name in output.tables:
+            given = dict(output.tables[name])
+            placed = held.table.take(pa.array(given.pop("row")))
+            rows = unit.to_table(placed, given, columns)
+        elif name in carried.tables:
+            rows = carried.tables[name]
+        else:
+            continue
+        if rows.num_rows:
+            place = table_key(plan.release_key, name)
+            tables[name] = hats.write_leaf(store, f"{place}/{key}", rows, columns)
+    leaf = hats.write_leaf(store, f"{plan.release_key}/{key}", result, plan.leaf_columns)
+    record = commit.Commit(
+        unit=planned.name,
+        leaf=leaf,
+        stats=commit.column_stats(result, plan.columns),
+        flags=commit.flag_counts(result, plan.products),
+        seconds=time.monotonic() - held.started,
+        provenance=plan.provenance,
+        quarantined=quarantine,
+        band_flags=commit.band_flag_counts(result, plan.products),
+        products={} if quarantine else planned.products,
+        carried=carried.runs,
+        tables=tables,
+        pixels=pixels,
+    )
+    commit.write(store, plan.run_key, record)
+    return record
