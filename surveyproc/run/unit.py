@@ -267,7 +267,7 @@ def batches(
     alone = np.flatnonzero(uncovered)
     for start in range(0, len(alone), most):
         index = alone[start : start + most]
-        yield index, _without_image(len(index), len(bands), size), bands
+        yield index, without_image(len(index), len(bands), size), bands
 
 
 def _from_cutouts(cutouts: Cutouts) -> Batch:
@@ -285,7 +285,8 @@ def _from_cutouts(cutouts: Cutouts) -> Batch:
     )
 
 
-def _without_image(rows: int, bands: int, size: int) -> Batch:
+def without_image(rows: int, bands: int, size: int) -> Batch:
+    """Objects that no tile covers: no pixel, and the flag that says so."""
     return Batch(
         columns={},
         flags=np.full(rows, schemas.flag("no_image"), np.int32),

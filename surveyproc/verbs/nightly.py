@@ -49,9 +49,9 @@ def nightly(survey: Survey) -> dict[str, Any]:
         before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `notes`,
         `units` (in all, affected, adopted, computed, resumed, quarantined), `products` (units whose
         values were computed, carried over from the last release, or kept as they are), `places`
-        (where the work ran, and why), `quarantined` (names of the units that the published release lacks),
-        `gates` (reasons),
-        `compared` (every quantity held against the last release), `diff`, `removed` (old releases),
+        (where the work ran, and why), `quarantined` (names of the units that the published release
+        lacks), `gates` (reasons), `compared` (every quantity held against the last release),
+        `diff`, `removed` (old releases),
         `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
         An error is in it, not raised, because the scheduler wants both. Problems alone give the
         exit code 2, whatever was published. If the store cannot take
