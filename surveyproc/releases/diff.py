@@ -6,7 +6,8 @@ kilobytes a tile of ten flux columns, not with the objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -
         change in any column); `columns`: for every column that both have and that changed,
         `changed` rows, of them `lost` (value to null) and `gained` (null to value), and `largest`,
         the largest absolute difference; `columns_added`, `columns_removed`; `leaves_read`;
-        `flux_ratios`, as `TileRatios.summary` says.
+        `flux_ratios`, as `TileRatios.summary` says; `tables` and `pixels`, as `beside` says.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -
     StoreError
         If a leaf or a record is damaged.
     """
-    one, other = (leaves_of(store, survey, release) for release in (first, second))
+    one, other = (records_of(store, survey, release) for release in (first, second))
     return difference(store, survey, (first, second), one, other, tolerance)
 
 
@@ -62,11 +63,13 @@ def difference(
     store: Store,
     survey: str,
     releases: tuple[str, str],
-    one_leaves: Sequence[Leaf],
-    other_leaves: Sequence[Leaf],
+    one_records: Sequence[commit.Commit],
+    other_records: Sequence[commit.Commit],
     tolerance: float,
 ) -> dict[str, Any]:
-    """What `diff` says, of two releases whose leaves are known, published or not."""
+    """What `diff` says, of two releases whose records are known, published or not."""
+    one_leaves = [record.leaf for record in one_records]
+    other_leaves = [record.leaf for record in other_records]
     one_key, other_key = (release_key(survey, release) for release in releases)
     document: dict[str, Any] = {
         "first": releases[0],
@@ -92,11 +95,46 @@ def difference(
         _add(document, compare(one, other, tolerance, both))
         ratios.add(one.take(both[0]), other.take(both[1]))
     document["flux_ratios"] = ratios.summary()
-    return document
+    return document | beside(one_records, other_records)
 
 
-def leaves_of(store: Store, survey: str, release: str) -> list[Leaf]:
-    """The leaves of a finished release, from its commit records.
+def beside(
+    first: Iterable[commit.Commit], second: Iterable[commit.Commit]
+) -> dict[str, dict[str, Any]]:
+    """What differs in the tables and pixels beside two releases, by checksums.
+
+    Returns
+    -------
+    dict
+        `tables`: table to `rows` in both and `changed`, its partitions that are not the same;
+        `pixels`: array to `changed`.
+    """
+    rows: dict[str, list[int]] = {}
+    marks: list[dict[tuple[str, str, int, int], Any]] = [{}, {}]
+    for side, records in enumerate((first, second)):
+        for record in records:
+            place = record.leaf.order, record.leaf.pixel
+            for name, leaf in record.tables.items():
+                rows.setdefault(name, [0, 0])[side] += leaf.rows
+                marks[side]["tables", name, *place] = leaf.sha256
+            for name, files in record.pixels.items():
+                marks[side]["pixels", name, *place] = [file.sha256 for file in files]
+    changed = Counter(
+        place[:2]
+        for place in marks[0].keys() | marks[1].keys()
+        if marks[0].get(place) != marks[1].get(place)
+    )
+    arrays = {name for side in marks for kind, name, *_ in side if kind == "pixels"}
+    return {
+        "tables": {
+            name: {"rows": both, "changed": changed["tables", name]} for name, both in rows.items()
+        },
+        "pixels": {name: {"changed": changed["pixels", name]} for name in sorted(arrays)},
+    }
+
+
+def records_of(store: Store, survey: str, release: str) -> list[commit.Commit]:
+    """The commit records of a finished release.
 
     Raises
     ------
@@ -111,8 +149,9 @@ def leaves_of(store: Store, survey: str, release: str) -> list[Leaf]:
             f"no finished release of {survey} is called {release!r}: `surveyproc releases` lists "
             "them"
         )
-    records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
-    return [record.leaf for record in records]
+    return list(
+        commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
+    )
 
 
 def _both(first: pa.Table, second: pa.Table) -> tuple[pa.Array, pa.Array]:

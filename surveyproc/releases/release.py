@@ -263,7 +263,7 @@ def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
     url = store.url_of(done["path"])
     records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
     for file in (file for record in records for file in record.files):
-        key = f"{done['path']}/{file.key}"
+        key = done["path"] + file.key
         if store.size(key) != file.nbytes:
             raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
     if not is_valid(url):
@@ -334,20 +334,23 @@ def prune(store: Store, survey: str, keep: int) -> list[str]:
 def remove_release(store: Store, survey: str, release: str) -> None:
     """Remove a release and the records of its run; what says that it is finished goes first."""
     store.remove(done_key(release))
-    store.remove(release_key(survey, release))
+    folder, _, name = release_key(survey, release).rpartition("/")
+    for one in store.names(folder):
+        if one == name or one.startswith(table_key(name, "")):
+            store.remove(f"{folder}/{one}")
     store.remove(run_key(release))
 
 
 def drop_strangers(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> None:
     """Remove files of no unit of the plan, which an interrupted copy could have left."""
-    expected = {file.key for record in commits for file in record.files}
-    own = (f"{table_key('', name)}/dataset" for name in plan.tables)
-    folders = ("dataset", stacks.FOLDER, *own)
-    for folder in (one.strip("/") for one in folders):
-        for name in store.sizes(f"{plan.release_key}/{folder}"):
+    expected = {plan.release_key + file.key for record in commits for file in record.files}
+    tables = (f"{table_key(plan.release_key, name)}/dataset" for name in plan.tables)
+    own = f"{plan.release_key}/dataset", f"{plan.release_key}/{stacks.FOLDER}"
+    for folder in (*own, *tables):
+        for name in store.sizes(folder):
             key = f"{folder}/{name}"
             if key not in expected and not is_metadata(key):
-                store.remove(f"{plan.release_key}/{key}")
+                store.remove(key)
 
 
 def is_metadata(key: str) -> bool:
@@ -417,7 +420,7 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
     records = run_key(release)
     for record in commit.read_units(store, records, commit.recorded(store, records)):
         for file in record.files:
-            place = f"{key}/{file.key}"
+            place = key + file.key
             if not store.exists(place):
                 problems.append(f"{place} is missing")
             elif digest(store.read(place)) != file.sha256:

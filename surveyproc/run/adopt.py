@@ -61,7 +61,7 @@ def _copy(store: Store, plan: Plan, run: str, unit: Unit) -> bool:
         if record.quarantined or not commit.intact(store, source, record):
             return False
         for file in record.files:
-            store.copy(f"{source}/{file.key}", f"{plan.release_key}/{file.key}")
+            store.copy(source + file.key, plan.release_key + file.key)
     except UnreachableError:
         raise
     except StoreError:

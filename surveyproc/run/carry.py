@@ -182,5 +182,5 @@ def copy_pixels(store: Store, release: str, carried: Carried) -> dict[str, list[
     """Copy the files of arrays that need not be computed into a release; array to its files."""
     for place, files in carried.pixels.values():
         for file in files:
-            store.copy(f"{place}/{file.key}", f"{release}/{file.key}")
+            store.copy(place + file.key, release + file.key)
     return {name: files for name, (_, files) in carried.pixels.items()}

@@ -19,7 +19,7 @@ from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import StoreError
 from surveyproc.evaluate.histogram import histogram, pack
 from surveyproc.products.base import Product
-from surveyproc.run.plan import Plan, Unit
+from surveyproc.run.plan import Plan, Unit, table_key
 from surveyproc.run.stacks import File
 from surveyproc.schemas import Column
 from surveyproc.store.storage import Store
@@ -100,9 +100,11 @@ class Commit:
     @property
     def files(self) -> list[File]:
         """Every file of the unit in its release, that which makes others readable after them."""
-        leaves = [(hats.leaf_key(self.leaf.order, self.leaf.pixel), self.leaf)]
-        leaves += [(f"tables/{name}/{hats.leaf_key(one.order, one.pixel)}", one)
-                   for name, one in self.tables.items()]  # fmt: skip
+        leaves = [(f"/{hats.leaf_key(self.leaf.order, self.leaf.pixel)}", self.leaf)]
+        leaves += [
+            (table_key("", name) + f"/{hats.leaf_key(one.order, one.pixel)}", one)
+            for name, one in self.tables.items()
+        ]
         own = [File(key, leaf.nbytes, leaf.sha256) for key, leaf in leaves]
         return [*own, *(file for files in self.pixels.values() for file in files)]
 
@@ -220,7 +222,7 @@ def recorded(store: Store, run_key: str) -> list[str]:
 
 def intact(store: Store, release: str, record: Commit) -> bool:
     """Whether every file of a unit is there in its full length; `release` is the folder."""
-    return all(store.size(f"{release}/{file.key}") == file.nbytes for file in record.files)
+    return all(store.size(release + file.key) == file.nbytes for file in record.files)
 
 
 def forget_damaged(store: Store, plan: Plan) -> int:

@@ -148,8 +148,16 @@ def release_key(survey: str, run: str) -> str:
 
 
 def table_key(release: str, table: str) -> str:
-    """Folder of a table of a release, a HATS catalog; `release` is the release's folder."""
-    return f"{release}/tables/{table}"
+    """Folder of a table of a release, a HATS catalog; `release` is the release's folder.
+
+    It lies beside the release: below it, its leaves would be taken for those of the main catalog.
+
+    Examples
+    --------
+    >>> table_key("releases/deep/r7", "peaks")
+    'releases/deep/r7-peaks'
+    """
+    return f"{release}-{table}"
 
 
 def table_columns(table: RowTable) -> tuple[Column, ...]:

@@ -24,7 +24,17 @@ SHARD, CHUNK = 1024, 64
 
 @dataclass(frozen=True)
 class File:
-    """A file of a release: its key within it, bytes, and SHA-256."""
+    """A file of a release.
+
+    Attributes
+    ----------
+    key : str
+        What follows the key of the release: `/dataset/...`, or `-<table>/dataset/...` beside it.
+    nbytes : int
+        Of the file.
+    sha256 : str
+        Of its bytes.
+    """
 
     key: str
     nbytes: int
@@ -59,7 +69,7 @@ def write(
     files = []
     for key, data in _encoded(array, values):
         store.put(f"{release}/{folder}/{key}", data)
-        files.append(File(f"{folder}/{key}", len(data), digest(data)))
+        files.append(File(f"/{folder}/{key}", len(data), digest(data)))
     return files
 
 

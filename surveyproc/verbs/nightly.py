@@ -229,16 +229,9 @@ def _against_last(
     last = summary["before"]
     if last is None:
         return []
+    records = diff.records_of(survey.store, plan.survey, last)
     summary["diff"] = diff.difference(
-        survey.store,
-        plan.survey,
-        (last, plan.run),
-        diff.leaves_of(survey.store, plan.survey, last),
-        [one.leaf for one in commits],
-        TOLERANCE,
-    )
-    records = commit.read_units(
-        survey.store, run_key(last), commit.recorded(survey.store, run_key(last))
+        survey.store, plan.survey, (last, plan.run), records, commits, TOLERANCE
     )
     before, after = drift.profile(records), drift.profile(commits)
     found = drift.changes(before, after, survey.config.nightly)
