@@ -18,6 +18,7 @@ from surveyproc.images.cutouts import CutoutReader
 from surveyproc.releases import release as releases
 from surveyproc.run.plan import table_key
 from surveyproc.run.unit import without_image
+from surveyproc.schemas import flag
 from surveyproc.survey import Survey
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class OpenedSurvey(Survey):
         names = ("images", "offsets", "positions", "tiles", "tile_shape", "pixel_scale", "flags")
         for name in names:
             getattr(batch, name)[found.index] = getattr(found, name)
+        assert batch.images is not None
+        batch.images[(batch.flags & flag("corrupt_data")) != 0] = np.nan
         if found.variance is None:
             return batch
         variance = np.full_like(found.variance, np.nan, shape=(len(ra), *found.variance.shape[1:]))

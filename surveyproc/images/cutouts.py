@@ -20,6 +20,8 @@ Index = NDArray[np.int64]
 
 # All pixels of all bands that one window may hold: 128 MB of float32, twice with variances.
 WINDOW_PIXELS = 1 << 25
+# A side that no cutout has.
+NEVER = 1 << 30
 # Open cubes a reader keeps.
 OPEN_CUBES = 32
 
@@ -174,6 +176,15 @@ def cut(
     return out
 
 
+def _reach(centre: Index, low: int, high: int) -> NDArray[np.int32]:
+    """Side of the smallest cutouts about pixels `centre` that reach into low <= pixel < high.
+
+    A cutout of side s holds the pixels centre - s // 2 to centre - s // 2 + s - 1.
+    """
+    below, above = centre - high + 1, low - centre + 1
+    return np.maximum(np.maximum(2 * below, 2 * above - 1), 1).astype(np.int32)
+
+
 @dataclass(frozen=True)
 class Cutouts:
     """Objects with their pixels; all arrays share the first axis n.
@@ -198,6 +209,10 @@ class Cutouts:
         Arcsec a pixel.
     flags : int32 ndarray, shape (n,)
         edge, missing_band, corrupt_data.
+    absent : bool ndarray, shape (n, band)
+        Bands that the tile does not have.
+    spoilt_from : int32 ndarray, shape (n,)
+        Side of the smallest cutout of the object that touches a damaged chunk; `NEVER` without.
     electron_flux : float64 ndarray, shape (n, band), or None
         Nanojansky of one electron; NaN where the gain is unknown.
     """
@@ -211,6 +226,8 @@ class Cutouts:
     tile_shape: NDArray[np.int32]
     pixel_scale: Float
     flags: NDArray[np.int32]
+    absent: NDArray[np.bool_]
+    spoilt_from: NDArray[np.int32]
     electron_flux: Float | None = None
 
 
@@ -255,8 +272,8 @@ class CutoutReader:
         `split_windows` orders them, within a window by index. Which object is in which batch
         depends on (ra, dec, tiles, size, rows) alone. Objects that no tile covers do not come.
 
-        Every window is read once. Where a chunk cannot be read, the objects whose cutouts touch
-        it come as NaN with the flag corrupt_data; all others are unharmed.
+        Every window is read once. Pixels of a chunk that cannot be read are NaN, and the objects
+        whose cutouts touch it have the flag corrupt_data; all others are unharmed.
 
         Parameters
         ----------
@@ -300,6 +317,8 @@ class CutoutReader:
             tile_shape=np.empty((count, 2), np.int32),
             pixel_scale=np.empty(count, np.float64),
             flags=np.zeros(count, np.int32),
+            absent=np.zeros((count, len(self.bands)), bool),
+            spoilt_from=np.full(count, NEVER, np.int32),
             electron_flux=np.full((count, len(self.bands)), np.nan),
         )
 
@@ -333,16 +352,13 @@ class CutoutReader:
         if batch.electron_flux is not None:
             known = dict(zip(tile.bands, tile.electron_flux, strict=False))
             batch.electron_flux[here] = [known.get(band) or np.nan for band in self.bands]
-        left, low = column - size // 2, row - size // 2
         edge = over_edge(x, y, batch.tile_shape[here], size)
         flags = np.where(edge, flag("edge"), 0).astype(np.int32)
+        batch.absent[here] = [band not in tile.bands for band in self.bands]
         if not set(self.bands) <= set(tile.bands):
             flags |= flag("missing_band")
-        lost = np.zeros(objects.size, bool)
         for y0, y1, x0, x1 in window.damaged:
-            lost |= (left < x1) & (left + size > x0) & (low < y1) & (low + size > y0)
-        flags[lost] |= flag("corrupt_data")
-        batch.images[here][lost] = np.nan
-        if batch.variance is not None:
-            batch.variance[here][lost] = np.nan
+            touching = np.maximum(_reach(column, x0, x1), _reach(row, y0, y1))
+            batch.spoilt_from[here] = np.minimum(batch.spoilt_from[here], touching)
+        flags[batch.spoilt_from[here] <= size] |= flag("corrupt_data")
         batch.flags[here] = flags

@@ -28,8 +28,30 @@ COLUMN_ROWS = 65_536
 MEMORY_BYTES = 1 << 26
 """Pixels of a partition beyond which they are written through a file."""
 
-Read = tuple[NDArray[np.int64], Batch, tuple[str, ...]]
-"""Rows of the table, their batch without columns, and the bands of its images, in order."""
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of some rows, for all products together.
+
+    Attributes
+    ----------
+    index : int64 ndarray, shape (n,)
+        The rows.
+    batch : Batch
+        Without columns; images of all bands that some product wants, as large as one wants them.
+    bands : tuple of str
+        Of the images, in order.
+    absent : bool ndarray, shape (n, band)
+        Bands that the object's tile does not have.
+    spoilt_from : int32 ndarray, shape (n,)
+        Side of the smallest cutout that touches damaged pixels.
+    """
+
+    index: NDArray[np.int64]
+    batch: Batch
+    bands: tuple[str, ...] = ()
+    absent: NDArray[np.bool_] | None = None
+    spoilt_from: NDArray[np.int32] | None = None
 
 
 @dataclass
@@ -102,16 +124,17 @@ def compute_batches(
     held |= known or {}
     output = Output.empty(products, table.num_rows)
     parts: dict[str, list[dict[str, NDArray[Any]]]] = {name: [] for name in output.tables}
-    for index, batch, bands in read:
+    for one in read:
+        index = one.index
         available: dict[str, NDArray[Any]] = {name: array[index] for name, array in held.items()}
         for product in products:
-            written = product.compute(_narrow(batch, bands, product, available))
+            written = product.compute(_narrow(one, product, available))
             for column in product.columns:
                 values = _values(product, column, written, len(index))
                 output.columns[column.name][index] = values
                 available[column.name] = values
-            for one in tables_of(product):
-                parts[one.name].append(_rows(product, one, written, index))
+            for beside in tables_of(product):
+                parts[beside.name].append(_rows(product, beside, written, index))
             for array in pixels_of(product):
                 output.pixels[array.name][index] = _pixels(product, array, written, len(index))
     for name, found in parts.items():
@@ -254,7 +277,7 @@ def batches(
     if reader is None:
         for start in range(0, rows, COLUMN_ROWS):
             index = np.arange(start, min(start + COLUMN_ROWS, rows))
-            yield index, Batch(columns={}, flags=np.zeros(len(index), np.int32)), ()
+            yield Read(index, Batch(columns={}, flags=np.zeros(len(index), np.int32)))
         return
     bands = tuple(reader.bands)
     size = max(product.inputs.cutout for product in products)
@@ -263,11 +286,12 @@ def batches(
     most = min(IMAGE_ROWS, max(1, IMAGE_PIXELS // (len(bands) * size**2)))
     for cutouts in reader.batches(ra, dec, size, most):
         uncovered[cutouts.index] = False
-        yield cutouts.index, _from_cutouts(cutouts), bands
+        batch = _from_cutouts(cutouts)
+        yield Read(cutouts.index, batch, bands, cutouts.absent, cutouts.spoilt_from)
     alone = np.flatnonzero(uncovered)
     for start in range(0, len(alone), most):
         index = alone[start : start + most]
-        yield index, without_image(len(index), len(bands), size), bands
+        yield Read(index, without_image(len(index), len(bands), size), bands)
 
 
 def _from_cutouts(cutouts: Cutouts) -> Batch:
@@ -299,48 +323,55 @@ def without_image(rows: int, bands: int, size: int) -> Batch:
     )
 
 
-def _narrow(
-    batch: Batch,
-    bands: tuple[str, ...],
-    product: Product,
-    available: Mapping[str, NDArray[Any]],
-) -> Batch:
-    """The part of a batch that `product` declared: its columns, its bands, its cutout size."""
+def _narrow(read: Read, product: Product, available: Mapping[str, NDArray[Any]]) -> Batch:
+    """What `product` declared of a batch: its columns, its bands, its cutout size.
+
+    It does not depend on what other products of the run read.
+    """
+    batch, bands = read.batch, read.bands
     columns = {name: available[name] for name in product.inputs.columns}
-    if not product.inputs.cutout or batch.images is None:
+    size = product.inputs.cutout
+    if not size or batch.images is None:
         return Batch(columns=columns, flags=np.zeros(len(batch.flags), np.int32))
     pick = [bands.index(band) for band in product.inputs.bands]
     # The object's pixel is at size // 2 in the large cutout and must be so in the small one.
-    start = batch.images.shape[-1] // 2 - product.inputs.cutout // 2
-    window = slice(start, start + product.inputs.cutout)
+    start = batch.images.shape[-1] // 2 - size // 2
+    window = slice(start, start + size)
+    spoilt = np.zeros(len(batch.flags), bool)
+    if read.spoilt_from is not None:
+        spoilt = read.spoilt_from <= size
 
     def crop(planes: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
         if planes is None:
             return None
         chosen = planes if pick == list(range(len(bands))) else planes[:, pick]
-        return chosen[..., window, window]
+        chosen = chosen[..., window, window]
+        if spoilt.any():
+            chosen = np.where(spoilt[:, None, None, None], np.float32(np.nan), chosen)
+        return chosen
 
-    flags = batch.flags
-    if product.inputs.cutout < batch.images.shape[-1]:
-        flags = _edge_of(batch, product.inputs.cutout)
     return replace(
         batch,
         columns=columns,
-        flags=flags,
+        flags=_flags(read, pick, size) | np.where(spoilt, schemas.flag("corrupt_data"), 0),
         images=crop(batch.images),
         variance=crop(batch.variance),
         electron_flux=None if batch.electron_flux is None else batch.electron_flux[:, pick],
     )
 
 
-def _edge_of(batch: Batch, size: int) -> NDArray[np.int32]:
-    """The batch's flags with `edge` as cutouts of `size` have it, not larger ones."""
+def _flags(read: Read, pick: list[int], size: int) -> NDArray[np.int32]:
+    """no_image, edge and missing_band as cutouts of these bands and this size have them."""
+    batch = read.batch
     assert batch.positions is not None
     assert batch.tile_shape is not None
-    edge = schemas.flag("edge")
     x, y = batch.positions.T
-    over = over_edge(x, y, batch.tile_shape, size)
-    return (batch.flags & ~edge) | np.where(over, edge, 0).astype(np.int32)
+    flags = batch.flags & schemas.flag("no_image")
+    flags |= np.where(over_edge(x, y, batch.tile_shape, size), schemas.flag("edge"), 0)
+    if read.absent is not None:
+        lacking = read.absent[:, pick].any(axis=1)
+        flags |= np.where(lacking, schemas.flag("missing_band"), 0)
+    return flags.astype(np.int32)
 
 
 def _as_arrow(values: NDArray[Any], column: Column) -> pa.Array:

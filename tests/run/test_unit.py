@@ -53,7 +53,7 @@ class Reader:
 
     def __init__(self, bands, covered=(), weights=True):
         self.bands, self.covered, self.weights = tuple(bands), list(covered), weights
-        self.asked = []
+        self.asked, self.absent, self.spoilt_from = [], (), 1 << 30
 
     def batches(self, ra, dec, size, rows):
         self.asked.append((len(ra), size, rows))
@@ -70,6 +70,8 @@ class Reader:
                 tile_shape=np.full((len(index), 2), 9, np.int32),
                 pixel_scale=np.full(len(index), 0.2),
                 flags=np.full(len(index), EDGE, np.int32),
+                absent=np.array([[band in self.absent for band in self.bands]] * len(index)),
+                spoilt_from=np.full(len(index), self.spoilt_from, np.int32),
             )
 
 
@@ -252,6 +254,20 @@ def test_the_edge_is_that_of_the_product_s_own_cutout():
     output = unit.compute(table, [large, small], Reader("g", covered=[0, 1, 2, 3])).columns
     assert output["l_flag"].tolist() == [EDGE] * 4
     assert output["s_flag"].tolist() == [EDGE, 0, 0, EDGE]
+
+
+def test_what_a_product_is_told_does_not_depend_on_what_others_read():
+    """A band that it does not want is lacking; damage lies beyond its own cutout."""
+    table = pa.table({"ra": [4.0], "dec": [4.0]})
+    small = Made("s", lambda b: b.flags, bands=("g",), cutout=3)
+    large = Made("l", lambda b: b.flags, bands=("g", "r"), cutout=7)
+    reader = Reader("gr", covered=[0])
+    reader.absent, reader.spoilt_from = ("r",), 5
+    output = unit.compute(table, [small, large], reader).columns
+    assert output["s_flag"].tolist() == [0]
+    assert output["l_flag"].tolist() == [flag("missing_band", "corrupt_data")]
+    assert np.isfinite(small.seen[0].images).all()
+    assert np.isnan(large.seen[0].images).all()
 
 
 def test_large_cutouts_come_in_smaller_batches():
