@@ -146,8 +146,9 @@ def metric_changes(
     if config.truth is None or not redshifts:
         return []
     labels = read_labels(config.truth, config)
-    before, true_before = match_catalog(store, last, labels, redshifts)
-    after, true_after = match_catalog(store, new, labels, redshifts)
+    before, known_before = match_catalog(store, last, labels, redshifts)
+    after, known_after = match_catalog(store, new, labels, redshifts)
+    true_before, true_after = known_before["redshift"], known_after["redshift"]
     found = []
     for name in redshifts:
         one = redshift_metrics(before[name], true_before)

@@ -87,7 +87,8 @@ def write_report(config: SurveyConfig, out: Path | None = None) -> dict[str, Any
         + "</div>",
     ]
     if config.truth is not None and redshifts:
-        values, known = match_catalog(store, key, read_labels(config.truth, config), redshifts)
+        values, targets = match_catalog(store, key, read_labels(config.truth, config), redshifts)
+        known = targets["redshift"]
         sections.append(f"<h2>Against {len(known):,} known redshifts</h2>")
         sections += [_against_truth(name, values[name], known) for name in redshifts]
     sections += [_flag_table(current), _band_flag_table(current), _open_it(str(current["url"]))]

@@ -252,9 +252,10 @@ def evaluate(
     candidates = dict.fromkeys((point, baseline, pdfs, flag, brightness))
     # Our own leaves are known; of others, the properties say where the positions are.
     position = hats.position_columns(store, key) if catalog else ("ra", "dec")
-    values, redshift = match_catalog(
+    values, targets = match_catalog(
         store, key, labels, [name for name in candidates if name], position
     )
+    redshift = targets["redshift"]
     if not len(redshift):
         raise InputError(
             f"no object of {facts['catalog']} lies within {labels.radius} arcsec of a row of "
@@ -276,7 +277,7 @@ def evaluate(
         **facts,
         **against,
         "column": point,
-        "labels": len(labels.ra),
+        "labels": len(labels),
         "labels_dropped": labels.dropped,
         "matched": len(redshift),
         **summarise(
@@ -300,8 +301,8 @@ def _beside(point: str, names: Sequence[str]) -> tuple[str, str]:
         return "", ""
     pdfs = f"{model}_z_quantiles"
     # A product's flag follows its other columns; any other may be of somebody else's.
-    own = {f"{model}{name}" for name in estimates}
-    after = next((name for name in names[names.index(point) :] if name not in own), "")
+    own = f"{model}_"
+    after = next((name for name in names[names.index(point) :] if not name.startswith(own)), "")
     is_flag = after.startswith("photoz_") and after.endswith("_flag")
     return pdfs if pdfs in names else "", after if is_flag else ""
 

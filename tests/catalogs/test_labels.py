@@ -34,7 +34,7 @@ def columns(**changed):
 def test_select_takes_booleans_and_zero_or_one(tmp_path, chosen):
     found = read(tmp_path, columns(good=chosen), select="good")
     np.testing.assert_allclose(found.ra, [1.0])
-    np.testing.assert_allclose(found.redshift, [0.6])
+    np.testing.assert_allclose(found.targets["redshift"], [0.6])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_rows_without_a_place_on_the_sky_or_a_redshift_are_left_out(tmp_path):
         tmp_path,
         columns(ra=[1.0, 2.0, 3.0, 4.0], dec=[0.0, 91.0, -90.0, 1.0], z=[0.1, 0.2, 0.3, np.nan]),
     )
-    np.testing.assert_array_equal(found.redshift, [0.1, 0.3])
+    np.testing.assert_array_equal(found.targets["redshift"], [0.1, 0.3])
 
 
 def test_the_checksum_is_that_of_values_and_radius(tmp_path):
@@ -85,7 +85,7 @@ def test_only_the_needed_columns_are_read_and_the_file_is_closed(tmp_path):
     with pytest.raises(OSError, match="page"):
         pq.read_table(path)
     section = LabelsSection(source=str(path), redshift="z")
-    assert len(labels.read_labels(section, survey(tmp_path, path)).redshift) == 2
+    assert len(labels.read_labels(section, survey(tmp_path, path))) == 2
     assert str(path) not in {os.path.realpath(one) for one in Path("/proc/self/fd").iterdir()}
 
 
@@ -115,10 +115,13 @@ def catalog(tmp_path, quantiles):
 def test_lists_of_matched_objects_come_in_the_order_of_the_labels(tmp_path):
     store = catalog(tmp_path, [[0.1, 0.2], [0.3, 0.4], None])
     known = labels.Labels(
-        np.array([47.0, 45.0, 99.0, 46.0]), np.full(4, 10.0), np.array([3.0, 1.0, 9.0, 2.0]), 1.0
+        np.array([47.0, 45.0, 99.0, 46.0]),
+        np.full(4, 10.0),
+        {"redshift": np.array([3.0, 1.0, 9.0, 2.0])},
+        1.0,
     )
-    values, redshift = labels.match_catalog(store, "cat", known, ["size", "z_quantiles"])
-    np.testing.assert_array_equal(redshift, [3.0, 1.0, 2.0])
+    values, targets = labels.match_catalog(store, "cat", known, ["size", "z_quantiles"])
+    np.testing.assert_array_equal(targets["redshift"], [3.0, 1.0, 2.0])
     np.testing.assert_array_equal(values["size"], [2.0, 0.0, 1.0])
     expected = np.array([[np.nan, np.nan], [0.1, 0.2], [0.3, 0.4]], np.float32)
     np.testing.assert_array_equal(values["z_quantiles"], expected)
@@ -127,13 +130,13 @@ def test_lists_of_matched_objects_come_in_the_order_of_the_labels(tmp_path):
 def test_nothing_known_or_matched_gives_empty_arrays(tmp_path):
     store = catalog(tmp_path, [[0.1, 0.2], [0.3, 0.4], None])
     for ra, shape in ((47.0, (1, 0)), (300.0, (0,))):
-        one = labels.Labels(np.array([ra]), np.array([10.0]), np.array([1.0]), 1.0)
+        one = labels.Labels(np.array([ra]), np.array([10.0]), {}, 1.0)
         values, _ = labels.match_catalog(store, "cat", one, ["z_quantiles"])
         assert values["z_quantiles"].shape == shape
 
 
 def test_lists_of_unequal_length_are_named(tmp_path):
     store = catalog(tmp_path, [[0.1, 0.2], [0.3], None])
-    known = labels.Labels(np.array([45.0, 46.0]), np.full(2, 10.0), np.ones(2), 1.0)
+    known = labels.Labels(np.array([45.0, 46.0]), np.full(2, 10.0), {}, 1.0)
     with pytest.raises(InputError, match="'z_quantiles' holds lists of 1 and of 2"):
         labels.match_catalog(store, "cat", known, ["z_quantiles"])

@@ -18,6 +18,10 @@ KEY = catalog_key("test")
 RADIUS = 30.0
 
 
+def redshifts(values):
+    return {"redshift": values}
+
+
 def scatter(random, n, spread):
     """Positions around RA 0, around the poles, and on the whole sky (degrees)."""
     ra = np.concatenate([random.normal(0, spread, n), random.uniform(0, 360, 3 * n)])
@@ -61,9 +65,10 @@ def test_the_nearest_label_of_every_object(sky):
     label_dec = np.concatenate(
         [np.clip(dec[near] + random.normal(0, RADIUS / 3600, 900), -90, 90), more_dec]
     )
-    labels = Labels(label_ra, label_dec, random.random(len(label_ra)), RADIUS)
+    labels = Labels(label_ra, label_dec, redshifts(random.random(len(label_ra))), RADIUS)
     found = match_labels(store, KEY, labels, ["size", "absent", "redshift"], where.HERE)
-    assert found.column_names == ["object_id", "ra", "dec", "_healpix_29", "redshift", "size"]
+    names = ["object_id", "ra", "dec", "_healpix_29", "target_redshift", "size", "redshift"]
+    assert found.column_names == names
     index, distance = nearest(ra, dec, label_ra, label_dec, RADIUS)
     owner = {}
     for row in np.argsort(distance, kind="stable"):
@@ -71,9 +76,11 @@ def test_the_nearest_label_of_every_object(sky):
             owner.setdefault(index[row], row)
     rows = np.sort(list(owner.values()))
     assert len(rows) > 500
-    expected = dict(zip(rows.tolist(), labels.redshift[index[rows]].tolist(), strict=True))
+    expected = dict(
+        zip(rows.tolist(), labels.targets["redshift"][index[rows]].tolist(), strict=True)
+    )
     row = (len(ra) - 1 - found["object_id"].to_numpy()).tolist()
-    assert dict(zip(row, found["redshift"].to_pylist(), strict=True)) == expected
+    assert dict(zip(row, found["target_redshift"].to_pylist(), strict=True)) == expected
     np.testing.assert_array_equal(found["size"].to_numpy(), row)
     np.testing.assert_allclose(found["ra"].to_numpy(), ra[row])
     order = list(zip(found["_healpix_29"].to_pylist(), found["object_id"].to_pylist(), strict=True))
@@ -83,7 +90,7 @@ def test_the_nearest_label_of_every_object(sky):
 @pytest.mark.ray
 def test_ray_matches_the_same(sky, ray_session):
     store, ra, dec = sky
-    labels = Labels(ra[:40], dec[:40], np.arange(40.0), RADIUS)
+    labels = Labels(ra[:40], dec[:40], redshifts(np.arange(40.0)), RADIUS)
     here, there = (
         match_labels(store, KEY, labels, ["size"], places) for places in (where.HERE, ray_session)
     )
@@ -96,23 +103,26 @@ def test_a_label_on_the_other_side_of_a_partitions_edge(tmp_path):
     ra, dec = np.array([0.0001, 359.9, 45.1]), np.array([0.0, 0.1, 0.0001])
     store = ingest(tmp_path, ra, dec, partition_rows=1)
     labels = Labels(
-        np.array([359.9999, 45.1, 200.0]), np.array([0.0, -0.0001, 10.0]), np.arange(3.0), 1.0
+        np.array([359.9999, 45.1, 200.0]),
+        np.array([0.0, -0.0001, 10.0]),
+        redshifts(np.arange(3.0)),
+        1.0,
     )
     found = match_labels(store, KEY, labels, [], where.HERE)
     assert dict(
-        zip(found["object_id"].to_pylist(), found["redshift"].to_pylist(), strict=True)
+        zip(found["object_id"].to_pylist(), found["target_redshift"].to_pylist(), strict=True)
     ) == {2: 0.0, 0: 1.0}
 
 
 def test_a_label_belongs_to_one_of_two_close_objects(tmp_path):
     store = ingest(tmp_path, np.array([10.0, 10.0 + 0.8 / 3600]), np.zeros(2))
-    labels = Labels(np.array([10.0 + 0.5 / 3600]), np.zeros(1), np.ones(1), 1.0)
+    labels = Labels(np.array([10.0 + 0.5 / 3600]), np.zeros(1), redshifts(np.ones(1)), 1.0)
     assert match_labels(store, KEY, labels, [], where.HERE)["object_id"].to_pylist() == [0]
 
 
 @pytest.mark.parametrize("ra", [10.5, 200.0])
 def test_labels_of_nothing_are_named(tmp_path, ra):
     store = ingest(tmp_path, np.array([10.0, 11.0]), np.zeros(2))
-    labels = Labels(np.array([ra]), np.zeros(1), np.ones(1), 1.0)
+    labels = Labels(np.array([ra]), np.zeros(1), redshifts(np.ones(1)), 1.0)
     with pytest.raises(InputError, match=r"no object of .* 1.0 arcsec of one of 1 labels: check"):
         match_labels(store, KEY, labels, [], where.HERE)

@@ -41,7 +41,7 @@ def table(tmp_path):
 def test_magnitudes_become_fluxes_and_codes_become_missing(table):
     found = from_labels(section(), table)
     assert found.bands == ("g", "r")
-    np.testing.assert_allclose(found.redshift, [0.5, 0.7])
+    np.testing.assert_allclose(found.targets["redshift"], [0.5, 0.7])
     np.testing.assert_allclose(found.flux, [[1.0, 1e4], [np.nan, 1e3]])
     np.testing.assert_allclose(found.flux_err, [[np.nan, 1e3 * np.log(10) / 2.5], [np.nan] * 2])
     assert found.dropped == {
@@ -81,13 +81,13 @@ def test_wrong_tables_are_named(table, keys, match):
 
 def test_shapes_must_fit():
     with pytest.raises(InputError, match="shapes"):
-        TrainingSet(np.ones((3, 2)), np.ones((3, 2)), np.ones(3), np.ones(3), np.ones(3), ("g",))
+        TrainingSet(np.ones((3, 2)), np.ones((3, 2)), {}, np.ones(3), np.ones(3), ("g",))
 
 
 def test_checksum_follows_the_content(table):
     first, second = from_labels(section(), table), from_labels(section(), table)
     assert first.checksum == second.checksum
-    second.redshift[0] += 1e-9
+    second.targets["redshift"][0] += 1e-9
     assert first.checksum != second.checksum
 
 

@@ -54,7 +54,7 @@ def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path):
     assert found.bands == ("g", "r", "K")
     order = np.argsort(found.ra)
     number = np.arange(ROWS)[::2]
-    np.testing.assert_allclose(found.redshift[order], number / 10 + 0.1)
+    np.testing.assert_allclose(found.targets["redshift"][order], number / 10 + 0.1)
     expected = np.stack([100.0 + number, 1000.0 + number, 10_000.0 + number], axis=1)
     np.testing.assert_allclose(found.flux[order], expected)
     np.testing.assert_allclose(found.flux_err[order, 0], 0.1 * expected[:, 0])
