@@ -40,8 +40,10 @@ class TypeRedshift(Network):
         )
         self.register_buffer("target", torch.tensor(TARGET))
         self.base = dense_layers([input_count(len(bands)), width, width])
-        self.classes = nn.Linear(width, len(classes))
-        self.hidden = dense_layers([width + len(classes), width])
+        # The classes may be told by the labels, after this was built once without.
+        k = max(1, len(classes))
+        self.classes = nn.Linear(width, k)
+        self.hidden = dense_layers([width + k, width])
         self.redshift = mixture_head(width, components)
 
     def forward(self, features):
