@@ -37,6 +37,11 @@ def untrained(config: SurveyConfig, section: ProductSection) -> Network:
         raise ConfigError(
             f"products.{section.name}: training needs `model` and a [products.training] section"
         )
+    if section.training.magnitudes and section.training.id:
+        raise ConfigError(
+            f"products.{section.name}.training: id matches labels to the survey's objects, and "
+            "magnitudes are the label table's own: leave one of them out"
+        )
     bands = tuple(section.training.magnitudes)
     if not bands:
         bands = _model_bands(section, _survey_bands(config, section, section.training.bands))

@@ -218,7 +218,9 @@ def _table(config: SurveyConfig, key: str, section: LabelsSection | TrainingSect
             del wanted["ra"], wanted["dec"]
             wanted["id"] = section.id
         for target, names in section.targets.items():
-            wanted |= {f"targets.{target}[{k}]": name for k, name in enumerate(names)}
+            for number, name in enumerate(names):
+                place = f"[{number}]" if len(names) > 1 else ""
+                wanted[f"targets.{target}{place}"] = name
         for kind in ("magnitudes", "magnitude_errors"):
             wanted |= {f"{kind}.{band}": name for band, name in getattr(section, kind).items()}
 

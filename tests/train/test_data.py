@@ -57,6 +57,17 @@ def test_select_keeps_true_rows_only(table):
     assert len(found) == 2
 
 
+def test_classes_and_votes_of_the_label_table_itself(table):
+    targets = {"class": "name", "votes": ["z", "dec"]}
+    found = from_labels(section(redshift=None, targets=targets), table)
+    assert found.targets["class"].tolist() == ["a"] * 6
+    assert found.targets["votes"].shape == (6, 2)
+    assert found.dropped == {"no position": 1, "no flux in any band": 1}
+    first = found.checksum
+    found.targets["class"][0] = "b"
+    assert found.checksum != first
+
+
 def test_band_order_is_the_configurations(table):
     found = from_labels(section(magnitudes={"r": "mr", "g": "mg"}), table)
     assert found.bands == ("r", "g")
