@@ -283,7 +283,7 @@ class TrainingSection(LabelTableSection):
     id: str | None = Field(
         None,
         description="Column with the source catalog's ids: labels are then matched by id, not on "
-        "the sky, and need no positions.",
+        "the sky, and need no positions. Not with magnitudes.",
     )
     magnitudes: dict[str, str] = Field(
         default_factory=dict,

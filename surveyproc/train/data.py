@@ -72,6 +72,12 @@ class TrainingSet:
         for key in ("flux", "flux_err", "ra", "dec"):
             object.__setattr__(self, key, np.asarray(getattr(self, key), dtype=np.float64))
         object.__setattr__(self, "bands", tuple(self.bands))
+        # Numpy's text has a width; labels are objects, as tables give them.
+        targets = {
+            name: values.astype(object) if values.dtype.kind == "U" else values
+            for name, values in self.targets.items()
+        }
+        object.__setattr__(self, "targets", targets)
         n = len(self.ra)
         shapes = {key: getattr(self, key).shape for key in ("flux", "flux_err", "dec")}
         wide = (n, len(self.bands))

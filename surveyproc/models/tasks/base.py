@@ -170,6 +170,9 @@ class Task(ABC):
                 "a number"
             )
         shape = (target.length,) if target.length else ()
+        if shape == (1,) and values.ndim == 1:
+            # A list of one column is read as that column.
+            values = values[:, None]
         if values.shape[1:] != shape:
             raise InputError(
                 f"task {self.name!r}: {target.key} names {_many(values.shape[1:])}; "

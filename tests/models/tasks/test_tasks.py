@@ -136,6 +136,11 @@ def test_labels_of_no_use_are_named(task, labels, match):
         task.encode(labels, SETTINGS)
 
 
+def test_a_list_of_one_column_is_one():
+    found = VoteTask(("x",)).encode({"votes": np.array([0.5, np.nan])}, SETTINGS)
+    np.testing.assert_array_equal(found["votes"], [[0.5], [np.nan]])
+
+
 def test_redshifts_beyond_the_limits_are_missing():
     found = RedshiftTask(absolute).encode({"redshift": np.array([0.1, 0.2, 2.0, -9.0])}, SETTINGS)
     np.testing.assert_array_equal(found["redshift"], [np.nan, 0.2, np.nan, np.nan])
