@@ -212,6 +212,8 @@ def fit(
             state.epoch, step, batch=batch, rank=rank, world=world, device=device
         ):
             network.begin_step(generator(settings.seed, state.epoch, step))
+            # Dropout draws from torch's own generator, which others in this process use as well.
+            torch.manual_seed(generator(settings.seed, state.epoch, step, rank).initial_seed())
             total += step_of(inputs, targets, done + step, steps)
             step += 1
             if step % settings.checkpoint_steps == 0 and step < steps:

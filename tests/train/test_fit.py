@@ -96,6 +96,23 @@ def test_going_on_from_bytes_equals_never_stopping(data, stop):
     assert resumed.history == whole.history
 
 
+def test_dropout_goes_on_as_if_it_had_never_stopped(data):
+    settings = FitSettings(2, 100, 3, checkpoint_steps=2)
+    small = {"members": 2, "width": 8, "depth": 1, "dropout": 0.5, "errors": False}
+
+    def begun(seed):
+        # Whatever else has drawn from torch's own generator in this process.
+        torch.manual_seed(seed)
+        return build("tabm", BANDS, small)
+
+    *_, whole = fit(begun(0), data, settings)
+    first = fit(begun(0), data, settings)
+    state = [next(first) for _ in range(4)][-1]
+    *_, resumed = fit(begun(5), data, settings, FitState.from_bytes(state.to_bytes()))
+    assert equal(resumed.weights, whole.weights)
+    assert resumed.history == whole.history
+
+
 def go_on_from_every_state(rank, place, data):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
