@@ -77,7 +77,7 @@ def main() -> None:
             flux = np.stack([labels[f"flux_{band}"] for band in BANDS], axis=1).astype(float)
             train(
                 TrainingSet(
-                    flux=flux, flux_err=flux * 0.05, redshift=labels["redshift"],
+                    flux=flux, flux_err=flux * 0.05, targets={"redshift": labels["redshift"]},
                     ra=labels["ra"], dec=labels["dec"], bands=tuple(BANDS),
                 ),
                 architecture="gaznet-c5", settings=settings, store=store, name="gaznet-c5",

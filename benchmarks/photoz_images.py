@@ -41,7 +41,7 @@ from surveyproc.config import load
 from surveyproc.evaluate.compare import paired_bootstrap
 from surveyproc.evaluate.redshift import dz_bias, dz_nmad, dz_outlier_fraction, scaled_error
 from surveyproc.images.augment import centre
-from surveyproc.models.base import RedshiftNetwork, build, count_parameters
+from surveyproc.models.base import Network, build, count_parameters
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
 from surveyproc.places import opened
@@ -68,7 +68,7 @@ BINS = (150, 0.0, 1.5)
 BATCH = 32
 SHIFT = 2
 ROWS = "rows.npz"
-COLUMNS = ("flux", "flux_err", "redshift", "ra", "dec", "cube_row", "no_image")
+COLUMNS = ("flux", "flux_err", "ra", "dec", "cube_row", "no_image")
 CATALOG = ("gaznet-c9", "gaznet-1")
 THRESHOLDS = (0.05, 0.15)
 """Of outliers: the paper's (b) and (a)."""
@@ -108,9 +108,14 @@ def survey(folder: Path, objects: int) -> None:
         found = measured_training_set(Survey(config), product, places)
     truth = pq.read_table(folder / "truth.parquet", columns=["object_id", "spec"]).to_pandas()
     spec = truth.set_index("object_id").spec[found.cube.index["object_id"].to_numpy()].to_numpy()
-    keep = np.isfinite(found.redshift) & ~found.no_image & (found.redshift < BINS[2])
+    keep = (
+        np.isfinite(found.targets["redshift"])
+        & ~found.no_image
+        & (found.targets["redshift"] < BINS[2])
+    )
     found = found.take(keep)
     columns = {key: getattr(found, key) for key in COLUMNS}
+    columns["redshift"] = found.targets["redshift"]
     np.savez(folder / ROWS, **columns, bands=found.bands, spec=spec[keep], key=found.cube.key)
 
 
@@ -120,10 +125,11 @@ def rows_of(folder: Path) -> tuple[TrainingSet, NDArray[np.bool_]]:
     store = Store(load(folder / "survey.toml").root)
     cube = TrainingCube.open(store, str(kept["key"]))
     columns = {key: kept[key] for key in COLUMNS}
-    return TrainingSet(**columns, bands=tuple(kept["bands"].tolist()), cube=cube), kept["spec"]
+    columns |= {"targets": {"redshift": kept["redshift"]}, "bands": tuple(kept["bands"].tolist())}
+    return TrainingSet(**columns, cube=cube), kept["spec"]
 
 
-def network_of(name: str, bands: tuple[str, ...], options: argparse.Namespace) -> RedshiftNetwork:
+def network_of(name: str, bands: tuple[str, ...], options: argparse.Namespace) -> Network:
     kind, _, count = name.partition("-")
     if kind in ("baseline", "multimodal"):
         settings = {"bins": list(BINS), "width": options.width, "cutout": options.cutout}
@@ -135,7 +141,7 @@ def network_of(name: str, bands: tuple[str, ...], options: argparse.Namespace) -
     return build(name, bands, {"cutout": 40, "image_widths": widths})
 
 
-def part_of(cube: TrainingCube, network: RedshiftNetwork) -> TrainingCube | None:
+def part_of(cube: TrainingCube, network: Network) -> TrainingCube | None:
     """What the network reads of the cube, with `SHIFT` pixels on each side to shift it by."""
     if not network.reads.cutout:
         return None
@@ -160,10 +166,10 @@ def run(name: str, folder: str, options: argparse.Namespace) -> str:
     network = network_of(name, whole.bands, options)
     cube = part_of(whole.cube, network)
     tensors = {
-        "redshift": torch.from_numpy(whole.redshift.astype(np.float32)),
         "reddening": torch.zeros(len(whole)),
         "cube_row": torch.from_numpy(whole.cube_row),
     }
+    redshift = torch.from_numpy(whole.targets["redshift"].astype(np.float32))
     scaling = None
     if network.reads.features:
         scaling = fit_scaling(whole.flux[training], whole.flux_err[training], whole.bands)
@@ -174,13 +180,14 @@ def run(name: str, folder: str, options: argparse.Namespace) -> str:
         return Examples(
             reads=network.reads,
             tensors={key: value[index] for key, value in tensors.items()},
+            targets={"redshift": redshift[index]},
             held_out=torch.from_numpy(held_out[mask]),
             cube=cube,
             dropout=BandDropout(0.0, 0.0),
             seed=options.seed,
         )
 
-    network.set_targets(tensors["redshift"][torch.from_numpy(training)])
+    network.set_targets({"redshift": redshift[torch.from_numpy(training)]})
     if network.reads.cutout:
         some = examples(training, held)
         every = torch.ones(some.rows, dtype=torch.bool)
@@ -214,7 +221,7 @@ def run(name: str, folder: str, options: argparse.Namespace) -> str:
         dust = np.zeros(len(index)) if network.reads.reddening else None
         values = predict(network, scaling, flux, images, dust)[0]
         for key in found:
-            found[key][index] = values[key]
+            found[key][index] = values[f"z_{key}"]
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.perf_counter() - started
     np.savez(path, **found, parameters=count_parameters(network), seconds=seconds)
@@ -223,7 +230,7 @@ def run(name: str, folder: str, options: argparse.Namespace) -> str:
 
 def table(folder: Path, options: argparse.Namespace) -> None:
     whole, spec = rows_of(folder)
-    true = whole.redshift[~spec]
+    true = whole.targets["redshift"][~spec]
     print(f"{int(spec.sum())} galaxies to train with, {len(true)} to test with\n")
     print("| rows | metric | first | second | gain | p |\n|---|---|---|---|---|---|")
     for first, second in pairs(options):
@@ -266,7 +273,7 @@ def trees(folder: Path, whole: TrainingSet, spec: NDArray[np.bool_], bands: int)
     found = []
     for inputs in (fluxes, np.concatenate([fluxes, shapes], axis=1)):
         forest = ExtraTreesRegressor(200, min_samples_leaf=2, random_state=0)
-        forest.fit(inputs[spec], np.log1p(whole.redshift[spec]))
+        forest.fit(inputs[spec], np.log1p(whole.targets["redshift"][spec]))
         found.append(np.expm1(forest.predict(inputs[~spec])))
     return found
 

@@ -105,7 +105,7 @@ def main() -> None:
         [spot not in known for spot in zip(everything.ra, everything.dec, strict=True)]
     )
     training, test, other = secure.take(~inside), secure.take(inside), everything.take(other_rows)
-    rare = off_walls(training.redshift, test.redshift)
+    rare = off_walls(training.targets["redshift"], test.targets["redshift"])
     samples = {
         "held out, secure": test,
         "held out, secure, off the walls": test.take(rare),
@@ -134,18 +134,21 @@ def main() -> None:
             started = time.monotonic()
             forest = RandomForestRegressor(
                 500, min_samples_leaf=2, max_features=0.5, random_state=seed, n_jobs=2
-            ).fit(network_inputs(training.flux, scaling)[0][:, :features], training.redshift)
+            ).fit(
+                network_inputs(training.flux, scaling)[0][:, :features],
+                training.targets["redshift"],
+            )
             seconds["forest"].append(time.monotonic() - started)
             for name, sample in samples.items():
                 values, _ = predict(network, product.package.scaling, sample.flux)
                 inputs = network_inputs(sample.flux, scaling)[0][:, :features]
                 for method, z in (
-                    ("network, PDF median", values["median"]),
-                    ("network, point", values["point"]),
+                    ("network, PDF median", values["z_median"]),
+                    ("network, point", values["z_point"]),
                     ("random forest", forest.predict(inputs)),
                 ):
                     table.setdefault((name, method), []).append(
-                        redshift_metrics(z, sample.redshift)
+                        redshift_metrics(z, sample.targets["redshift"])
                     )
     for (name, method), runs in table.items():
         mean = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}

@@ -36,7 +36,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from surveyproc.models.base import Reads, RedshiftNetwork, register
+from surveyproc.models.base import Network, Reads, register
+from surveyproc.models.tasks.redshift import RedshiftTask
 
 
 class Output:
@@ -61,8 +62,8 @@ def layers():
     )
 
 
-class PlainCnn(RedshiftNetwork):
-    has_pdf = False
+class PlainCnn(Network):
+    tasks = (RedshiftTask(lambda output, redshift: (output.value - redshift).abs(), pdf=False),)
 
     def __init__(self, bands):
         super().__init__()
@@ -70,10 +71,7 @@ class PlainCnn(RedshiftNetwork):
         self.net = layers()
 
     def forward(self, images):
-        return Output(self.net(images)[:, 0])
-
-    def loss(self, output, redshift):
-        return (output.value - redshift).abs()
+        return {"redshift": Output(self.net(images)[:, 0])}
 
 
 @register("plaincnn")

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from surveyproc.images.augment import augment
-from surveyproc.models.base import RedshiftNetwork, build, count_parameters
+from surveyproc.models.base import Network, build, count_parameters
 from surveyproc.store.storage import Store
 from surveyproc.train import cube as cubes
 from surveyproc.train.examples import BandDropout, Examples, generator
@@ -27,7 +27,7 @@ BANDS = ("u", "g", "r", "i", "z", "y", "J", "H", "K")
 SHIFT = 2
 
 
-def network_of(options: argparse.Namespace) -> RedshiftNetwork:
+def network_of(options: argparse.Namespace) -> Network:
     torch.manual_seed(0)
     settings = {"width": options.width, "size": options.size}
     network = build("multimodal", BANDS, settings).to(options.device)
@@ -59,8 +59,9 @@ def plain(images: torch.Tensor, redshift: torch.Tensor, options: argparse.Namesp
         part = augment(images[rows].to(options.device), generator(0, step), 64)
         part = part.contiguous(memory_format=torch.channels_last)
         with torch.autocast(options.device, torch.bfloat16, enabled=options.bfloat16):
-            output = network(images=part, reddening=dust)
-        loss = network.loss(output, redshift[rows].to(options.device)).mean()
+            outputs = network(images=part, reddening=dust)
+        targets = {"redshift": redshift[rows].to(options.device)}
+        loss = network.loss(outputs, targets).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -75,12 +76,17 @@ def ours(cube: cubes.TrainingCube, redshift: torch.Tensor, options: argparse.Nam
     network = network_of(options)
     n = len(redshift)
     tensors = {
-        "redshift": redshift,
         "reddening": torch.zeros(n),
         "cube_row": torch.arange(n),
     }
     examples = Examples(
-        network.reads, tensors, torch.zeros(n, dtype=torch.bool), cube, BandDropout(0.0, 0.0), 0
+        network.reads,
+        tensors,
+        {"redshift": redshift},
+        torch.zeros(n, dtype=torch.bool),
+        cube,
+        BandDropout(0.0, 0.0),
+        0,
     )
     precision = "bfloat16" if options.bfloat16 else "float32"
     settings = FitSettings(1, options.batch, 0, rates=(1e-4,), precision=precision)
@@ -130,8 +136,9 @@ def main() -> None:
         part = torch.zeros(options.batch, len(BANDS), 64, 64, device="cuda")
         with FlopCounterMode(display=False) as counter:
             dust = torch.zeros(options.batch, device="cuda")
-            output = network(images=part, reddening=dust)
-            network.loss(output, torch.rand(options.batch, device="cuda")).mean().backward()
+            outputs = network(images=part, reddening=dust)
+            targets = {"redshift": torch.rand(options.batch, device="cuda")}
+            network.loss(outputs, targets).mean().backward()
         share = counter.get_total_flops() / options.batch * rates[1] / matrix_rate("cuda")
         print(f"share of the bf16 matrix rate: {share:.3f}")
 

@@ -89,13 +89,15 @@ def load(
     model: str = "",
     product: str = "",
     apertures: Sequence[float] = (),
+    task: str = "",
+    labels: Iterable[str] = (),
 ) -> tuple[Column, ...]:
     """Columns of the schema file `schemas/<name>.toml`, in file order.
 
     A column whose name holds `{band}` is repeated for every band (all columns of one band together
     are not required: the file's order is kept and bands vary fastest), one whose name holds
-    `{aperture}` for every aperture but the first; `{model}`, `{product}` and `{radius}` (of the
-    aperture) are replaced once.
+    `{aperture}` for every aperture but the first, one whose name holds `{label}` for every label;
+    `{model}`, `{product}`, `{task}` and `{radius}` (of the aperture) are replaced once.
 
     Parameters
     ----------
@@ -109,18 +111,26 @@ def load(
         Name of the product that fills `{product}`; `name` by default.
     apertures : sequence of float
         Radii in arcsec.
+    task : str
+        Name of a network's task that fills `{task}`; `name` by default.
+    labels : iterable of str
+        Names of a task's outputs that fill `{label}`.
     """
     columns: list[Column] = []
-    bands = tuple(bands)
+    bands, labels = tuple(bands), tuple(labels)
     for entry in _document(name)["column"]:
         template = str(entry["name"])
         radii = apertures[1:] if "{aperture}" in template else apertures[:1] or (0.0,)
-        for radius, band in itertools.product(radii, bands if "{band}" in template else ("",)):
+        bands_here = bands if "{band}" in template else ("",)
+        labels_here = labels if "{label}" in template else ("",)
+        for radius, band, label in itertools.product(radii, bands_here, labels_here):
             text = {
                 key: str(entry.get(key, ""))
                 .replace("{band}", band)
                 .replace("{model}", model)
                 .replace("{product}", product or name)
+                .replace("{task}", task or name)
+                .replace("{label}", label)
                 .replace("{aperture}", aperture_name(radius))
                 .replace("{radius}", f"{radius:g}")
                 for key in ("name", "dtype", "unit", "ucd", "description")

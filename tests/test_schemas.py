@@ -19,7 +19,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_columns_have_valid_units_ucds_and_descriptions(name):
-    columns = schemas.load(name, bands=("g", "r"), model="net")
+    columns = schemas.load(name, bands=("g", "r"), model="net", labels=("a", "b"))
     assert len({column.name for column in columns}) == len(columns)
     for column in columns:
         assert "{" not in column.name + column.description

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from surveyproc.evaluate.redshift import dz_nmad, scaled_error
 from surveyproc.measure.magnitudes import flux_from_magnitude
-from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.models.base import Network, build
 from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import fit_scaling, network_inputs
 from surveyproc.models.inference import predict
-from surveyproc.models.pdf import MixtureOutput
+from surveyproc.models.tasks.pdf import MixtureOutput
 from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings, fit
 
@@ -66,23 +66,26 @@ def ours(
 
     # `predict` hands out summaries; the scores want the PDFs, so they are taken on the way.
     kept: list[NDArray] = []
-    ensemble.register_forward_hook(lambda *call: kept.append(cdf_on_grid(call[2], task.grid)))
+    ensemble.register_forward_hook(
+        lambda *call: kept.append(cdf_on_grid(call[2]["redshift"], task.grid))
+    )
     values, _ = predict(ensemble, scaling, flux[test], flux_err=error[test])
     cdf = np.concatenate(kept)[: int(test.sum())]
-    return cdf, {key: values[key] for key in ("mode", "median", "mean")}
+    return cdf, {key: values[f"z_{key}"] for key in ("mode", "median", "mean")}
 
 
 def _trained(
     task: Task, features: Tensor, redshift: Tensor, *, seed: int, **changes: object
-) -> RedshiftNetwork:
+) -> Network:
     torch.manual_seed(seed)
     network = build("tabm", task.bands, {"errors": task.errors})
-    network.set_targets(redshift)
+    network.set_targets({"redshift": redshift})
     options = {**network.fit_options, "epochs": EPOCHS, "batch_size": BATCH, "seed": seed}
     settings = FitSettings(**{**options, **changes})
     examples = Examples(
         reads=network.reads,
-        tensors={"features": features, "redshift": redshift},
+        tensors={"features": features},
+        targets={"redshift": redshift},
         held_out=torch.zeros(len(redshift), dtype=torch.bool),
         cube=None,
         dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),

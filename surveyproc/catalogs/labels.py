@@ -1,10 +1,11 @@
-"""Tables of known redshifts, and the objects of a catalog that they belong to."""
+"""Tables of what is known of objects, and the objects of a catalog that they belong to."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,28 +15,49 @@ from numpy.typing import NDArray
 from surveyproc import sky
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.crossmatch import nearest
-from surveyproc.catalogs.readers import read_numbers, truth
+from surveyproc.catalogs.readers import read_columns, read_ids, truth
 from surveyproc.config import SurveyConfig
-from surveyproc.config.sections import LabelsSection
-from surveyproc.errors import InputError
+from surveyproc.config.sections import LabelsSection, TrainingSection
+from surveyproc.errors import ConfigError, InputError
 from surveyproc.store.storage import Store
 
 REDSHIFT_LIMITS = (0.0, 20.0)
 """Redshifts at or below the first (stars, failures) or at or above the second are no labels."""
 
+TARGET = "target_"
+"""Begins the column of a target among those of a catalog, which may have any other name."""
+
+Targets = Mapping[str, NDArray[Any]]
+"""Label columns by target: float64, (n,) or (n, k), NaN = unknown; or str and None, (n,)."""
+
 
 @dataclass(frozen=True)
 class Labels:
-    """Known redshifts on the sky; all arrays float64, shape (n,); positions in degrees.
+    """What is known of n objects.
 
-    `dropped` counts the selected rows of the table that are no labels, by reason.
+    Attributes
+    ----------
+    ra, dec : float64 ndarray, shape (n,)
+        Degrees; NaN if labels are matched by id.
+    targets : mapping of str to ndarray
+        See `Targets`.
+    radius : float
+        Largest distance of a match, arcsec.
+    dropped : dict of str to int
+        Selected rows of the table that are no labels, by reason.
+    ids : int64 ndarray, shape (n,), or None
+        Ids of the catalog's objects; None to match on the sky.
     """
 
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
-    redshift: NDArray[np.float64]
+    targets: Targets
     radius: float
     dropped: dict[str, int] = field(default_factory=dict)
+    ids: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ra)
 
     def near(self, ra: float, dec: float, radius: float) -> NDArray[np.int64]:
         """Indexes of labels that an object within `radius` degrees of (ra, dec) can match."""
@@ -46,46 +68,161 @@ class Labels:
 
     @property
     def checksum(self) -> str:
-        """First 16 hex digits of the SHA-256 of the radius and all values."""
+        """First 16 hex digits of the SHA-256 of how they are matched, and all values."""
         total = hashlib.sha256(repr(self.radius).encode())
-        for values in (self.ra, self.dec, self.redshift):
+        for values in (self.ra, self.dec):
             total.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
+        if self.ids is not None:
+            total.update(np.ascontiguousarray(self.ids, dtype="<i8").tobytes())
+        hash_targets(total, self.targets)
         return total.hexdigest()[:16]
 
 
-def read_labels(section: LabelsSection, config: SurveyConfig) -> Labels:
-    """The selected rows of a label table that have a position and a redshift.
+def hash_targets(total: Any, targets: Targets) -> None:
+    """Feed the names and values of targets to a hash of `hashlib`."""
+    for name, values in sorted(targets.items()):
+        total.update(f"{name} {values.shape}".encode())
+        if values.dtype.kind == "O":
+            total.update("\0".join(text or "" for text in values).encode())
+        else:
+            total.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
 
-    A table may hold other objects too, whose redshift is unknown, or a code that says so (-99):
-    they are counted.
+
+def known_targets(targets: Targets) -> dict[str, NDArray[np.bool_]]:
+    """Where a target is known, shape (n,): of several columns, any of them.
+
+    Text that is empty is not, nor is a redshift outside of `REDSHIFT_LIMITS`.
+    """
+    found = {}
+    for name, values in targets.items():
+        if values.dtype.kind == "O":
+            known = np.array([bool(text) for text in values], bool)
+        else:
+            known = np.asarray(np.isfinite(values).any(axis=tuple(range(1, values.ndim))))
+        if name == "redshift":
+            with np.errstate(invalid="ignore"):
+                known &= (values > REDSHIFT_LIMITS[0]) & (values < REDSHIFT_LIMITS[1])
+        found[name] = known
+    return found
+
+
+def target_columns(section: LabelsSection | TrainingSection) -> dict[str, list[str]]:
+    """Label columns by target; the redshift's has a key of its own.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or the redshift is named twice.
+    """
+    own = {} if section.redshift is None else {"redshift": [section.redshift]}
+    more = section.targets if isinstance(section, TrainingSection) else {}
+    if own.keys() & more.keys():
+        raise ConfigError("training.targets.redshift: training.redshift names the column already")
+    if not own and not more:
+        raise ConfigError(
+            "training: no label column is named: set training.redshift or training.targets"
+        )
+    return {**own, **more}
+
+
+def read_targets(
+    section: LabelsSection | TrainingSection, url: str, more: Sequence[str] = ()
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float64]]]:
+    """The label columns of a table, and other columns of numbers; all rows.
+
+    Parameters
+    ----------
+    section : LabelsSection or TrainingSection
+        Which says what is where.
+    url : str
+        The table.
+    more : sequence of str
+        Other columns; ra and dec among them come in degrees.
+
+    Returns
+    -------
+    targets : dict of str to ndarray
+        See `Targets`. Only a target of one column may hold text.
+    columns : dict of str to float64 ndarray, shape (n,)
+        The others, and the column that selects rows.
 
     Raises
     ------
     InputError
+        If a column is missing or not numeric.
+    """
+    named = target_columns(section)
+    texts = {one for name, (one, *rest) in named.items() if not rest and name != "redshift"}
+    others = [*more, *filter(None, [section.select])]
+    columns = read_columns(
+        url,
+        [*(one for names in named.values() for one in names), *others],
+        section.table,
+        (section.ra, section.dec) if section.ra in more else None,
+        texts - set(others),
+    )
+    targets = {
+        name: columns[names[0]]
+        if len(names) == 1
+        else np.stack([columns[one] for one in names], axis=1)
+        for name, names in named.items()
+    }
+    return targets, {name: columns[name] for name in others}
+
+
+def read_labels(section: LabelsSection | TrainingSection, config: SurveyConfig) -> Labels:
+    """The selected rows of a label table that tell anything, and have a position or an id.
+
+    A table may hold other objects too, of which nothing is known: null, NaN, empty text; of
+    redshifts also a code that says so (-99). They are counted.
+
+    Raises
+    ------
+    ConfigError
+        If no label column is named.
+    InputError
         If the table lacks a column, one is not numeric, or no row is usable.
     """
     url = config.resolve(section.source)
-    names = [section.ra, section.dec, section.redshift]
-    wanted = names + ([section.select] if section.select else [])
-    columns = read_numbers(url, wanted, section.table, (section.ra, section.dec))
-    ra, dec, redshift = (columns[name] for name in names)
-    placed = np.isfinite(ra) & (np.abs(dec) <= 90)
-    known = (redshift > REDSHIFT_LIMITS[0]) & (redshift < REDSHIFT_LIMITS[1])
-    chosen = np.ones(len(ra), bool)
+    id_name = section.id if isinstance(section, TrainingSection) else None
+    position = [] if id_name else [section.ra, section.dec]
+    targets, columns = read_targets(section, url, position)
+    each = known_targets(targets)
+    known = np.any(list(each.values()), axis=0)
+    chosen = np.ones(len(known), bool)
     if section.select:
         chosen = truth(columns[section.select], url, section.select)
+    own_ids = None
+    if id_name:
+        own_ids, placed = read_ids(url, id_name, section.table)
+        ra = dec = np.full(len(known), np.nan)
+    else:
+        ra, dec = (columns[name] for name in position)
+        placed = np.isfinite(ra) & (np.abs(dec) <= 90)
+        ra = ra % 360.0
     good = chosen & placed & known
+    where = "an id" if id_name else "a position"
+    what = "redshift" if targets.keys() == {"redshift"} else "target"
     if not good.any():
-        raise InputError(
-            f"{url}: no selected row has a position and a redshift {section.redshift!r} between "
-            f"{REDSHIFT_LIMITS[0]:g} and {REDSHIFT_LIMITS[1]:g}"
-        )
+        told = f"any of {', '.join(targets)}"
+        if what == "redshift":
+            low, high = REDSHIFT_LIMITS
+            told = f"a redshift {section.redshift!r} between {low:g} and {high:g}"
+        raise InputError(f"{url}: no selected row has {where} and {told}")
     counts = {
-        "labels without a redshift": int((chosen & ~known).sum()),
-        "labels without a position": int((chosen & known & ~placed).sum()),
+        f"labels without a {what}": int((chosen & ~known).sum()),
+        f"labels without {where}": int((chosen & known & ~placed).sum()),
     }
-    dropped = {reason: count for reason, count in counts.items() if count}
-    return Labels(ra[good] % 360.0, dec[good], redshift[good], section.radius, dropped)
+    if "redshift" in targets:
+        targets["redshift"] = np.where(each["redshift"], targets["redshift"], np.nan)
+    return Labels(
+        ra[good],
+        dec[good],
+        {name: values[good] for name, values in targets.items()},
+        section.radius,
+        {reason: count for reason, count in counts.items() if count},
+        None if own_ids is None else own_ids[good],
+    )
 
 
 class Matches:
@@ -111,9 +248,9 @@ class Matches:
     ) -> None:
         self.reads = list(dict.fromkeys([*position, *columns]))
         self._labels, self._columns, self._position = labels, list(columns), position
-        self._best = np.full(len(labels.ra), np.inf)
+        self._best = np.full(len(labels), np.inf)
         # Which row of all the rows taken from leaves belongs to a label.
-        self._place = np.zeros(len(labels.ra), np.int64)
+        self._place = np.zeros(len(labels), np.int64)
         self._taken, self._count = list[pa.Table](), 0
 
     def add(self, table: pa.Table) -> None:
@@ -135,14 +272,14 @@ class Matches:
         self._taken.append(table.select(self._columns).take(pa.array(rows)))
         self._count += len(rows)
 
-    def found(self) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
-        """The columns of the matched objects and their known redshifts, as `match_catalog`."""
+    def found(self) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[Any]]]:
+        """The columns of the matched objects and their targets, as `match_catalog`."""
         matched = np.isfinite(self._best)
-        redshift = self._labels.redshift[matched]
+        targets = {name: values[matched] for name, values in self._labels.targets.items()}
         if not self._taken:
-            return {name: np.empty(0) for name in self._columns}, redshift
+            return {name: np.empty(0) for name in self._columns}, targets
         found = pa.concat_tables(self._taken).take(pa.array(self._place[matched]))
-        return {name: _numbers(found[name], name) for name in self._columns}, redshift
+        return {name: _numbers(found[name], name) for name in self._columns}, targets
 
 
 def match_catalog(
@@ -151,7 +288,7 @@ def match_catalog(
     labels: Labels,
     columns: Sequence[str],
     position: tuple[str, str] = ("ra", "dec"),
-) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[Any]]]:
     """For every label the nearest object of any HATS catalog within the labels' radius.
 
     Parameters
@@ -168,8 +305,8 @@ def match_catalog(
     values : dict of str to float64 ndarray, shape (m,)
         `columns` of the m matched objects, (m, length) for lists; NaN where null. The length is 0
         if no list is known.
-    redshift : float64 ndarray, shape (m,)
-        Their known redshifts.
+    targets : dict of str to ndarray, first axis m
+        What the labels tell of them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Objects of a HATS catalog that have a label: an LSDB crossmatch, wherever there is room."""
+"""Objects of a HATS catalog that have a label, by position (LSDB) or by id, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from lsdb import from_dataframe, open_catalog  # type: ignore[attr-defined]
+from numpy.typing import NDArray
 from upath import UPath
 
 from surveyproc.catalogs import hats
-from surveyproc.catalogs.labels import Labels
+from surveyproc.catalogs.labels import TARGET, Labels
 from surveyproc.errors import InputError
-from surveyproc.places import Places
+from surveyproc.places import Item, Places, Stage
 from surveyproc.store.storage import Store
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec")
+NUMBER = "number_of_label"
 
 # Every task that matches a leaf is sent a whole partition of the labels and makes a tree of it.
 PARTITION_LABELS = 100_000
@@ -34,11 +36,13 @@ LEAF_S = 0.1
 def match_labels(
     store: Store, catalog_key: str, labels: Labels, columns: Sequence[str], places: Places
 ) -> pa.Table:
-    """Every object of a catalog within the labels' radius of a label, with the nearest's redshift.
+    """Every object of a catalog that has a label, with what that tells.
 
-    No label is given twice: of several objects whose nearest it is, the nearest one has it.
+    Labels with ids belong to the object of that id; the others to the nearest object within their
+    radius. No label is given twice: of several objects whose nearest it is, the nearest one has it,
+    of several with its id the first by position.
 
-    One Dask task a leaf; leaves far from all labels are not read.
+    One task a leaf (of Dask, on the sky); leaves far from all labels are not read.
 
     Parameters
     ----------
@@ -47,33 +51,60 @@ def match_labels(
     catalog_key : str
         Its folder.
     labels : Labels
-        Known redshifts. They may lie anywhere, also where the catalog has no object.
+        They may be of objects that the catalog does not have.
     columns : sequence of str
         Columns of the catalog to take along; those that it lacks are left out.
     places : Places
-        Where the tasks may run: by Dask in this process, or by Ray.
+        Where the tasks may run: in this process, or by Ray.
 
     Returns
     -------
     pyarrow.Table
-        object_id, ra, dec, _healpix_29, redshift (of the label), then `columns`. Sorted by
-        _healpix_29, then object_id.
+        object_id, ra, dec, _healpix_29, `target_<name>` of every target of the labels (lists, where
+        it has several columns), then `columns`. Sorted by _healpix_29, then object_id.
 
     Raises
     ------
     InputError
-        If no object is near a label, or the labels cannot be partitioned on the sky.
+        If no object has a label, or the labels cannot be partitioned on the sky.
     StoreError
         If the catalog's metadata cannot be read.
     """
     held = hats.leaf_schema(store, f"{catalog_key}/dataset/_common_metadata").names
-    own = {*OBJECT_COLUMNS, hats.SPATIAL, "redshift"}
+    targets = {TARGET + name: values for name, values in labels.targets.items()}
+    own = {*OBJECT_COLUMNS, hats.SPATIAL, *targets}
     taken = [name for name in dict.fromkeys(columns) if name in held and name not in own]
+    if labels.ids is None:
+        found = _on_the_sky(store, catalog_key, labels, taken, places)
+    else:
+        found = _by_id(store, catalog_key, labels.ids, taken, places)
+    number = found[NUMBER].to_numpy()
+    table = found.select([*OBJECT_COLUMNS, hats.SPATIAL])
+    for name, values in targets.items():
+        table = table.append_column(name, _column(values[number]))
+    for name in taken:
+        table = table.append_column(found.schema.field(name), found[name])
+    order = np.lexsort((table["object_id"].to_numpy(), table[hats.SPATIAL].to_numpy()))
+    return table.replace_schema_metadata().take(pa.array(order)).combine_chunks()
+
+
+def _column(values: NDArray[Any]) -> pa.Array:
+    if values.dtype.kind == "O":
+        return pa.array(values.tolist(), pa.string())
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = pa.array(np.ascontiguousarray(values).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _on_the_sky(
+    store: Store, catalog_key: str, labels: Labels, taken: Sequence[str], places: Places
+) -> pa.Table:
+    """The objects near a label, and the number of that, by an LSDB crossmatch."""
     # Told a plain `s3://` URL, hats takes the bucket for a public one; hence UPath.
     objects = open_catalog(UPath(store.url_of(catalog_key)), columns=[*OBJECT_COLUMNS, *taken])
     # The suffix marks what comes from the labels: a catalog may have any column name.
-    frame = pd.DataFrame({"ra": labels.ra, "dec": labels.dec, "redshift": labels.redshift})
-    frame["number"] = np.arange(len(frame))
+    frame = pd.DataFrame({"ra": labels.ra, "dec": labels.dec, "number": np.arange(len(labels))})
     try:
         known = from_dataframe(
             frame.add_suffix("_of_label"),
@@ -86,12 +117,12 @@ def match_labels(
         )
     except ValueError as error:
         raise InputError(
-            f"{len(labels.ra)} labels with radius {labels.radius} arcsec cannot be partitioned on "
+            f"{len(labels)} labels with radius {labels.radius} arcsec cannot be partitioned on "
             f"the sky ({error}): check their positions, and the radius"
         ) from error
     nothing = InputError(
         f"no object of {store.url_of(catalog_key)} lies within {labels.radius} arcsec of one of "
-        f"{len(labels.ra)} labels: check the ra and dec columns of the label table"
+        f"{len(labels)} labels: check the ra and dec columns of the label table"
     )
     try:
         matched = objects.crossmatch(
@@ -112,14 +143,65 @@ def match_labels(
         raise nothing
     table = pa.Table.from_pandas(found.reset_index(), preserve_index=False)
     table = table.sort_by([("_dist_arcsec", "ascending"), ("object_id", "ascending")])
-    _, first = np.unique(table["number_of_label"].to_numpy(), return_index=True)
-    table = table.take(pa.array(first))
-    names = [*OBJECT_COLUMNS, hats.SPATIAL, "redshift_of_label", *taken]
-    table = table.select(names).rename_columns(
-        [name.removesuffix("_of_label") if name not in taken else name for name in names]
-    )
-    order = np.lexsort((table["object_id"].to_numpy(), table[hats.SPATIAL].to_numpy()))
-    return table.replace_schema_metadata().take(pa.array(order)).combine_chunks()
+    return _once(table)
+
+
+def _by_id(
+    store: Store,
+    catalog_key: str,
+    wanted: NDArray[np.int64],
+    taken: Sequence[str],
+    places: Places,
+) -> pa.Table:
+    """The objects that have the id of a label, and the number of that."""
+    keys = [f"{catalog_key}/{leaf}" for leaf in hats.file_keys(store, catalog_key)]
+    names = [*OBJECT_COLUMNS, hats.SPATIAL, *taken]
+    stage = Stage("leaves", IdMatcher, (store.url_of(""), wanted, names))
+    items = [Item(key, key, LEAF_S) for key in keys]
+    found = dict(places.stream(items, stage))
+    tables = [found[key] for key in keys if found[key] is not None]
+    if not tables:
+        raise InputError(
+            f"no object of {store.url_of(catalog_key)} has an id of one of {len(wanted)} labels: "
+            "check training.id, which must name a column of the source catalog's own ids"
+        )
+    table = pa.concat_tables(tables)
+    return _once(table.sort_by([(hats.SPATIAL, "ascending"), ("object_id", "ascending")]))
+
+
+class IdMatcher:
+    """Finds in one leaf after the other the objects of given ids.
+
+    Parameters
+    ----------
+    root : str
+        URL of the store.
+    wanted : int64 ndarray, shape (n,)
+        Ids; of equal ones the first counts.
+    names : sequence of str
+        Columns to take along.
+    """
+
+    def __init__(self, root: str, wanted: NDArray[np.int64], names: Sequence[str]) -> None:
+        self.store, self.names = Store(root), list(names)
+        self.ids, self.number = np.unique(wanted, return_index=True)
+
+    def __call__(self, key: str) -> tuple[str, pa.Table | None]:
+        """The leaf's key, and its objects that are wanted, with their labels' numbers."""
+        held = hats.read_leaf(self.store, key, ["object_id"])["object_id"].to_numpy()
+        place = np.searchsorted(self.ids, held).clip(max=len(self.ids) - 1)
+        rows = np.flatnonzero(self.ids[place] == held)
+        if not len(rows):
+            return key, None
+        whole = hats.read_leaf(self.store, key, self.names)
+        numbers = pa.array(self.number[place[rows]])
+        return key, whole.take(pa.array(rows)).append_column(NUMBER, numbers)
+
+
+def _once(table: pa.Table) -> pa.Table:
+    """The first row of every label."""
+    _, first = np.unique(table[NUMBER].to_numpy(), return_index=True)
+    return table.take(pa.array(first))
 
 
 def _scheduler(places: Places, leaves: int) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from surveyproc.catalogs import ids
 from surveyproc.catalogs.formats.base import STREAM_ERRORS, TableReader, damaged, open_stream
 from surveyproc.catalogs.formats.fits import FitsReader
 from surveyproc.catalogs.formats.parquet import ParquetReader, parquet_files
@@ -25,6 +27,8 @@ __all__ = [
     "checksum",
     "degrees_of",
     "open_table",
+    "read_columns",
+    "read_ids",
     "read_numbers",
     "table_kind",
     "truth",
@@ -205,8 +209,22 @@ def read_numbers(
         If the table cannot be read, a column is absent, it is not numeric, or a position is in no
         unit of angles.
     """
+    return read_columns(url, names, table, positions)
+
+
+def read_columns(
+    url: str,
+    names: Sequence[str],
+    table: str | int | None = None,
+    positions: tuple[str, str] | None = None,
+    texts: Collection[str] = (),
+) -> dict[str, NDArray[Any]]:
+    """As `read_numbers`, but columns among `texts` may hold text, and then are objects, shape (n,).
+
+    Each is a str without spaces at its ends, or None where there is none or nothing is left.
+    """
     names = list(dict.fromkeys(names))
-    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     factors = dict.fromkeys(names, 1.0)
     with open_table(url, table, names) as reader:
         for name in names:
@@ -216,16 +234,52 @@ def read_numbers(
             factors |= dict(zip(positions, degrees_of(reader, *positions), strict=True))
         for batch in reader.batches(BATCH_ROWS, names):
             for name, values in zip(names, batch.columns, strict=True):
-                try:
-                    # Arrow turns booleans into numbers only by way of an integer.
-                    whole = values.cast("int8") if pa.types.is_boolean(values.type) else values
-                    parts[name].append(whole.cast("float64").to_numpy(zero_copy_only=False))
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                    raise InputError(f"{url}: column {name!r} is not numeric") from error
+                if name in texts and pa.types.is_string(values.type):
+                    stripped = [(text and text.strip()) or None for text in values.to_pylist()]
+                    parts[name].append(np.array(stripped, object))
+                else:
+                    parts[name].append(_numbers(values, url, name) * factors[name])
     return {
-        name: np.concatenate(part) * factors[name] if part else np.empty(0, np.float64)
+        name: np.concatenate(part) if part else np.empty(0, np.float64)
         for name, part in parts.items()
     }
+
+
+def _numbers(values: pa.Array, url: str, name: str) -> NDArray[np.float64]:
+    try:
+        # Arrow turns booleans into numbers only by way of an integer.
+        whole = values.cast("int8") if pa.types.is_boolean(values.type) else values
+        numbers: NDArray[np.float64] = whole.cast("float64").to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{url}: column {name!r} is not numeric") from error
+    return numbers
+
+
+def read_ids(
+    url: str, name: str, table: str | int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Ids as `object_id` holds them (`surveyproc.catalogs.ids`), and where there is one, (n,).
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, the column is absent, or it holds no ids.
+    """
+    found, known = [np.empty(0, np.int64)], [np.empty(0, bool)]
+    with open_table(url, table, [name]) as reader:
+        if name not in reader.names:
+            raise InputError(f"{url}: no column {name!r}; there are {', '.join(reader.names)}")
+        try:
+            ids.origin(reader.schema.field(name).type)
+        except TypeError as error:
+            raise InputError(f"{url}: column {name!r} holds no ids: {error}") from error
+        for batch in reader.batches(BATCH_ROWS, [name]):
+            (values,) = batch.columns
+            if (number := ids.strange(values)) is not None:
+                raise InputError(f"{url}: column {name!r} holds {number:g}, which is no id")
+            found.append(ids.read(values)[0])
+            known.append(~ids.is_absent(values))
+    return np.concatenate(found), np.concatenate(known)
 
 
 def truth(values: NDArray[np.float64], url: str, name: str) -> NDArray[np.bool_]:

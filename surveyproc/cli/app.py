@@ -116,10 +116,11 @@ def train(
     lines = []
     for name, one in done.items():
         lines.append(f"{name}: model {one['model']} version {one['version']}")
-        for rows, found in one["metrics"].items():
-            # A network without PDFs has point estimates only.
-            best = found.get("median") or found["point"]
-            lines.append(f"  {rows.replace('_', ' ')}: {text.metrics(best)}")
+        for rows, tasks in one["metrics"].items():
+            lines += [
+                f"  {rows.replace('_', ' ')}: {text.task_metrics(task, found)}"
+                for task, found in tasks.items()
+            ]
         lines += text.place_lines(one)
     _show(done, as_json, lines)
 

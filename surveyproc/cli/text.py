@@ -19,6 +19,21 @@ def metrics(metrics: dict[str, Any]) -> str:
     )
 
 
+def task_metrics(task: str, found: dict[str, Any]) -> str:
+    """What a network's task is worth on labelled objects: its numbers, without tables of them."""
+    if "point" in found:
+        # A network without PDFs has point estimates only.
+        return metrics(found.get("median") or found["point"])
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in numbers.items())
+    parts = [
+        f"{key} ({task_metrics(key, value).partition(': ')[2]})"
+        for key, value in found.items()
+        if isinstance(value, dict) and "n" in value
+    ]
+    return f"{task}: " + ", ".join([*([told] if told else []), *parts])
+
+
 def bin_header(thresholds: list[float]) -> str:
     """The header of the table of `bin_line`."""
     outliers = "".join(f"{f'> {one:g}, %':<15}" for one in thresholds)

@@ -16,6 +16,7 @@ from surveyproc.errors import ConfigError, near
 
 ENTRY_POINTS = "surveyproc.products"
 OWN = {
+    "network": "surveyproc.products.network:NetworkProduct",
     "photometry": "surveyproc.products.photometry:AperturePhotometry",
     "photoz": "surveyproc.products.photoz:PhotozProduct",
 }

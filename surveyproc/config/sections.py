@@ -246,21 +246,48 @@ class CatalogSection(Section):
     partition_rows: int = Field(100_000, ge=1, description="Most rows a partition may hold.")
 
 
-class LabelsSection(Section):
-    """A table of known redshifts, matched to the catalog on the sky."""
+def _as_columns(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class LabelTableSection(Section):
+    """A table of what is known of some objects, matched to the catalog."""
 
     source: str = Field(description="Any catalog format; relative path or URL.")
     table: Table | None = Field(None, description=TABLE)
-    redshift: str = Field(description="Column with the redshift.")
     ra: str = Field("ra", description="Column with the right ascension; degrees, or its own unit.")
     dec: str = Field("dec", description="Column with the declination; degrees, or its own unit.")
     select: str | None = Field(None, description="Boolean column: only rows where it is true.")
     radius: float = Field(1.0, gt=0, le=3600, description="Largest distance of a match, arcsec.")
 
 
-class TrainingSection(LabelsSection):
+class LabelsSection(LabelTableSection):
+    """A table of known redshifts, matched to the catalog on the sky."""
+
+    redshift: str = Field(description="Column with the redshift.")
+
+
+class TrainingSection(LabelTableSection):
     """Labels of a product's network, with its own photometry or with the survey's."""
 
+    redshift: str | None = Field(None, description="Column with the redshift, if it is learned.")
+    targets: dict[
+        str,
+        Annotated[
+            list[str],
+            BeforeValidator(_as_columns, json_schema_input_type=str | list[str]),
+            Field(min_length=1),
+        ],
+    ] = Field(
+        default_factory=dict,
+        description="What the tasks of the network learn from: a target to its label column, or "
+        "to a list of them. Columns of classes may hold text.",
+    )
+    id: str | None = Field(
+        None,
+        description="Column with the source catalog's ids: labels are then matched by id, not on "
+        "the sky, and need no positions. Not with magnitudes.",
+    )
     magnitudes: dict[str, str] = Field(
         default_factory=dict,
         description="Model band to AB magnitude column of the label table. If given, the network "

@@ -1,1 +1,1 @@
-"""Networks: registry, input features, PDFs, packages, and the products built on them."""
+"""Networks: the registry, their tasks, input features, packages, inference."""

@@ -1,6 +1,6 @@
-"""The registry of architectures and what a redshift network must offer.
+"""The registry of architectures and what a network must offer.
 
-An architecture is a function `(name, bands, settings) -> RedshiftNetwork` registered under a name
+An architecture is a function `(name, bands, settings) -> Network` registered under a name
 that may hold wildcards. Third parties register theirs through the entry-point group
 `surveyproc.models`: the entry's name is the pattern, its object the function.
 """
@@ -21,6 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError
+from surveyproc.models.tasks.base import Task
+from surveyproc.models.tasks.columns import task_columns
 
 ENTRY_POINTS = "surveyproc.models"
 OWN_MODULES = (
@@ -62,31 +64,46 @@ class Reads:
         return tuple(dict.fromkeys((*self.features, *self.images)))
 
 
-class RedshiftNetwork(nn.Module, ABC):
-    """Base of networks from photometry or cutouts to a redshift and its PDF.
+class Network(nn.Module, ABC):
+    """Base of networks from photometry or cutouts to whatever their tasks are.
 
     Attributes
     ----------
     reads : Reads
         What `forward` is given: the keywords `features`, `images`, `reddening`, those of the three
         that the network reads, each with the objects as first axis.
-    redshifts : tuple of float
-        Lowest and highest redshift that it can be trained with.
-    has_pdf : bool
-        Whether it gives a PDF beside the point estimate.
+    tasks : tuple of Task
+        What it is asked for. Each has a name of its own, and so has each of their targets, unless
+        two tasks learn from the same one.
     fit_options : mapping
         Fields of `train.fit.FitSettings` that suit the architecture; the survey's settings beat
         them.
     """
 
     reads: Reads
+    tasks: tuple[Task, ...]
     fit_options: ClassVar[Mapping[str, Any]] = {}
-    redshifts: tuple[float, float] = (0.0, 20.0)
-    has_pdf: bool = True
 
     @abstractmethod
-    def loss(self, output: Any, redshift: Tensor) -> Tensor:
-        """Loss of each object, shape (n,), of `forward`'s output against true redshifts, (n,)."""
+    def forward(self, *args: Any, **inputs: Any) -> Mapping[str, Any]:
+        """The output of every task, by its name."""
+
+    def loss(self, outputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> Tensor:
+        """Loss of each object, shape (n,): the sum of the tasks' losses, each times its weight.
+
+        Parameters
+        ----------
+        outputs : mapping
+            What `forward` gave.
+        targets : mapping of str to float32 Tensor, shape (n,) or (n, k)
+            By the name of the target; NaN = missing, which adds nothing.
+        """
+        parts = [
+            task.weight * task.loss(outputs[task.name], targets)
+            for task in self.tasks
+            if task.targets
+        ]
+        return torch.stack(parts).sum(dim=0)
 
     def outside(self, images: Tensor) -> Tensor:
         """Objects whose cutouts, shape (n, bands, y, x), tell that the network has seen no such.
@@ -96,14 +113,17 @@ class RedshiftNetwork(nn.Module, ABC):
         return torch.zeros(len(images), dtype=torch.bool)
 
     @torch.no_grad()
-    def set_targets(self, redshift: Tensor) -> None:
-        """Scale the outputs to the redshifts of the training set, shape (n,), before training."""
+    def set_targets(self, targets: Mapping[str, Tensor]) -> None:
+        """Scale the outputs to the training set's targets, float64, before training.
+
+        By the name of the target, shape (n,) or (n, k), NaN = missing.
+        """
 
     def begin_step(self, generator: torch.Generator) -> None:
         """Draw what is random in one step of training, the same for all workers."""
 
 
-Builder = Callable[[str, Sequence[str], Mapping[str, Any]], RedshiftNetwork]
+Builder = Callable[[str, Sequence[str], Mapping[str, Any]], Network]
 _registry: dict[str, Builder] = {}
 
 
@@ -142,7 +162,7 @@ def is_registered(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in architectures())
 
 
-def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> RedshiftNetwork:
+def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Network:
     """A network with fresh weights, drawn from torch's global generator.
 
     Parameters
@@ -157,7 +177,8 @@ def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Redsh
     Raises
     ------
     ConfigError
-        If no architecture matches, or the architecture refuses bands or settings.
+        If no architecture matches, the architecture refuses bands or settings, or two of its tasks
+        or their columns have one name.
     """
     matches = [pattern for pattern in architectures() if fnmatch.fnmatchcase(name, pattern)]
     if not matches:
@@ -167,7 +188,16 @@ def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Redsh
     pattern = max(matches, key=len)
     if pattern not in _registry:
         _registry[pattern] = _third_parties()[pattern].load()
-    return _registry[pattern](name, tuple(bands), settings)
+    network = _registry[pattern](name, tuple(bands), settings)
+    _check_names([task.name for task in network.tasks], f"{name}: two tasks are called")
+    columns = [one.name for task in network.tasks for one in task_columns(task.describe(), "")]
+    _check_names(columns, f"{name}: two outputs would be column")
+    return network
+
+
+def _check_names(names: Sequence[str], what: str) -> None:
+    if twice := [one for number, one in enumerate(names) if one in names[:number]]:
+        raise ConfigError(f"{what} {twice[0].lstrip('_')!r}")
 
 
 def checked(kind: Any, value: Any, name: str) -> Any:

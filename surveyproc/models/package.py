@@ -19,16 +19,18 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.models.features import FeatureScaling
+from surveyproc.models.tasks.columns import Pixels, task_columns, task_pixels
+from surveyproc.schemas import Column
 from surveyproc.store.storage import Store, as_json, digest, fingerprint
 
 # Planning reads packages but computes nothing: torch is imported where tensors are made.
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surveyproc.models.base import RedshiftNetwork
+    from surveyproc.models.base import Network
 
 WEIGHTS, DOCUMENT, CURRENT = "weights.safetensors", "model.json", "current.json"
-FORMAT = 4
+FORMAT = 5
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 _ONLY = "only safetensors packages are loaded, because a pickle can run any code"
@@ -45,10 +47,17 @@ class _Inputs(BaseModel):
     pixel_scale: float | None
 
 
+class _Task(BaseModel):
+    """One of the tasks; what else it holds depends on its kind."""
+
+    name: str
+    kind: str
+
+
 class _Outputs(BaseModel):
     """`outputs` of model.json."""
 
-    pdf: bool
+    tasks: list[_Task]
 
 
 class _Document(BaseModel):
@@ -116,9 +125,17 @@ class Package:
         return str(self.document["absent_bands"])
 
     @property
-    def has_pdf(self) -> bool:
-        """Whether it gives a PDF beside the point estimate."""
-        return bool(self.document["outputs"]["pdf"])
+    def tasks(self) -> tuple[Mapping[str, Any], ...]:
+        """What its network is asked for: `name`, `kind` and what its columns need, of each task."""
+        return tuple(self.document["outputs"]["tasks"])
+
+    def columns(self, prefix: str) -> tuple[Column, ...]:
+        """Columns of all its tasks, under names that begin with `prefix`."""
+        return tuple(one for task in self.tasks for one in task_columns(task, prefix))
+
+    def pixels(self, prefix: str) -> tuple[Pixels, ...]:
+        """Arrays that it gives beside columns: name, shape of an object's, dtype."""
+        return task_pixels(self.tasks, prefix)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -135,7 +152,7 @@ class Package:
         """The weights as tensors, by name."""
         return read_tensors(self.weights, f"model {self.name}@{self.version}: {WEIGHTS}")
 
-    def network(self) -> RedshiftNetwork:
+    def network(self) -> Network:
         """The network with its weights, in evaluation mode.
 
         Raises
@@ -229,7 +246,7 @@ def save_package(
         "inputs": {**asdict(network.reads), "unit": "nJy", "pixel_scale": pixel_scale},
         "absent_bands": absent_bands,
         "normalisation": None if scaling is None else scaling.to_json(),
-        "outputs": {"schema": "photoz", "pdf": network.has_pdf},
+        "outputs": {"tasks": [task.describe() for task in network.tasks]},
         "training": dict(training or {}),
         "metrics": dict(metrics or {}),
         "weights_sha256": digest(weights),
@@ -388,6 +405,10 @@ def _read(store: Store, prefix: str, name: str, version: str | None) -> Package:
     wanted = tuple(document["inputs"]["features"])
     if (package.scaling.bands if package.scaling else ()) != wanted:
         raise InputError(f"model {where}: inputs.features and normalisation.bands differ")
+    try:
+        package.columns("")
+    except InputError as error:
+        raise InputError(f"model {where}: {DOCUMENT}: {error}") from error
     return package
 
 

@@ -143,8 +143,9 @@ def metric_changes(survey: Survey, last: str, new: str, columns: Iterable[str]) 
     if survey.config.truth is None or not redshifts:
         return []
     labels = read_labels(survey.config.truth, survey.config)
-    before, true_before = match_catalog(survey.store, last, labels, redshifts)
-    after, true_after = match_catalog(survey.store, new, labels, redshifts)
+    before, known_before = match_catalog(survey.store, last, labels, redshifts)
+    after, known_after = match_catalog(survey.store, new, labels, redshifts)
+    true_before, true_after = known_before["redshift"], known_after["redshift"]
     found = []
     for name in redshifts:
         one = redshift_metrics(before[name], true_before)

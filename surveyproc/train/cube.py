@@ -29,7 +29,7 @@ from surveyproc.errors import InputError, StoreError
 from surveyproc.store.storage import Store, digest, parse_table
 
 # Raised whenever the same inputs would give other bytes than before.
-FORMAT = 2
+FORMAT = 3
 RECORD, INDEX = "cube.json", "index.parquet"
 # Objects a shard (nine bands of 80 x 80 pixels: 59 MB), and objects that one checksum covers.
 SHARD, CHUNK = 256, 16
@@ -95,8 +95,9 @@ class TrainingCube:
     def index(self) -> pa.Table:
         """One row an object, in the array's order.
 
-        object_id, ra, dec (degrees), redshift, ebv (mag), flux_<band> and flux_err_<band> (nJy,
-        NaN where unknown); with cutouts also flags, pixel_scale (arcsec) and no_image.
+        object_id, ra, dec (degrees), target_<name> of what the label tells, ebv (mag), flux_<band>
+        and flux_err_<band> (nJy, NaN where unknown); with cutouts also flags, pixel_scale (arcsec)
+        and no_image.
 
         Raises
         ------

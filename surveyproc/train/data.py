@@ -1,17 +1,16 @@
-"""Training tables: fluxes with known redshifts, and their split by position on the sky."""
+"""Training tables: fluxes and what is known of objects, and their split by position on the sky."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc.catalogs.labels import REDSHIFT_LIMITS
-from surveyproc.catalogs.readers import read_numbers, truth
+from surveyproc.catalogs.labels import Targets, hash_targets, known_targets, read_targets
+from surveyproc.catalogs.readers import truth
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import InputError
 from surveyproc.measure.magnitudes import fluxes_of_magnitudes
@@ -31,14 +30,14 @@ MAX_SPLIT_ORDER = 13
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Objects with fluxes and a known redshift.
+    """Objects with fluxes and labels.
 
     Attributes
     ----------
     flux, flux_err : float64 ndarray, shape (n, band)
         Flux densities and their errors in nJy; NaN = missing or unknown.
-    redshift : float64 ndarray, shape (n,)
-        Known redshifts.
+    targets : mapping of str to ndarray, first axis n
+        What is known of them: see `catalogs.labels.Targets`.
     ra, dec : float64 ndarray, shape (n,)
         Positions in degrees, ICRS.
     bands : tuple of str
@@ -59,7 +58,7 @@ class TrainingSet:
 
     flux: Float
     flux_err: Float
-    redshift: Float
+    targets: Targets
     ra: Float
     dec: Float
     bands: tuple[str, ...]
@@ -70,42 +69,57 @@ class TrainingSet:
     no_image: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        for key in ("flux", "flux_err", "redshift", "ra", "dec"):
+        for key in ("flux", "flux_err", "ra", "dec"):
             object.__setattr__(self, key, np.asarray(getattr(self, key), dtype=np.float64))
         object.__setattr__(self, "bands", tuple(self.bands))
-        n = len(self.redshift)
-        shapes = {key: getattr(self, key).shape for key in ("flux", "flux_err", "ra", "dec")}
+        # Numpy's text has a width; labels are objects, as tables give them.
+        targets = {
+            name: values.astype(object) if values.dtype.kind == "U" else values
+            for name, values in self.targets.items()
+        }
+        object.__setattr__(self, "targets", targets)
+        n = len(self.ra)
+        shapes = {key: getattr(self, key).shape for key in ("flux", "flux_err", "dec")}
         wide = (n, len(self.bands))
-        if shapes != {"flux": wide, "flux_err": wide, "ra": (n,), "dec": (n,)}:
-            raise InputError(f"training set of {n} redshifts and {wide[1]} bands: shapes {shapes}")
+        lengths = {name: len(values) for name, values in self.targets.items()}
+        if shapes != {"flux": wide, "flux_err": wide, "dec": (n,)} or set(lengths.values()) - {n}:
+            raise InputError(
+                f"training set of {n} positions and {wide[1]} bands: shapes {shapes}, labels "
+                f"{lengths}"
+            )
 
     def __len__(self) -> int:
-        return len(self.redshift)
+        return len(self.ra)
 
     def take(self, rows: NDArray[Any]) -> TrainingSet:
         """The rows of a boolean mask or an index array."""
-        columns = ("flux", "flux_err", "redshift", "ra", "dec")
-        keys = (*columns, "reddening", "cube_row", "no_image")
-        parts: dict[str, Any] = {}
+        keys = ("flux", "flux_err", "ra", "dec", "reddening", "cube_row", "no_image")
+        parts: dict[str, Any] = {
+            "targets": {name: values[rows] for name, values in self.targets.items()}
+        }
         for key in keys:
             whole = getattr(self, key)
             parts[key] = None if whole is None else whole[rows]
         return replace(self, **parts)
 
-    def usable(self, redshifts: Sequence[float] = REDSHIFT_LIMITS) -> TrainingSet:
-        """Without rows that lack a redshift in range, a position, or every flux; all counted.
+    def usable(self, known: NDArray[np.bool_], what: str) -> TrainingSet:
+        """Without rows that lack labels, a position, or every flux; all counted.
 
-        `redshifts` are the limits, themselves out of range.
+        Parameters
+        ----------
+        known : bool ndarray, shape (n,)
+            Rows that something can be learned of.
+        what : str
+            What the others lack: `redshift`.
 
         Raises
         ------
         InputError
             If no row is left; the message has the counts.
         """
-        low, high = redshifts
         with np.errstate(invalid="ignore"):
             reasons: dict[str, Any] = {
-                "no usable redshift": ~((self.redshift > low) & (self.redshift < high)),
+                f"no usable {what}": ~known,
                 "no position": ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90)),
             }
             if self.no_image is not None:
@@ -127,8 +141,9 @@ class TrainingSet:
     def checksum(self) -> str:
         """First 16 hex digits of the SHA-256 of bands, all values, and the cube's version."""
         total = hashlib.sha256("\0".join(self.bands).encode())
-        for key in ("flux", "flux_err", "redshift", "ra", "dec"):
+        for key in ("flux", "flux_err", "ra", "dec"):
             total.update(np.ascontiguousarray(getattr(self, key), dtype="<f8").tobytes())
+        hash_targets(total, self.targets)
         if self.reddening is not None:
             total.update(np.ascontiguousarray(self.reddening, dtype="<f8").tobytes())
         if self.cube is not None and self.cube_row is not None:
@@ -146,7 +161,7 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
     Parameters
     ----------
     section : TrainingSection
-        `magnitudes`, `magnitude_errors`, `redshift`, `ra`, `dec`, `select` are read.
+        `magnitudes`, `magnitude_errors`, `redshift`, `targets`, `ra`, `dec`, `select` are read.
     path : str
         Path or URL of the table, resolved.
 
@@ -166,10 +181,8 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
     stray = sorted(set(section.magnitude_errors) - set(bands))
     if stray:
         raise InputError(f"training.magnitude_errors: {stray[0]!r} is not in training.magnitudes")
-    wanted = [section.redshift, section.ra, section.dec, *section.magnitudes.values()]
-    wanted += section.magnitude_errors.values()
-    wanted += [section.select] if section.select else []
-    columns = read_numbers(path, wanted, section.table, (section.ra, section.dec))
+    wanted = [section.ra, section.dec, *section.magnitudes.values()]
+    targets, columns = read_targets(section, path, [*wanted, *section.magnitude_errors.values()])
     magnitudes = np.stack([columns[section.magnitudes[band]] for band in bands], axis=1)
     unknown = np.full(len(magnitudes), np.nan)
     errors = np.stack(
@@ -179,7 +192,7 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
     whole = TrainingSet(
         flux=flux,
         flux_err=flux_err,
-        redshift=columns[section.redshift],
+        targets=targets,
         ra=columns[section.ra],
         dec=columns[section.dec],
         bands=bands,
@@ -188,7 +201,8 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
         chosen = truth(columns[section.select], path, section.select)
         whole = replace(whole.take(chosen), dropped={"not selected": int((~chosen).sum())})
     try:
-        return whole.usable()
+        known = known_targets(whole.targets)
+        return whole.usable(np.any(list(known.values()), axis=0), " or ".join(known))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -20,7 +20,8 @@ from surveyproc.models.base import Reads
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.stream import in_order, shuffled
 
-Sample = tuple[dict[str, Tensor], Tensor]
+Sample = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Inputs of the network, and targets by name."""
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -54,15 +55,17 @@ class BandDropout:
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows with known redshift, as one worker trains with them.
+    """Labelled rows, as one worker trains with them.
 
     Attributes
     ----------
     reads : Reads
         What the network wants.
     tensors : dict of str to Tensor
-        `redshift`, shape (n,); `features` and `reddening` if the network reads them; `cube_row`,
-        int64, with images: the object's row in the cube.
+        `features` and `reddening` if the network reads them; `cube_row`, int64, with images: the
+        object's row in the cube.
+    targets : dict of str to float32 Tensor, first axis n
+        What is known of the objects, by name; NaN = missing.
     held_out : bool Tensor, shape (n,)
         Rows for validation only.
     cube : TrainingCube or None
@@ -75,6 +78,7 @@ class Examples:
 
     reads: Reads
     tensors: dict[str, Tensor]
+    targets: dict[str, Tensor]
     held_out: Tensor
     cube: TrainingCube | None
     dropout: BandDropout
@@ -188,7 +192,7 @@ class Examples:
             inputs["images"] = planes.contiguous(memory_format=torch.channels_last)
         if self.reads.reddening:
             inputs["reddening"] = self.tensors["reddening"][rows].to(device)
-        return inputs, self.tensors["redshift"][rows].to(device)
+        return inputs, {name: one[rows].to(device) for name, one in self.targets.items()}
 
 
 def drop_features(features: Tensor, lost: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from surveyproc.errors import SurveyError
-from surveyproc.models.base import RedshiftNetwork
+from surveyproc.models.base import Network
 from surveyproc.train.examples import Examples, generator
 
 WARM_UP = 0.05
@@ -155,7 +155,7 @@ def _copy(network: nn.Module) -> dict[str, Tensor]:
 
 
 def fit(
-    network: RedshiftNetwork,
+    network: Network,
     examples: Examples,
     settings: FitSettings,
     state: FitState | None = None,
@@ -172,7 +172,7 @@ def fit(
 
     Parameters
     ----------
-    network : RedshiftNetwork
+    network : Network
         Trained in place; with several workers each must start from the same weights.
     examples : Examples
         Rows to train with and rows held out.
@@ -208,11 +208,13 @@ def fit(
         # On the device: a step that hands its loss to the CPU would wait for the device to end it.
         total = torch.tensor(start, dtype=torch.float64, device=device)
         step, steps = state.step, examples.steps(batch)
-        for inputs, redshift in examples.training(
+        for inputs, targets in examples.training(
             state.epoch, step, batch=batch, rank=rank, world=world, device=device
         ):
             network.begin_step(generator(settings.seed, state.epoch, step))
-            total += step_of(inputs, redshift, done + step, steps)
+            # Dropout draws from torch's own generator, which others in this process use as well.
+            torch.manual_seed(generator(settings.seed, state.epoch, step, rank).initial_seed())
+            total += step_of(inputs, targets, done + step, steps)
             step += 1
             if step % settings.checkpoint_steps == 0 and step < steps:
                 summed = _over_workers(total, world)
@@ -262,9 +264,7 @@ def fit(
 class _Steps:
     """One step of the optimiser after another."""
 
-    def __init__(
-        self, network: RedshiftNetwork, settings: FitSettings, world: int, device: str
-    ) -> None:
+    def __init__(self, network: Network, settings: FitSettings, world: int, device: str) -> None:
         self.network, self.settings, self.device = network, settings, device
         self.share = max(1, settings.batch_size // world)
         self.world = world
@@ -316,6 +316,11 @@ class _Steps:
             for key, value in values.items()
         }
 
+    def _chunks(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The parts in which a step's gradients are accumulated."""
+        chunks = [whole.chunk(self.settings.accumulate) for whole in tensors.values()]
+        return [dict(zip(tensors, part, strict=True)) for part in zip(*chunks, strict=True)]
+
     def share_gradients(self) -> None:
         """Give each worker the mean gradient.
 
@@ -332,7 +337,11 @@ class _Steps:
             gradient.copy_(part.view_as(gradient))
 
     def __call__(
-        self, inputs: dict[str, Tensor], redshift: Tensor, number: int, epoch_steps: int
+        self,
+        inputs: dict[str, Tensor],
+        targets: dict[str, Tensor],
+        number: int,
+        epoch_steps: int,
     ) -> Tensor:
         """Step `number` of the stage; the mean loss of its objects."""
         assert self.optimiser is not None
@@ -342,16 +351,16 @@ class _Steps:
             factor = min(rising, 0.5 * (1 + math.cos(math.pi * share)))
             for group in self.optimiser.param_groups:
                 group["lr"] = self.rate * factor
-        parts = {key: whole.chunk(self.settings.accumulate) for key, whole in inputs.items()}
-        targets = redshift.chunk(self.settings.accumulate)
+        objects = len(next(iter(inputs.values())))
+        parts = self._chunks(inputs)
         kind = torch.device(self.device).type
         half = self.settings.precision == "bfloat16"
         self.optimiser.zero_grad()
         total = torch.zeros((), device=self.device)
-        for part, target in enumerate(targets):
+        for part, known in zip(parts, self._chunks(targets), strict=True):
             with torch.autocast(kind, torch.bfloat16, enabled=half):
-                output = self.network(**{key: pieces[part] for key, pieces in parts.items()})
-            loss = self.network.loss(output, target).sum() / len(redshift)
+                outputs = self.network(**part)
+            loss = self.network.loss(outputs, known).sum() / objects
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if self.world > 1:
@@ -368,17 +377,18 @@ class _Steps:
 
 @torch.no_grad()
 def _validate(
-    network: RedshiftNetwork, examples: Examples, batch: int, rank: int, world: int, device: str
+    network: Network, examples: Examples, batch: int, rank: int, world: int, device: str
 ) -> tuple[Tensor, Tensor]:
     """Sum of this worker's held-out losses, and how many there are."""
     network.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     count = torch.zeros((), dtype=torch.float64, device=device)
-    for inputs, redshift in examples.validation(
+    for inputs, targets in examples.validation(
         batch=max(batch, VALIDATION_ROWS), rank=rank, world=world, device=device
     ):
-        total += network.loss(network(**inputs), redshift).double().sum()
-        count += len(redshift)
+        losses = network.loss(network(**inputs), targets)
+        total += losses.double().sum()
+        count += len(losses)
     return total, count
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.models.base import Network, build
 from surveyproc.models.package import read_tensors
 from surveyproc.store.storage import Store
 from surveyproc.train.cube import TrainingCube
@@ -22,6 +22,8 @@ from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings
 
 DATA = "data.safetensors"
+TARGET = "target/"
+"""Begins the names of the targets among the tensors of the data."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Job:
     folds: int
     cube: str | None
 
-    def load(self, number: int) -> tuple[RedshiftNetwork, Examples, FitSettings]:
+    def load(self, number: int) -> tuple[Network, Examples, FitSettings]:
         """Network before its first step, examples and settings of one network."""
         store = Store(self.root)
         settings = replace(self.fit, seed=self.fit.seed + number)
@@ -60,10 +62,16 @@ class Job:
         network.load_state_dict(read_tensors(store.read(start), start))
         where = f"{self.folder}/{DATA}"
         tensors = read_tensors(store.read(where), where)
+        targets = {
+            name.removeprefix(TARGET): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith(TARGET)
+        }
         held_out = tensors.pop("fold") == number % self.folds
         examples = Examples(
             reads=network.reads,
             tensors=tensors,
+            targets=targets,
             held_out=held_out,
             cube=None if self.cube is None else TrainingCube.open(store, self.cube),
             dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),

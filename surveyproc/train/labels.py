@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.catalogs.labels import TARGET, target_columns
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import ModelSection
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import RedshiftNetwork, build
+from surveyproc.models.base import Network, build
+from surveyproc.models.tasks.base import check_targets
 from surveyproc.places import Places
 from surveyproc.products.registry import build_products, check_fluxes
 from surveyproc.survey import Survey
@@ -20,26 +23,35 @@ from surveyproc.train.data import TrainingSet
 from surveyproc.train.training_cube import build_training_cube
 
 
-def untrained(config: SurveyConfig, section: ModelSection) -> RedshiftNetwork:
+def untrained(config: SurveyConfig, section: ModelSection) -> Network:
     """The network that a product is to train, with fresh weights.
 
     Raises
     ------
     ConfigError
         If the product has no training section or no model, a band is unknown, two bands get one
-        name, or the network refuses its bands or settings; the product is named.
+        name, the network refuses its bands or settings, or a task has no label column; the product
+        is named.
     """
     if section.training is None:
         raise ConfigError(
             f"products.{section.name}: training needs `model` and a [products.training] section"
         )
+    if section.training.magnitudes and section.training.id:
+        raise ConfigError(
+            f"products.{section.name}.training: id matches labels to the survey's objects, and "
+            "magnitudes are the label table's own: leave one of them out"
+        )
     bands = tuple(section.training.magnitudes)
     if not bands:
         bands = _model_bands(section, _survey_bands(config, section, section.training.bands))
     try:
-        return build(section.architecture or section.model, bands, section.architecture_settings)
+        settings = section.architecture_settings
+        network = build(section.architecture or section.model, bands, settings)
+        check_targets(network.tasks, target_columns(section.training))
     except ConfigError as error:
         raise ConfigError(f"products.{section.name}: {error}") from error
+    return network
 
 
 def measured_training_set(survey: Survey, section: ModelSection, places: Places) -> TrainingSet:
@@ -75,7 +87,11 @@ def measured_training_set(survey: Survey, section: ModelSection, places: Places)
     return TrainingSet(
         flux=np.stack([_floats(table, f"flux_{band}") for band in chosen], axis=1),
         flux_err=np.stack([_floats(table, f"flux_err_{band}") for band in chosen], axis=1),
-        redshift=table["redshift"].to_numpy(),
+        targets={
+            name.removeprefix(TARGET): _target(table[name])
+            for name in table.column_names
+            if name.startswith(TARGET)
+        },
         ra=table["ra"].to_numpy(),
         dec=table["dec"].to_numpy(),
         bands=bands,
@@ -132,6 +148,14 @@ def _model_bands(section: ModelSection, bands: Sequence[str]) -> tuple[str, ...]
             f"the model; now they are {', '.join(names)}"
         )
     return names
+
+
+def _target(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Text as objects, lists as (n, k), numbers as they are."""
+    if pa.types.is_fixed_size_list(column.type):
+        flat = np.asarray(column.combine_chunks().flatten())
+        return flat.reshape(len(column), column.type.list_size)
+    return np.asarray(column)
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:

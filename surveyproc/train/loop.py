@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,20 @@ from tensorboardX import SummaryWriter
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import InputError, StoreError, SurveyError
-from surveyproc.models.base import RedshiftNetwork, build, is_registered
+from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
+from surveyproc.models.tasks.base import check_targets
 from surveyproc.places import Places, opened
 from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitSettings, FitState
-from surveyproc.train.job import DATA, Job, histories
+from surveyproc.train.job import DATA, TARGET, Job, histories
 from surveyproc.train.scores import cutouts_of, flux_of, measure
 
-RECIPE = 4
+RECIPE = 5
 """Raised when a change of the loop or the features changes the weights it ends with."""
 
 SCALING_ROWS = 4096
@@ -63,7 +64,7 @@ class Recipe:
     bands : tuple of str
         Bands at hand.
     network : dict
-        Settings of the architecture.
+        Settings of the architecture, names of classes that the labels told among them.
     fit : FitSettings
         Epochs, rates, batch, seed, band dropout.
     workers : int
@@ -117,7 +118,7 @@ def train(
     Parameters
     ----------
     training_set : TrainingSet
-        Fluxes and redshifts; unusable rows are left out and counted.
+        Fluxes and labels; unusable rows are left out and counted.
     settings : TrainingSection
         How to train; the labels and bands that it names are in the set already.
     store : Store
@@ -149,25 +150,25 @@ def train(
     InputError
         If the set is smaller than a batch or no row is usable.
     ConfigError
-        If the architecture or one of its settings is unknown.
+        If the architecture or one of its settings is unknown, or a task has no labels.
     SurveyError
         If the training diverged or its workers died more than three times.
     """
     tell = say or _print
-    usable, test = _set_aside(training_set.usable(settings.redshifts), settings)
-    chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(usable.bands)}")
-    made = build(chosen, usable.bands, network or {})
+    bands = training_set.bands
+    chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(bands)}")
+    made, chosen_settings = _built(chosen, training_set, network or {})
+    usable, test = _set_aside(_usable(training_set, made, settings), settings)
     recipe = Recipe(
         architecture=chosen,
-        bands=usable.bands,
-        network=dict(network or {}),
+        bands=bands,
+        network=chosen_settings,
         fit=_fit_settings(settings, made.fit_options, fit_options or {}),
         workers=settings.workers if settings.folds * settings.members == 1 else 1,
         folds=settings.folds,
         members=settings.members,
         held_out_share=settings.held_out_share if settings.folds == 1 else 1 / settings.folds,
     )
-    _check_labels(usable, made)
     fold = _folds(usable, settings)
     _check_size(usable, fold, settings)
     key = recipe.fingerprint(usable.checksum + (test.checksum if test else ""))
@@ -242,6 +243,31 @@ def _fit_settings(
     return FitSettings(settings.epochs, settings.batch_size, settings.seed, **chosen)
 
 
+def _built(
+    architecture: str, training_set: TrainingSet, settings: Mapping[str, Any]
+) -> tuple[Network, dict[str, Any]]:
+    """The network, and its settings with the names of classes that only the labels tell."""
+    made = build(architecture, training_set.bands, settings)
+    check_targets(made.tasks, training_set.targets)
+    learned = {task.name: task.learned(training_set.targets) for task in made.tasks}
+    names = {task: list(classes) for task, classes in learned.items() if classes is not None}
+    if not names:
+        return made, dict(settings)
+    told = {**settings, "classes": {**settings.get("classes", {}), **names}}
+    return build(architecture, training_set.bands, told), told
+
+
+def _usable(training_set: TrainingSet, network: Network, settings: TrainingSection) -> TrainingSet:
+    """The rows that some task can learn from, their targets as numbers."""
+    targets: dict[str, Float] = {}
+    tasks = [task for task in network.tasks if task.targets]
+    for task in tasks:
+        targets |= task.encode(training_set.targets, settings)
+    known = np.any([task.known(targets) for task in tasks], axis=0)
+    what = " or ".join(task.name for task in tasks)
+    return replace(training_set, targets=targets).usable(known, what)
+
+
 def _set_aside(
     usable: TrainingSet, settings: TrainingSection
 ) -> tuple[TrainingSet, TrainingSet | None]:
@@ -260,17 +286,6 @@ def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
         return np.full(len(usable), -1)
     held = sky_split(usable.ra, usable.dec, settings.seed, settings.held_out_share)
     return np.where(held, 0, -1)
-
-
-def _check_labels(usable: TrainingSet, network: RedshiftNetwork) -> None:
-    low, high = network.redshifts
-    wrong = (usable.redshift < low) | (usable.redshift > high)
-    if wrong.any():
-        raise InputError(
-            f"{int(wrong.sum())} of {len(usable)} training redshifts lie outside the range of the "
-            f"network, {low:g} to {high:g}; the first is {usable.redshift[wrong][0]:g}: leave them "
-            "out with training.redshifts, or set the network's bins"
-        )
 
 
 def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
@@ -294,7 +309,7 @@ def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> No
 
 
 def _scaling(
-    usable: TrainingSet, fold: Int, recipe: Recipe, network: RedshiftNetwork
+    usable: TrainingSet, fold: Int, recipe: Recipe, network: Network
 ) -> FeatureScaling | None:
     """Scaling of the fluxes from the rows that are trained with; of several folds, from all."""
     bands = network.reads.features
@@ -306,7 +321,10 @@ def _scaling(
 
 
 def _tensors(usable: TrainingSet, fold: Int, scaling: FeatureScaling | None) -> dict[str, Any]:
-    arrays: dict[str, Any] = {"redshift": usable.redshift.astype(np.float32), "fold": fold}
+    arrays: dict[str, Any] = {
+        f"{TARGET}{name}": values.astype(np.float32) for name, values in usable.targets.items()
+    }
+    arrays["fold"] = fold
     if scaling is not None:
         flux, errors = flux_of(usable, scaling.bands)
         arrays["features"], _ = network_inputs(flux, scaling, errors)
@@ -334,7 +352,9 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
         torch.manual_seed(recipe.fit.seed + member)
         network = build(recipe.architecture, recipe.bands, recipe.network)
         training = np.flatnonzero(fold != member % recipe.folds)
-        network.set_targets(torch.from_numpy(usable.redshift[training]))
+        network.set_targets(
+            {name: torch.from_numpy(one[training]) for name, one in usable.targets.items()}
+        )
         if network.reads.cutout:
             some = np.zeros(len(usable), bool)
             some[training[:: max(1, len(training) // SCALING_ROWS)]] = True
@@ -455,6 +475,11 @@ def _finish(
             "rows_held_out": [int((fold == part).sum()) for part in folds],
             "rows_test": 0 if test is None else len(test),
             "rows_dropped": usable.dropped,
+            "rows_known": {
+                task.name: int(task.known(usable.targets).sum())
+                for task in networks[0].tasks
+                if task.targets
+            },
             "split": "whole HEALPix pixels",
             "best_epoch": [state.best_epoch for state in states],
             "loss_curve": curves[0] if len(curves) == 1 else curves,

@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surveyproc import schemas
 from surveyproc.errors import InputError
-from surveyproc.evaluate.pdf import pdf_metrics
-from surveyproc.evaluate.redshift import redshift_metrics
-from surveyproc.models.base import RedshiftNetwork
+from surveyproc.models.base import Network
 from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import FeatureScaling
 from surveyproc.models.inference import predict
+from surveyproc.models.tasks.base import Task, Values
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.examples import BandDropout, Examples
 
@@ -25,7 +23,7 @@ Float = NDArray[np.float64]
 
 
 def measure(
-    networks: Sequence[RedshiftNetwork],
+    networks: Sequence[Network],
     scaling: FeatureScaling | None,
     usable: TrainingSet,
     fold: Int,
@@ -35,7 +33,7 @@ def measure(
 
     Parameters
     ----------
-    networks : sequence of RedshiftNetwork
+    networks : sequence of Network
         All of them, in evaluation mode; network k held out fold k % folds. The networks of one
         fold are judged by their mean.
     scaling : FeatureScaling or None
@@ -50,13 +48,13 @@ def measure(
     Returns
     -------
     dict
-        `held_out`, and `test`, where there are such rows: `redshift_metrics` of `point` and,
-        where the network has PDFs, of their `median`; `pdf_metrics` as `pdf`. None where undefined.
+        `held_out`, and `test`, where there are such rows: the metrics of every task that has
+        targets, by its name, on the rows whose target is known. None where undefined.
     """
     threads = torch.get_num_threads()
     # Several threads beside other work can be a hundred times slower than one.
     torch.set_num_threads(1)
-    has_pdf, metrics = networks[0].has_pdf, {}
+    tasks, metrics = networks[0].tasks, {}
     folds = int(fold.max()) + 1
     if folds:
         parts = [
@@ -64,16 +62,16 @@ def measure(
             for part in range(folds)
         ]
         values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        true = np.concatenate([usable.redshift[fold == part] for part in range(folds)])
-        metrics["held_out"] = _metrics(values, true, has_pdf)
+        order = np.concatenate([np.flatnonzero(fold == part) for part in range(folds)])
+        metrics["held_out"] = _metrics(tasks, values, usable.take(order).targets)
     if test is not None:
         values = _predict(_mean(networks), scaling, test, np.ones(len(test), bool))
-        metrics["test"] = _metrics(values, test.redshift, has_pdf)
+        metrics["test"] = _metrics(tasks, values, test.targets)
     torch.set_num_threads(threads)
     return metrics
 
 
-def _mean(networks: Sequence[RedshiftNetwork]) -> RedshiftNetwork:
+def _mean(networks: Sequence[Network]) -> Network:
     """Several networks as one."""
     return Ensemble(networks).eval() if len(networks) > 1 else networks[0]
 
@@ -84,13 +82,14 @@ def flux_of(usable: TrainingSet, bands: tuple[str, ...]) -> tuple[Float, Float]:
     return usable.flux[:, index], usable.flux_err[:, index]
 
 
-def cutouts_of(usable: TrainingSet, network: RedshiftNetwork, rows: NDArray[np.bool_]) -> Any:
+def cutouts_of(usable: TrainingSet, network: Network, rows: NDArray[np.bool_]) -> Any:
     """(rows, images) of the chosen rows, as the network reads them."""
     if usable.cube is None:
         raise InputError("this network reads images: train it with the survey's own objects")
     examples = Examples(
         network.reads,
         {"cube_row": torch.from_numpy(usable.cube_row)},
+        {},
         torch.zeros(len(usable), dtype=torch.bool),
         usable.cube,
         BandDropout(0.0, 0.0),
@@ -100,11 +99,11 @@ def cutouts_of(usable: TrainingSet, network: RedshiftNetwork, rows: NDArray[np.b
 
 
 def _predict(
-    network: RedshiftNetwork,
+    network: Network,
     scaling: FeatureScaling | None,
     usable: TrainingSet,
     rows: NDArray[np.bool_],
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, NDArray[Any]]:
     """What the network says of the rows of a bool mask."""
     flux = errors = reddening = None
     if scaling is not None:
@@ -112,7 +111,7 @@ def _predict(
     if network.reads.reddening:
         reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
 
-    def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[np.float32]]:
+    def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
         given = [None if a is None else a[index] for a in (flux, reddening, errors)]
         return predict(network, scaling, given[0], images, given[1], given[2])[0]
 
@@ -127,16 +126,15 @@ def _predict(
 
 
 def _metrics(
-    values: Mapping[str, NDArray[np.float32]], true: Float, has_pdf: bool
+    tasks: Sequence[Task], values: Values, targets: Mapping[str, Float]
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of the point estimates and, if there are any, the PDFs; None where undefined."""
-    kinds = ("point", "median") if has_pdf else ("point",)
-    found: dict[str, dict[str, Any]] = {
-        kind: redshift_metrics(values[kind], true) for kind in kinds
-    }
-    if has_pdf:
-        found["pdf"] = pdf_metrics(values["quantiles"], schemas.pdf_levels(), true)
-    return {
-        kind: {key: value if np.isfinite(value) else None for key, value in metrics.items()}
-        for kind, metrics in found.items()
-    }
+    """Metrics of every task on the rows whose target is known; none of one without targets."""
+    found = {}
+    for task in tasks:
+        if task.targets:
+            rows = task.known(targets)
+            found[task.name] = task.metrics(
+                {key: column[rows] for key, column in values.items()},
+                {name: column[rows] for name, column in targets.items()},
+            )
+    return found

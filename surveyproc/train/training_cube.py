@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import surveyproc
 from surveyproc import schemas
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
-from surveyproc.catalogs.labels import Labels, read_labels
+from surveyproc.catalogs.labels import TARGET, Labels, read_labels
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import ModelSection
 from surveyproc.errors import ConfigError, InputError, SurveyError
@@ -78,7 +78,7 @@ def build_training_cube(
     bands: Sequence[str],
     cutout: int,
 ) -> TrainingCube:
-    """Every object that has a label: its cutouts, photometry, E(B-V) and known redshift.
+    """Every object that has a label: its cutouts, photometry, E(B-V), and what the label tells.
 
     The cube's name is a hash of all it is made of: built before, it is returned at once; killed
     and asked for again, it ends in the same bytes.
@@ -167,7 +167,8 @@ def build_training_cube(
         "pixel_scale": scale,
         "label_source": public_url(section.training.source),
         "label_radius": inputs.labels.radius,
-        "labels": len(inputs.labels.ra),
+        "labels": len(inputs.labels),
+        "targets": sorted(inputs.labels.targets),
         "labels_dropped": inputs.labels.dropped,
         "without_image": pc.sum(index["no_image"]).as_py() if cutout else None,
         "provenance": {
@@ -215,7 +216,8 @@ class ShardWorker:
         return number, self._index(table, measured), nbytes
 
     def _index(self, table: pa.Table, measured: Mapping[str, NDArray[Any]]) -> pa.Table:
-        columns = {name: table[name] for name in ("object_id", "ra", "dec", "redshift")}
+        names = [name for name in table.column_names if name.startswith(TARGET)]
+        columns = {name: table[name] for name in ("object_id", "ra", "dec", *names)}
         reddening = self.config.catalog.reddening
         ebv = _floats(table[reddening]) if reddening else np.zeros(table.num_rows)
         columns["ebv"] = np.nan_to_num(ebv, nan=0.0)

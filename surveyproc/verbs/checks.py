@@ -217,10 +217,17 @@ def _truth(config: SurveyConfig) -> Iterator[Check]:
         yield from _table(config, "truth", config.truth)
 
 
-def _table(config: SurveyConfig, key: str, section: LabelsSection) -> list[Check]:
+def _table(config: SurveyConfig, key: str, section: LabelsSection | TrainingSection) -> list[Check]:
     """Every configured column of a label table, by the key that names it."""
     wanted = {name: getattr(section, name) for name in ("ra", "dec", "redshift", "select")}
     if isinstance(section, TrainingSection):
+        if section.id:
+            del wanted["ra"], wanted["dec"]
+            wanted["id"] = section.id
+        for target, names in section.targets.items():
+            for number, name in enumerate(names):
+                place = f"[{number}]" if len(names) > 1 else ""
+                wanted[f"targets.{target}{place}"] = name
         for kind in ("magnitudes", "magnitude_errors"):
             wanted |= {f"{kind}.{band}": name for band, name in getattr(section, kind).items()}
 

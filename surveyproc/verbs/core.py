@@ -221,7 +221,7 @@ def evaluate(
         **judged.facts,
         **steps.gains_over_baseline(columns, values, redshift, outlier),
         "column": columns.point,
-        "labels": len(labels.ra),
+        "labels": len(labels),
         "labels_dropped": labels.dropped,
         "matched": len(redshift),
         **steps.metrics(columns, values, redshift, outlier),

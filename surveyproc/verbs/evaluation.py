@@ -157,8 +157,8 @@ def _beside(point: str, names: Sequence[str]) -> tuple[str, str]:
         return "", ""
     pdfs = f"{model}_z_quantiles"
     # A product's flag follows its other columns; any other may be of somebody else's.
-    own = {f"{model}{name}" for name in estimates}
-    after = next((name for name in names[names.index(point) :] if name not in own), "")
+    own = f"{model}_"
+    after = next((name for name in names[names.index(point) :] if not name.startswith(own)), "")
     is_flag = after.startswith("photoz_") and after.endswith("_flag")
     return pdfs if pdfs in names else "", after if is_flag else ""
 
@@ -179,7 +179,8 @@ def matched(
     position = ("ra", "dec")
     if not catalog.published:
         position = hats.position_columns(catalog.store, catalog.key)
-    values, redshift = match_catalog(catalog.store, catalog.key, labels, columns.all, position)
+    values, targets = match_catalog(catalog.store, catalog.key, labels, columns.all, position)
+    redshift = targets["redshift"]
     if not len(redshift):
         raise InputError(
             f"no object of {catalog.url} lies within {labels.radius} arcsec of a row of "

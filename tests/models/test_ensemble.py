@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from surveyproc.models.base import build
-from surveyproc.models.binned import BinnedOutput, uniform_edges
 from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import fit_scaling
 from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package, save_package
-from surveyproc.models.pdf import MixtureOutput, density
+from surveyproc.models.tasks.binned import BinnedOutput, uniform_edges
+from surveyproc.models.tasks.pdf import MixtureOutput, density
 from surveyproc.store.storage import Store
 
 

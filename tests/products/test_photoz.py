@@ -10,7 +10,8 @@ from surveyproc.models.base import build
 from surveyproc.models.features import fit_scaling
 from surveyproc.models.package import Package, save_package
 from surveyproc.products.base import Batch, Product
-from surveyproc.products.photoz import PhotozProduct, column_prefix
+from surveyproc.products.network import column_prefix
+from surveyproc.products.photoz import PhotozProduct
 from surveyproc.store.storage import Store
 
 BANDS = ("u", "g", "r", "i")

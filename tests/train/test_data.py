@@ -41,7 +41,7 @@ def table(tmp_path):
 def test_magnitudes_become_fluxes_and_codes_become_missing(table):
     found = from_labels(section(), table)
     assert found.bands == ("g", "r")
-    np.testing.assert_allclose(found.redshift, [0.5, 0.7])
+    np.testing.assert_allclose(found.targets["redshift"], [0.5, 0.7])
     np.testing.assert_allclose(found.flux, [[1.0, 1e4], [np.nan, 1e3]])
     np.testing.assert_allclose(found.flux_err, [[np.nan, 1e3 * np.log(10) / 2.5], [np.nan] * 2])
     assert found.dropped == {
@@ -55,6 +55,17 @@ def test_select_keeps_true_rows_only(table):
     found = from_labels(section(select="good"), table)
     assert found.dropped["not selected"] == 1
     assert len(found) == 2
+
+
+def test_classes_and_votes_of_the_label_table_itself(table):
+    targets = {"class": "name", "votes": ["z", "dec"]}
+    found = from_labels(section(redshift=None, targets=targets), table)
+    assert found.targets["class"].tolist() == ["a"] * 6
+    assert found.targets["votes"].shape == (6, 2)
+    assert found.dropped == {"no position": 1, "no flux in any band": 1}
+    first = found.checksum
+    found.targets["class"][0] = "b"
+    assert found.checksum != first
 
 
 def test_band_order_is_the_configurations(table):
@@ -81,13 +92,13 @@ def test_wrong_tables_are_named(table, keys, match):
 
 def test_shapes_must_fit():
     with pytest.raises(InputError, match="shapes"):
-        TrainingSet(np.ones((3, 2)), np.ones((3, 2)), np.ones(3), np.ones(3), np.ones(3), ("g",))
+        TrainingSet(np.ones((3, 2)), np.ones((3, 2)), {}, np.ones(3), np.ones(3), ("g",))
 
 
 def test_checksum_follows_the_content(table):
     first, second = from_labels(section(), table), from_labels(section(), table)
     assert first.checksum == second.checksum
-    second.redshift[0] += 1e-9
+    second.targets["redshift"][0] += 1e-9
     assert first.checksum != second.checksum
 
 

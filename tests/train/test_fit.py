@@ -34,12 +34,10 @@ def data():
         np.stack([-z, 0.5 * z, np.cos(2 * z)], axis=1) + rng.normal(0, 0.01, (600, 3))
     )
     inputs, _ = network_inputs(flux, fit_scaling(flux, None, BANDS))
-    tensors = {
-        "features": torch.from_numpy(inputs),
-        "redshift": torch.from_numpy(z.astype(np.float32)),
-    }
+    tensors = {"features": torch.from_numpy(inputs)}
+    targets = {"redshift": torch.from_numpy(z.astype(np.float32))}
     held_out = torch.from_numpy(np.arange(600) % 5 == 0)
-    return Examples(Reads(features=BANDS), tensors, held_out, None, DROPOUT, 0)
+    return Examples(Reads(features=BANDS), tensors, targets, held_out, None, DROPOUT, 0)
 
 
 def start(seed=0):
@@ -53,11 +51,12 @@ def pictures(tmp_path_factory):
     cube, _ = write(tmp_path_factory.mktemp("cube"), 148, bands=2, cutout=34)
     tensors = {
         "cube_row": torch.arange(48, 148),
-        "redshift": torch.linspace(0.1, 1.5, 100),
         "reddening": torch.zeros(100),
     }
+    targets = {"redshift": torch.linspace(0.1, 1.5, 100)}
     reads = Reads(images=("g", "r"), cutout=32, reddening=True)
-    return Examples(reads, tensors, torch.arange(100) % 5 == 0, cube, BandDropout(0.0, 0.0), 0)
+    held_out, dropout = torch.arange(100) % 5 == 0, BandDropout(0.0, 0.0)
+    return Examples(reads, tensors, targets, held_out, cube, dropout, 0)
 
 
 def start_with_images(**changes):
@@ -76,8 +75,8 @@ def test_learns_a_simple_relation(data):
     *_, last = fit(network, examples, FitSettings(30, 32, 0))
     network.load_state_dict(last.best)
     with torch.no_grad():
-        found = network.eval()(data.tensors["features"][held]).point
-    assert (found - data.tensors["redshift"][held]).abs().median() < 0.03
+        found = network.eval()(data.tensors["features"][held])["redshift"].point
+    assert (found - data.targets["redshift"][held]).abs().median() < 0.03
     assert last.epoch == 60
     assert [entry["rate"] for entry in last.history] == [1e-3] * 30 + [1e-4] * 30
     assert last.best_loss == min(entry["validation_loss"] for entry in last.history)
@@ -94,6 +93,23 @@ def test_going_on_from_bytes_equals_never_stopping(data, stop):
     *_, resumed = fit(start(seed=9), data, settings, FitState.from_bytes(state.to_bytes()))
     assert equal(resumed.weights, whole.weights)
     assert equal(resumed.best, whole.best)
+    assert resumed.history == whole.history
+
+
+def test_dropout_goes_on_as_if_it_had_never_stopped(data):
+    settings = FitSettings(2, 100, 3, checkpoint_steps=2)
+    small = {"members": 2, "width": 8, "depth": 1, "dropout": 0.5, "errors": False}
+
+    def begun(seed):
+        # Whatever else has drawn from torch's own generator in this process.
+        torch.manual_seed(seed)
+        return build("tabm", BANDS, small)
+
+    *_, whole = fit(begun(0), data, settings)
+    first = fit(begun(0), data, settings)
+    state = [next(first) for _ in range(4)][-1]
+    *_, resumed = fit(begun(5), data, settings, FitState.from_bytes(state.to_bytes()))
+    assert equal(resumed.weights, whole.weights)
     assert resumed.history == whole.history
 
 
@@ -133,12 +149,12 @@ def test_same_seed_same_weights_other_seed_others(data):
 
 
 def test_held_out_rows_are_not_trained_on(data):
-    z = data.tensors["redshift"]
-    tensors = {**data.tensors, "redshift": torch.where(data.held_out, z + 1.0, z)}
+    z = data.targets["redshift"]
+    targets = {"redshift": torch.where(data.held_out, z + 1.0, z)}
     settings = FitSettings(1, 64, 0, rates=(1e-3,))
     (first,), (second,) = (
         list(fit(start(), examples, settings))
-        for examples in (data, replace(data, tensors=tensors))
+        for examples in (data, replace(data, targets=targets))
     )
     assert equal(first.weights, second.weights)
     assert first.best_loss != second.best_loss
@@ -164,10 +180,10 @@ def test_a_stage_ends_when_nothing_gets_better(data):
 
 def test_a_stage_starts_from_the_best_weights_of_the_one_before(data):
     # The more is learned, the worse for those held out: the last weights are not the best.
-    z = data.tensors["redshift"]
-    tensors = {**data.tensors, "redshift": torch.where(data.held_out, z + 5.0, z)}
+    z = data.targets["redshift"]
+    targets = {"redshift": torch.where(data.held_out, z + 5.0, z)}
     settings = FitSettings(4, 64, 0, rates=(1e-2, 0.0))
-    states = list(fit(start(), replace(data, tensors=tensors), settings))
+    states = list(fit(start(), replace(data, targets=targets), settings))
     assert not equal(states[3].weights, states[3].best)
     # Without a rate it stays where it starts.
     assert equal(states[4].weights, states[3].best)
@@ -245,6 +261,6 @@ def test_dropped_planes_are_missing_and_never_all():
 
 
 def test_divergence_is_an_error(data):
-    tensors = {**data.tensors, "redshift": torch.full((600,), torch.nan)}
+    tensors = {"features": torch.full_like(data.tensors["features"], torch.nan)}
     with pytest.raises(SurveyError, match="diverged in epoch 1"):
         list(fit(start(), replace(data, tensors=tensors), FitSettings(1, 64, 0)))

@@ -59,7 +59,7 @@ def with_product(survey, model, network, more=""):
 def test_images_to_published_redshifts(survey_copy, model, network, more):
     config = with_product(survey_copy, model, network, more)
     done = verbs.train(Survey(config), "photoz_images")["photoz_images"]
-    assert done["metrics"]["held_out"]["point"]["n"] > 0
+    assert done["metrics"]["held_out"]["redshift"]["point"]["n"] > 0
     assert ("test" in done["metrics"]) == ("test_share" in more)
     store = Store(config.root)
     package = load_package(store, model)

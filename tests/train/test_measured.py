@@ -4,18 +4,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import where
 
 from surveyproc import verbs
 from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError
+from surveyproc.models.base import Network, Reads, register
 from surveyproc.models.package import load_package
+from surveyproc.models.tasks.classes import ClassTask
+from surveyproc.models.tasks.redshift import RedshiftTask
+from surveyproc.models.tasks.votes import VoteTask
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 from surveyproc.train.labels import measured_training_set
 
 ROWS = 12
+
+
+class Both(Network):
+    """Asked for three things; nobody asks it here."""
+
+    def __init__(self, bands):
+        super().__init__()
+        self.reads = Reads(features=tuple(bands))
+        self.tasks = (RedshiftTask(torch.sub), ClassTask(("star", "galaxy")), VoteTask(("a", "b")))
+
+    def forward(self, features):
+        raise NotImplementedError
+
+
+@register("test-both")
+def both(name, bands, settings):
+    return Both(bands)
 
 
 def catalog_survey(tmp_path, **photoz):
@@ -55,7 +77,7 @@ def test_fluxes_of_the_catalog_under_the_models_band_names(tmp_path):
     assert found.bands == ("g", "r", "K")
     order = np.argsort(found.ra)
     number = np.arange(ROWS)[::2]
-    np.testing.assert_allclose(found.redshift[order], number / 10 + 0.1)
+    np.testing.assert_allclose(found.targets["redshift"][order], number / 10 + 0.1)
     expected = np.stack([100.0 + number, 1000.0 + number, 10_000.0 + number], axis=1)
     np.testing.assert_allclose(found.flux[order], expected)
     np.testing.assert_allclose(found.flux_err[order, 0], 0.1 * expected[:, 0])
@@ -95,6 +117,30 @@ def test_labels_without_a_redshift_are_counted(tmp_path):
     found = measured_training_set(Survey(config), config.product("photoz"), where.HERE)
     assert len(found) == ROWS // 2 - 2
     assert found.dropped == {"labels without a redshift": 2}
+
+
+def test_targets_of_any_kind_pass_through_the_cube(tmp_path):
+    config, _store = catalog_survey(tmp_path, model="test-both")
+    table = pq.read_table(tmp_path / "labels.parquet")
+    n = table.num_rows
+    table = table.append_column("kind", pa.array(["star", None, "", *["galaxy"] * (n - 3)]))
+    for number in range(2):
+        share = pa.array([None, *np.linspace(0, 1, n - 1)], pa.float32())
+        table = table.append_column(f"v{number}", share)
+    pq.write_table(table, tmp_path / "labels.parquet")
+    section = config.product("photoz")
+    targets = {"class": ["kind"], "votes": ["v0", "v1"]}
+    training = section.training.model_copy(update={"targets": targets})
+    section = section.model_copy(update={"training": training})
+    config = config.model_copy(update={"products": [section]})
+    found = measured_training_set(Survey(config), section, where.HERE)
+    order = np.argsort(found.ra)
+    assert found.targets.keys() == {"redshift", "class", "votes"}
+    assert found.targets["class"][order].tolist() == ["star", None, None, *["galaxy"] * (n - 3)]
+    assert found.targets["votes"].shape == (n, 2)
+    assert np.isnan(found.targets["votes"][order[0]]).all()
+    expected = np.linspace(0, 1, n - 1).astype(np.float32)
+    np.testing.assert_array_equal(found.targets["votes"][order[1:], 1], expected)
 
 
 def test_labels_that_no_object_is_left_for_are_counted(tmp_path):

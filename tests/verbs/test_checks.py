@@ -56,6 +56,57 @@ def test_label_tables_of_a_training_are_looked_at_by_the_ingest(tmp_path):
         checks.before_ingest(Survey(config))
 
 
+def training(*lines):
+    return (
+        '[[products]]\nname = "photoz"\nmodel = "gaznet-c2"\n[products.training]\n'
+        'source = "sources.csv"\n' + "\n".join(lines)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            ('targets = { class = "kind" }',),
+            r"'kind' \(\S*photoz.training.targets.class\)",
+        ),
+        (
+            ('targets = { votes = ["ra", "b"] }',),
+            r"'b' \(\S*training.targets.votes\[1\]\)",
+        ),
+        (('redshift = "dec"', 'id = "name"', 'ra = "no"'), r"no column 'name' \(\S*training.id\);"),
+    ],
+)
+def test_targets_and_ids_of_label_tables_too(tmp_path, lines, words):
+    config = survey(tmp_path, more=training(*lines))
+    with pytest.raises(InputError, match=words):
+        checks.before_ingest(Survey(config))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ((), r"products\.photoz: training: no label column is named: set training\.redshift or"),
+        (
+            ('targets = { class = "ra" }',),
+            r"products\.photoz: task 'redshift' .* set training",
+        ),
+        (
+            ('redshift = "ra"', 'targets = { class = "ra" }'),
+            r"products\.photoz: training\.targets\.class: no task .* its keys are training\.redsh",
+        ),
+        (
+            ('redshift = "ra"', 'id = "object_id"', 'magnitudes = { g = "ra", r = "dec" }'),
+            r"products\.photoz\.training: id matches .* leave one of them out",
+        ),
+    ],
+)
+def test_a_training_without_what_its_tasks_learn_from_is_refused(tmp_path, lines, words):
+    config = survey(tmp_path, more=training(*lines))
+    with pytest.raises(ConfigError, match=words):
+        checks.before_training(Survey(config), config.products)
+
+
 def test_all_findings_come_in_one_message(tmp_path):
     config = survey(
         tmp_path,

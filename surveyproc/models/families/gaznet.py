@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
+from surveyproc.models.base import Network, Reads, checked, register
 from surveyproc.models.features import input_count
-from surveyproc.models.pdf import MixtureOutput
+from surveyproc.models.tasks.pdf import MixtureOutput, log_density
+from surveyproc.models.tasks.redshift import RedshiftTask
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ TARGET = (0.4, 0.2)
 """Scale of the outputs of a network that has seen no training set."""
 
 
-class GaZNetC(RedshiftNetwork):
+class GaZNetC(Network):
     """Eight fully connected layers in two groups, then a point estimate and a mixture.
 
     Parameters
@@ -84,24 +86,19 @@ class GaZNetC(RedshiftNetwork):
     ) -> None:
         super().__init__()
         self.reads = Reads(features=tuple(bands))
-        self.huber_delta, self.point_weight = huber_delta, point_weight
+        self.tasks = (mixture_task(components, huber_delta, point_weight),)
         self.register_buffer("target", torch.tensor(TARGET))
         self.first, self.flatten, self.second = catalog_path(input_count(len(bands)), widths)
         self.head = mixture_head(widths[-1], components)
-        self.has_pdf = components > 0
 
-    def forward(self, features: Tensor) -> MixtureOutput:
+    def forward(self, features: Tensor) -> dict[str, MixtureOutput]:
         """Point estimate and mixture of inputs of shape (n, 3 bands - 1)."""
         raw = self.head(self.second(self.flatten(self.first(features))))
-        return mixture_output(raw, self.target)
+        return {"redshift": mixture_output(raw, self.target)}
 
-    def set_targets(self, redshift: Tensor) -> None:
-        """Set `target` from the redshifts of the training set, shape (n,)."""
-        self.target.copy_(target_scale(redshift))
-
-    def loss(self, output: MixtureOutput, redshift: Tensor) -> Tensor:
-        """Huber loss of the point estimate plus negative log likelihood of the mixture, (n,)."""
-        return huber_and_likelihood(output, redshift, self.huber_delta, self.point_weight)
+    def set_targets(self, targets: Mapping[str, Tensor]) -> None:
+        """Set `target` from the redshifts of the training set."""
+        self.target.copy_(target_scale(targets["redshift"]))
 
 
 def mixture_head(inputs: int, components: int) -> nn.Linear:
@@ -115,9 +112,15 @@ def mixture_head(inputs: int, components: int) -> nn.Linear:
     return head
 
 
+def mixture_task(components: int, huber_delta: float, point_weight: float) -> RedshiftTask:
+    """The redshift as a task, by `huber_and_likelihood`; with a PDF if there are components."""
+    loss = partial(huber_and_likelihood, huber_delta=huber_delta, point_weight=point_weight)
+    return RedshiftTask(loss, pdf=components > 0)
+
+
 def target_scale(redshift: Tensor) -> Tensor:
-    """Mean and standard deviation of ln(1 + z), shape (2,), float32."""
-    x = torch.log1p(redshift.double())
+    """Mean and standard deviation of ln(1 + z) of the known redshifts, shape (2,), float32."""
+    x = torch.log1p(redshift[redshift.isfinite()].double())
     return torch.stack([x.mean(), x.std(unbiased=False).clamp(min=1e-3)]).float()
 
 
@@ -154,19 +157,6 @@ def huber_and_likelihood(
     if not output.means.shape[1]:
         return huber / huber_delta
     return point_weight * huber / huber_delta - log_density(output, torch.log1p(redshift))
-
-
-def log_density(output: MixtureOutput, x: Tensor) -> Tensor:
-    """Natural logarithm of the truncated mixture's density in x = ln(1 + z), at x, shape (n,).
-
-    The truncation at x = 0 divides by the mixture's mass above 0, sum_k w_k Phi(mu_k / sigma_k).
-    """
-    scaled = (x[:, None] - output.means) / output.sigmas
-    normal = -0.5 * scaled**2 - output.sigmas.log() - 0.5 * math.log(2 * math.pi)
-    above = torch.special.log_ndtr(output.means / output.sigmas)
-    return torch.logsumexp(output.log_weights + normal, dim=1) - torch.logsumexp(
-        output.log_weights + above, dim=1
-    )
 
 
 def catalog_path(inputs: int, widths: Sequence[int]) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -28,20 +28,20 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
+from surveyproc.models.base import Network, Reads, checked, register
 from surveyproc.models.families.gaznet import (
     TARGET,
     GaZNetCSettings,
     catalog_path,
     dense_layers,
-    huber_and_likelihood,
     mixture_head,
     mixture_output,
+    mixture_task,
     target_scale,
 )
 from surveyproc.models.families.inception import BandScaling, he_normal, initialise
 from surveyproc.models.features import input_count
-from surveyproc.models.pdf import MixtureOutput
+from surveyproc.models.tasks.pdf import MixtureOutput
 
 CONVOLUTIONS = (2, 2, 3, 3)
 """Convolutions of the four blocks."""
@@ -108,7 +108,7 @@ GAZNET_81PIX = GaZNetConfig(("r",), GAZNET_1.catalog_bands, cutout=81)
 """GaZNet-1 on cutouts of twice the side."""
 
 
-class GaZNetImages(RedshiftNetwork):
+class GaZNetImages(Network):
     """A path of convolutions, perhaps a catalog's path beside it, then a point and a mixture.
 
     Parameters
@@ -127,6 +127,7 @@ class GaZNetImages(RedshiftNetwork):
     def __init__(self, config: GaZNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.tasks = (mixture_task(config.components, config.huber_delta, config.point_weight),)
         self.reads = Reads(config.catalog_bands, config.image_bands, config.cutout)
         self.register_buffer("target", torch.tensor(TARGET))
         self.scaling = BandScaling(len(config.image_bands), config.cutout)
@@ -140,11 +141,10 @@ class GaZNetImages(RedshiftNetwork):
         sizes = [joined, *config.joint_widths]
         self.joint = dense_layers(sizes)
         self.head = mixture_head(sizes[-1], config.components)
-        self.has_pdf = config.components > 0
 
     def forward(
         self, images: Tensor, features: Tensor | None = None, present: Tensor | None = None
-    ) -> MixtureOutput:
+    ) -> dict[str, MixtureOutput]:
         """Point estimate and mixture.
 
         Parameters
@@ -167,7 +167,7 @@ class GaZNetImages(RedshiftNetwork):
         elif self.catalog is not None or features is not None:
             raise InputError("features come with a network that has a catalog's path, only then")
         raw = self.head(self.joint(torch.cat(parts, dim=1)))
-        return mixture_output(raw, self.target)
+        return {"redshift": mixture_output(raw, self.target)}
 
     def outside(self, images: Tensor) -> Tensor:
         """As `BandScaling.outside`; with a catalog its fluxes say it, and no image."""
@@ -175,15 +175,9 @@ class GaZNetImages(RedshiftNetwork):
             return super().outside(images)
         return self.scaling.outside(images)
 
-    def set_targets(self, redshift: Tensor) -> None:
-        """Set `target` from the redshifts of the training set, shape (n,)."""
-        self.target.copy_(target_scale(redshift))
-
-    def loss(self, output: MixtureOutput, redshift: Tensor) -> Tensor:
-        """Huber loss of the point estimate plus negative log likelihood of the mixture, (n,)."""
-        return huber_and_likelihood(
-            output, redshift, self.config.huber_delta, self.config.point_weight
-        )
+    def set_targets(self, targets: Mapping[str, Tensor]) -> None:
+        """Set `target` from the redshifts of the training set."""
+        self.target.copy_(target_scale(targets["redshift"]))
 
 
 def _image_path(channels: int, widths: tuple[int, ...]) -> nn.Sequential:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.models.base import Reads, RedshiftNetwork, register
-from surveyproc.models.binned import BinnedOutput, bin_index, check_edges, cross_entropy
+from surveyproc.models.base import Network, Reads, register
+from surveyproc.models.tasks.binned import BinnedOutput, bin_index, check_edges, cross_entropy
+from surveyproc.models.tasks.redshift import RedshiftTask
 
 CUTOUT = 64
 """Pixels on a side of the cutouts (P19; Ait Ouahmed et al. 2023, section 3.1)."""
@@ -228,7 +229,7 @@ def he_normal(weight: Tensor) -> None:
     nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
-class P19(RedshiftNetwork):
+class P19(Network):
     """The network of Pasquet et al. 2019: five inceptions, a latent space of 22,272, classes.
 
     Parameters
@@ -245,7 +246,7 @@ class P19(RedshiftNetwork):
         super().__init__()
         n_bands, n_bins = len(bands), len(edges) - 1
         self.reads = Reads(images=tuple(bands), cutout=CUTOUT, reddening=True)
-        self.redshifts = (edges[0], edges[-1])
+        self.tasks = (RedshiftTask(self._loss, redshifts=(edges[0], edges[-1])),)
         self.register_buffer("edges", torch.tensor(edges, dtype=torch.float64), persistent=False)
 
         def prelu(channels: int) -> nn.Module:
@@ -279,7 +280,7 @@ class P19(RedshiftNetwork):
 
     def forward(
         self, images: Tensor, reddening: Tensor, present: Tensor | None = None
-    ) -> BinnedOutput:
+    ) -> dict[str, BinnedOutput]:
         """Logits of the redshift bins.
 
         Parameters
@@ -293,13 +294,13 @@ class P19(RedshiftNetwork):
         """
         latent = self.maps(self.scaling(images, present))
         logits = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
-        return BinnedOutput(logits.float(), None, self.edges)
+        return {"redshift": BinnedOutput(logits.float(), None, self.edges)}
 
     def outside(self, images: Tensor) -> Tensor:
         """As `BandScaling.outside`."""
         return self.scaling.outside(images)
 
-    def loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
+    def _loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
         """Cross entropy of the true bin, shape (n,)."""
         if output.logits is None:
             raise ValueError("this network has classes")

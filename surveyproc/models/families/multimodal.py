@@ -35,17 +35,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
-from surveyproc.models.binned import (
-    BinnedOutput,
-    absolute_error,
-    bin_index,
-    check_edges,
-    cross_entropy,
-    normalised_absolute_error,
-    root_mean_square_error,
-    uniform_edges,
-)
+from surveyproc.models.base import Network, Reads, checked, register
 from surveyproc.models.families.inception import (
     CUTOUT,
     BandScaling,
@@ -59,6 +49,17 @@ from surveyproc.models.families.modalities import (
     modality_name,
     select_modalities,
 )
+from surveyproc.models.tasks.binned import (
+    BinnedOutput,
+    absolute_error,
+    bin_index,
+    check_edges,
+    cross_entropy,
+    normalised_absolute_error,
+    root_mean_square_error,
+    uniform_edges,
+)
+from surveyproc.models.tasks.redshift import RedshiftTask
 
 FUSION_DEPTHS = (0, 1, 2, 4, 6)
 """Inceptions before the fusion: extremely early, very early, early, middle, late (section 5.2)."""
@@ -173,7 +174,7 @@ class MultimodalConfig:
         return max(1, round(width * self.width))
 
 
-class MultimodalNetwork(RedshiftNetwork):
+class MultimodalNetwork(Network):
     """Parallel paths, one for each modality, then a common part and the heads.
 
     Parameters
@@ -199,8 +200,8 @@ class MultimodalNetwork(RedshiftNetwork):
             "edges", torch.tensor(config.edges, dtype=torch.float64), persistent=False
         )
         self.reads = Reads(images=config.bands, cutout=config.cutout, reddening=True)
-        self.redshifts = (config.edges[0], config.edges[-1])
-        self.has_pdf = config.heads != "regression"
+        has_pdf, limits = config.heads != "regression", (config.edges[0], config.edges[-1])
+        self.tasks = (RedshiftTask(self._loss, pdf=has_pdf, redshifts=limits),)
         self.kept: Tensor | None = None
         self.scaling = BandScaling(len(config.bands), config.cutout)
         crossed = config.fusion == "cross"
@@ -234,7 +235,7 @@ class MultimodalNetwork(RedshiftNetwork):
         reddening: Tensor,
         present: Tensor | None = None,
         kept: Tensor | None = None,
-    ) -> BinnedOutput:
+    ) -> dict[str, BinnedOutput]:
         """Logits of the bins and the redshift of the regression.
 
         Parameters
@@ -266,17 +267,18 @@ class MultimodalNetwork(RedshiftNetwork):
         fused = torch.cat(maps, dim=1) if self.cross is None else self.cross(maps)
         latent = self.reduction(self.common(fused))
         hidden = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
-        return BinnedOutput(
+        output = BinnedOutput(
             None if self.classes is None else self.classes(hidden).float(),
             None if self.regression is None else self.regression(hidden).float(),
             self.edges,
         )
+        return {"redshift": output}
 
     def outside(self, images: Tensor) -> Tensor:
         """As `BandScaling.outside`."""
         return self.scaling.outside(images)
 
-    def loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
+    def _loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
         """Equation 1 of the paper, or the part of it that the heads have; shape (n,)."""
         parts = []
         if output.logits is not None:

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import Reads, RedshiftNetwork, checked, register
+from surveyproc.models.base import Network, Reads, checked, register
 from surveyproc.models.families.gaznet import LOG_SIGMA_RANGE, TARGET, X_MAX, target_scale
 from surveyproc.models.features import input_count
-from surveyproc.models.pdf import MixtureOutput
+from surveyproc.models.tasks.pdf import MixtureOutput
+from surveyproc.models.tasks.redshift import RedshiftTask
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ ln(1 + z)."""
 CRPS_UNIT = 0.1
 
 
-class TabM(RedshiftNetwork):
+class TabM(Network):
     """Members with shared matrices, each ending in a mixture of Gaussians in ln(1 + z).
 
     Parameters
@@ -109,6 +110,7 @@ class TabM(RedshiftNetwork):
     ) -> None:
         super().__init__()
         self.reads = Reads(features=tuple(bands), errors=errors)
+        self.tasks = (RedshiftTask(self._loss),)
         self.members, self.components = members, components
         self.register_buffer("target", torch.tensor(TARGET))
         inputs = input_count(len(bands), errors=errors)
@@ -128,7 +130,7 @@ class TabM(RedshiftNetwork):
         bias[:, 0, components : 2 * components] = torch.linspace(-1.0, 1.0, components)
         self.head_bias = nn.Parameter(bias)
 
-    def forward(self, features: Tensor) -> MixtureOutput:
+    def forward(self, features: Tensor) -> dict[str, MixtureOutput]:
         """Mixtures of all members side by side, of inputs of shape (n, inputs)."""
         x = features / torch.sqrt(1.0 + (features / CLIP) ** 2)
         hidden = self.embedding(x.expand(self.members, -1, -1))
@@ -141,9 +143,10 @@ class TabM(RedshiftNetwork):
         means = functional.softplus(mean + std * means, beta=50.0).clamp(max=X_MAX)
         sigmas = (sigmas + (0.3 * std).log()).clamp(*LOG_SIGMA_RANGE).exp()
         flat = [part.transpose(0, 1).flatten(1) for part in (log_weights, means, sigmas)]
-        return MixtureOutput(torch.expm1((flat[0].exp() * flat[1]).sum(dim=1)), *flat)
+        point = torch.expm1((flat[0].exp() * flat[1]).sum(dim=1))
+        return {"redshift": MixtureOutput(point, *flat)}
 
-    def loss(self, output: MixtureOutput, redshift: Tensor) -> Tensor:
+    def _loss(self, output: MixtureOutput, redshift: Tensor) -> Tensor:
         """Mean over the members of likelihood and CRPS, shape (n,); truncation is left aside."""
         n = len(redshift)
         shape = (n, self.members, self.components)
@@ -158,9 +161,9 @@ class TabM(RedshiftNetwork):
         likelihood = likelihood - 0.5 * math.log(2 * math.pi)
         return ((1 - LIKELIHOOD) * score - LIKELIHOOD * likelihood).mean(dim=1)
 
-    def set_targets(self, redshift: Tensor) -> None:
-        """Set `target` from the redshifts of the training set, shape (n,)."""
-        self.target.copy_(target_scale(redshift))
+    def set_targets(self, targets: Mapping[str, Tensor]) -> None:
+        """Set `target` from the redshifts of the training set."""
+        self.target.copy_(target_scale(targets["redshift"]))
 
 
 class _Shared(nn.Module):

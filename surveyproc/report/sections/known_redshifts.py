@@ -34,7 +34,8 @@ class KnownRedshifts(Section):
 
     def values(self) -> dict[str, Any]:
         """`n` known redshifts; `models`: `name` of the column, `figure`, `metrics`."""
-        predicted, known = self.matches.found()
+        predicted, targets = self.matches.found()
+        known = targets["redshift"]
         models = []
         for name in self.columns:
             good = np.isfinite(predicted[name])

@@ -9,8 +9,7 @@ import torch
 from surveyproc.errors import ConfigError
 from surveyproc.models import base
 from surveyproc.models.base import Reads, architectures, build, is_registered, register
-from surveyproc.models.families.gaznet import log_density
-from surveyproc.models.pdf import MixtureOutput
+from surveyproc.models.tasks.pdf import MixtureOutput, log_density
 
 
 def test_nine_bands_have_26_inputs_and_eight_hidden_layers():
@@ -25,14 +24,14 @@ def test_nine_bands_have_26_inputs_and_eight_hidden_layers():
 @pytest.mark.parametrize("n", [2, 4, 7, 12])
 def test_any_band_set_gives_valid_outputs(n):
     network = build(f"gaznet-c{n}", [f"b{k}" for k in range(n)], {"components": 3})
-    out = network(100 * torch.randn(50, 3 * n - 1))
+    out = network(100 * torch.randn(50, 3 * n - 1))["redshift"]
     assert out.point.shape == (50,)
     assert out.means.shape == out.sigmas.shape == out.log_weights.shape == (50, 3)
     assert all(torch.isfinite(part).all() for part in out)
     assert (out.means >= 0).all()
     assert (out.sigmas > 0).all()
     torch.testing.assert_close(out.log_weights.exp().sum(1), torch.ones(50))
-    loss = network.loss(out, torch.rand(50))
+    loss = network.loss({"redshift": out}, {"redshift": torch.rand(50)})
     assert loss.shape == (50,)
     loss.mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
@@ -61,7 +60,8 @@ def test_point_loss_turns_linear_at_the_paper_s_delta(name):
     redshift = torch.full((3,), 0.5, dtype=torch.float64)
     miss = torch.tensor([0.0, 0.0005, 0.1], dtype=torch.float64)
     one = torch.ones(3, 1, dtype=torch.float64)
-    loss = network.loss(MixtureOutput(redshift + miss, 0 * one, 0.4 * one, 0.1 * one), redshift)
+    output = MixtureOutput(redshift + miss, 0 * one, 0.4 * one, 0.1 * one)
+    loss = network.loss({"redshift": output}, {"redshift": redshift})
     # Over its delta of 0.001 (Li et al. 2022, section 3.1) the loss is the miss less half a delta.
     expected = torch.tensor([0.0, 0.0005**2 / 0.002, 0.1 - 0.0005], dtype=torch.float64)
     torch.testing.assert_close((loss - loss[0]) / 5, expected)
@@ -139,12 +139,14 @@ def test_weights_follow_the_seed():
 @pytest.mark.parametrize("name", ["gaznet-c4", "gaznet-i4"])
 def test_without_a_mixture_there_is_the_papers_loss_and_no_pdf(name):
     network = build(name, "ugri", {"components": 0}).eval()
-    assert not network.has_pdf
+    assert not network.tasks[0].pdf
     shape = (3, 11) if name == "gaznet-c4" else (3, 4, 40, 40)
-    output = network(**{"features" if len(shape) == 2 else "images": torch.randn(shape)})
+    output = network(**{"features" if len(shape) == 2 else "images": torch.randn(shape)})[
+        "redshift"
+    ]
     redshift = output.redshift().detach() + torch.tensor([0.0005, 0.1, -0.3])
     expected = torch.tensor([0.5 * 0.0005**2, 0.001 * (0.1 - 0.0005), 0.001 * (0.3 - 0.0005)])
-    found = network.loss(output, redshift).detach()
+    found = network.loss({"redshift": output}, {"redshift": redshift}).detach()
     torch.testing.assert_close(found, expected / 0.001, rtol=1e-3, atol=1e-6)
     together = type(output).average([output, output])
     torch.testing.assert_close(together.redshift(), output.redshift())

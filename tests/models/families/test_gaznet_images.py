@@ -49,11 +49,11 @@ def test_convolutions_have_the_expected_parameters(config, widths, count):
 def test_outputs_and_gradients(name):
     config = dataclasses.replace(ALL[name], image_widths=(4, 4, 8, 8))
     network = build(config)
-    out = network(*inputs(config))
+    out = network(*inputs(config))["redshift"]
     assert out.point.shape == (3,)
     assert out.log_weights.shape == out.means.shape == out.sigmas.shape == (3, 3)
     assert all(part.isfinite().all() for part in out)
-    loss = network.loss(out, torch.tensor([0.1, 0.4, 2.0]))
+    loss = network.loss({"redshift": out}, {"redshift": torch.tensor([0.1, 0.4, 2.0])})
     assert loss.shape == (3,)
     loss.mean().backward()
     for key, parameter in network.named_parameters():
@@ -88,9 +88,12 @@ def test_missing_image_is_the_same_however_it_is_said():
     present[0, 1] = False
     holed = images.clone()
     holed[0, 1] = torch.nan
-    by_mask, by_nan = network(images, features, present), network(holed, features)
+    by_mask, by_nan, whole = (
+        network(*given)["redshift"]
+        for given in ((images, features, present), (holed, features), (images, features))
+    )
     torch.testing.assert_close(by_mask.means, by_nan.means, rtol=0, atol=0)
-    assert not torch.equal(by_mask.means[0], network(images, features).means[0])
+    assert not torch.equal(by_mask.means[0], whole.means[0])
 
 
 def test_wrong_inputs_are_named():

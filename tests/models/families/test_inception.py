@@ -3,7 +3,6 @@ import torch
 
 from surveyproc.errors import InputError
 from surveyproc.models.base import count_parameters
-from surveyproc.models.binned import uniform_edges
 from surveyproc.models.families.inception import (
     P19,
     BandScaling,
@@ -11,6 +10,7 @@ from surveyproc.models.families.inception import (
     compress,
     same_average_pool,
 )
+from surveyproc.models.tasks.binned import uniform_edges
 
 
 def test_compression_by_hand():
@@ -77,4 +77,7 @@ def test_p19_has_the_published_size():
         assert count_parameters(network) == 27_596_372
         maps = network.maps(torch.empty(2, 5, 64, 64))
         assert maps.shape == (2, 22_272)
-        assert network(torch.empty(2, 5, 64, 64), torch.empty(2)).logits.shape == (2, 180)
+        assert network(torch.empty(2, 5, 64, 64), torch.empty(2))["redshift"].logits.shape == (
+            2,
+            180,
+        )

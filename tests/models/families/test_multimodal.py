@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.models import binned
 from surveyproc.models.base import build, count_parameters
 from surveyproc.models.families.modalities import draw_kept, select_modalities
 from surveyproc.models.families.multimodal import MultimodalConfig, MultimodalNetwork
+from surveyproc.models.tasks import binned
 
 NINE = tuple("ugrizyjhk")
 SMALL = MultimodalConfig(
@@ -74,7 +74,7 @@ def test_shapes_of_the_full_network(depth):
         seen = {}
         network.common.register_forward_hook(lambda m, i, out: seen.update(maps=out.shape))
         network.reduction.register_forward_hook(lambda m, i, out: seen.update(latent=out.shape))
-        out = network(torch.empty(2, 9, 64, 64), torch.empty(2))
+        out = network(torch.empty(2, 9, 64, 64), torch.empty(2))["redshift"]
     assert seen == {"maps": (2, 500, 8, 8), "latent": (2, 96)}
     assert out.logits.shape == (2, 800)
     assert out.point.shape == (2, 1)
@@ -97,7 +97,7 @@ def test_shapes_of_the_full_network(depth):
 )
 def test_every_parameter_has_a_gradient(changes):
     network = small(width=0.1, **changes)
-    out = network(*inputs())
+    out = network(*inputs())["redshift"]
     redshift = torch.tensor([0.1, 0.5, 3.0])
     index = binned.bin_index(redshift, network.edges)
     binned.joint_loss(out.logits, out.point, redshift, index).mean().backward()
@@ -121,13 +121,14 @@ def test_loss_is_the_entropy_plus_the_chosen_regression_loss(name, expected):
     network = small(regression_loss=name)
     point = torch.tensor([[0.1], [0.8], [3.4]])
     output = binned.BinnedOutput(torch.zeros(3, 10), point, network.edges)
-    loss = network.loss(output, torch.tensor([0.0, 1.0, 3.0]))
+    targets = {"redshift": torch.tensor([0.0, 1.0, 3.0])}
+    loss = network.loss({"redshift": output}, targets)
     torch.testing.assert_close(loss - math.log(10), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("heads", ["classification", "regression"])
 def test_single_heads(heads):
-    out = small(heads=heads)(*inputs())
+    out = small(heads=heads)(*inputs())["redshift"]
     assert (out.logits is None) == (heads == "regression")
     assert (out.point is None) == (heads == "classification")
 
@@ -143,7 +144,7 @@ def test_plain_networks_have_the_layers_they_are_named_for(layers, pools, parall
     one_way = [network.paths[0], network.common, network.reduction]
     found = [m for part in one_way for m in part.modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(found) == layers
-    assert network(*inputs()).logits.shape == (3, 10)
+    assert network(*inputs())["redshift"].logits.shape == (3, 10)
 
 
 @pytest.mark.parametrize("layers", [None, 5])
@@ -152,7 +153,7 @@ def test_half_the_cutout_does_without_the_first_pool(layers):
     assert (network.reads.cutout, network.config.pools) == (32, whole.config.pools[1:])
     assert count_parameters(network) == count_parameters(whole)
     images, reddening = inputs()
-    assert network(images[..., :32, :32], reddening).logits.shape == (3, 10)
+    assert network(images[..., :32, :32], reddening)["redshift"].logits.shape == (3, 10)
     with pytest.raises(ConfigError, match="cutout"):
         small(cutout=48)
 
@@ -162,12 +163,12 @@ def test_missing_band_is_the_same_however_it_is_said():
     images, reddening = inputs()
     present = torch.ones(3, 3, dtype=torch.bool)
     present[1, 2] = False
-    by_mask = network(images, reddening, present)
+    by_mask = network(images, reddening, present)["redshift"]
     holed = images.clone()
     holed[1, 2] = torch.nan
     for found in (network(holed, reddening), network(holed, reddening, present)):
-        torch.testing.assert_close(found.logits, by_mask.logits, rtol=0, atol=0)
-    everywhere = network(images, reddening)
+        torch.testing.assert_close(found["redshift"].logits, by_mask.logits, rtol=0, atol=0)
+    everywhere = network(images, reddening)["redshift"]
     assert not torch.equal(everywhere.logits[1], by_mask.logits[1])
     torch.testing.assert_close(everywhere.logits[[0, 2]], by_mask.logits[[0, 2]])
 
@@ -180,9 +181,11 @@ def test_bands_reach_only_their_modalities():
     # The first band is in g_r only: once that is dropped, it does not matter.
     kept = network.without("g_r")
     assert kept.tolist() == [False, True]
-    a, b = network(images, reddening, kept=kept), network(other, reddening, kept=kept)
+    a, b = (network(one, reddening, kept=kept)["redshift"] for one in (images, other))
     torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=0)
-    assert not torch.equal(network(images, reddening).logits, network(other, reddening).logits)
+    assert not torch.equal(
+        network(images, reddening)["redshift"].logits, network(other, reddening)["redshift"].logits
+    )
 
 
 def test_order_of_modalities_is_only_an_order_of_channels():
@@ -199,7 +202,9 @@ def test_order_of_modalities_is_only_an_order_of_channels():
             value = torch.cat([value[:, width:], value[:, :width]], dim=1)
         swapped[key] = value
     second.load_state_dict(swapped)
-    torch.testing.assert_close(first(*inputs()).logits, second(*inputs()).logits)
+    torch.testing.assert_close(
+        first(*inputs())["redshift"].logits, second(*inputs())["redshift"].logits
+    )
 
 
 def test_modality_dropout_is_a_function_of_the_seed():
@@ -207,7 +212,9 @@ def test_modality_dropout_is_a_function_of_the_seed():
 
     def run(seed):
         generator = torch.Generator().manual_seed(seed)
-        return [network(*inputs(), kept=draw_kept(5, generator, 4)).logits for _ in range(3)]
+        return [
+            network(*inputs(), kept=draw_kept(5, generator, 4))["redshift"].logits for _ in range(3)
+        ]
 
     first, second, other = run(1), run(1), run(2)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -216,35 +223,38 @@ def test_modality_dropout_is_a_function_of_the_seed():
 
 def test_training_drops_what_a_step_draws_and_evaluation_nothing():
     network = small(modalities=select_modalities(3, 2, single_bands=True), modality_dropout=4)
-    whole = network(*inputs()).logits
+    whole = network(*inputs())["redshift"].logits
     for seed in range(5):
         network.begin_step(torch.Generator().manual_seed(seed))
         kept = draw_kept(5, torch.Generator().manual_seed(seed), 4)
-        dropped = network(*inputs(), kept=kept).logits
-        assert torch.equal(network.train()(*inputs()).logits, dropped)
-        assert torch.equal(network.eval()(*inputs()).logits, whole)
+        dropped = network(*inputs(), kept=kept)["redshift"].logits
+        assert torch.equal(network.train()(*inputs())["redshift"].logits, dropped)
+        assert torch.equal(network.eval()(*inputs())["redshift"].logits, whole)
 
 
 def test_dropping_nothing_changes_nothing():
     network = small()
     kept = torch.ones(2, dtype=torch.bool)
-    torch.testing.assert_close(network(*inputs(), kept=kept).logits, network(*inputs()).logits)
+    torch.testing.assert_close(
+        network(*inputs(), kept=kept)["redshift"].logits, network(*inputs())["redshift"].logits
+    )
 
 
 def test_channels_last_gives_the_same():
     network = small()
     images, reddening = inputs()
-    expected = network(images, reddening).logits
+    expected = network(images, reddening)["redshift"].logits
     network = network.to(memory_format=torch.channels_last)
-    found = network(images.to(memory_format=torch.channels_last), reddening).logits
+    given = images.to(memory_format=torch.channels_last)
+    found = network(given, reddening)["redshift"].logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_reddening_matters():
     network = small()
     images, reddening = inputs()
-    found = network(images, reddening + 1.0).logits
-    assert not torch.allclose(found, network(images, reddening).logits)
+    found = network(images, reddening + 1.0)["redshift"].logits
+    assert not torch.allclose(found, network(images, reddening)["redshift"].logits)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +300,8 @@ def test_losses_are_float32_under_bfloat16(heads):
     images, reddening = inputs()
     with torch.autocast("cpu", torch.bfloat16):
         output = network(images, reddening)
-    assert network.loss(output, torch.rand(len(images))).dtype == torch.float32
+    targets = {"redshift": torch.rand(len(images))}
+    assert network.loss(output, targets).dtype == torch.float32
 
 
 def test_wrong_inputs_are_named():

@@ -40,7 +40,7 @@ def test_it_is_registered_and_reads_errors():
 def test_it_does_without_errors():
     network = build("tabm", BANDS, {"errors": False})
     assert network.reads == Reads(features=BANDS)
-    assert torch.isfinite(network(torch.randn(4, input_count(3))).means).all()
+    assert torch.isfinite(network(torch.randn(4, input_count(3)))["redshift"].means).all()
     with pytest.raises(ConfigError, match=r"tabm\.errors"):
         build("tabm", BANDS, {"errors": 1})
 
@@ -48,7 +48,7 @@ def test_it_does_without_errors():
 @pytest.mark.parametrize("n", [2, 9])
 def test_any_band_set_gives_valid_pdfs(n):
     network = build("tabm", [f"b{k}" for k in range(n)], SMALL)
-    out = network(100 * torch.randn(20, 4 * n - 1))
+    out = network(100 * torch.randn(20, 4 * n - 1))["redshift"]
     assert out.point.shape == (20,)
     assert out.log_weights.shape == out.means.shape == out.sigmas.shape == (20, 3 * 2)
     assert all(torch.isfinite(part).all() for part in out)
@@ -59,7 +59,7 @@ def test_any_band_set_gives_valid_pdfs(n):
 
 def test_every_weight_has_a_gradient(inputs):
     network = start()
-    loss = network.loss(network(inputs), torch.linspace(0.1, 1.0, 20))
+    loss = network.loss(network(inputs), {"redshift": torch.linspace(0.1, 1.0, 20)})
     assert loss.shape == (20,)
     loss.mean().backward()
     for name, parameter in network.named_parameters():
@@ -69,7 +69,7 @@ def test_every_weight_has_a_gradient(inputs):
 
 def test_members_differ_and_average(inputs):
     network = start().eval()
-    out = network(inputs)
+    out = network(inputs)["redshift"]
     means = out.means.reshape(20, 3, 2)
     assert (means.std(dim=1) > 1e-4).all()
     expected = (out.log_weights.exp() * out.means).sum(1).expm1()
@@ -103,8 +103,8 @@ def test_loss_by_hand_for_one_member(inputs):
     network = start(members=1, components=1).eval()
     z = torch.linspace(0.1, 1.0, 20)
     with torch.no_grad():
-        out = network(inputs)
-        found = network.loss(out, z)
+        out = network(inputs)["redshift"]
+        found = network.loss({"redshift": out}, {"redshift": z})
     normal = torch.distributions.Normal(out.means[:, 0], out.sigmas[:, 0])
     y = torch.log1p(z)
     score = crps(out.log_weights, out.means, out.sigmas, y) / (CRPS_UNIT * network.target[1])
@@ -115,26 +115,27 @@ def test_loss_by_hand_for_one_member(inputs):
 def test_loss_is_the_mean_of_the_members_losses(inputs):
     network, z = start().eval(), torch.linspace(0.1, 1.0, 20)
     with torch.no_grad():
-        out = network(inputs)
-        whole = network.loss(out, z)
+        out = network(inputs)["redshift"]
+        whole = network.loss({"redshift": out}, {"redshift": z})
         network.members = 1
         alone = []
         for k in range(3):
             part = [field[:, 2 * k : 2 * k + 2] for field in out[1:]]
             part[0] = part[0] + math.log(3)
-            alone.append(
-                network.loss(out._replace(log_weights=part[0], means=part[1], sigmas=part[2]), z)
-            )
+            one = out._replace(log_weights=part[0], means=part[1], sigmas=part[2])
+            alone.append(network.loss({"redshift": one}, {"redshift": z}))
     torch.testing.assert_close(whole, torch.stack(alone).mean(0))
 
 
 def test_weights_and_training_follow_the_seed(inputs):
-    tensors = {"features": inputs, "redshift": torch.linspace(0.1, 1.0, 20)}
+    targets = {"redshift": torch.linspace(0.1, 1.0, 20)}
     nothing = torch.zeros(20, dtype=torch.bool)
 
     def trained(seed):
         network = start(seed)
-        examples = Examples(network.reads, tensors, nothing, None, BandDropout(0.0, 0.0), seed)
+        examples = Examples(
+            network.reads, {"features": inputs}, targets, nothing, None, BandDropout(0.0, 0.0), seed
+        )
         settings = FitSettings(2, 8, seed, **network.fit_options)
         *_, last = fit(network, examples, settings)
         return last.best
@@ -146,9 +147,9 @@ def test_weights_and_training_follow_the_seed(inputs):
 
 def test_targets_scale_the_outputs(inputs):
     network = start().eval()
-    network.set_targets(torch.full((10,), 2.0) + torch.linspace(-0.01, 0.01, 10))
+    network.set_targets({"redshift": torch.full((10,), 2.0) + torch.linspace(-0.01, 0.01, 10)})
     with torch.no_grad():
-        found = network(inputs).point
+        found = network(inputs)["redshift"].point
     np.testing.assert_allclose(found, 2.0, atol=0.1)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.models.base import checked
-from surveyproc.models.pdf import QUANTILES, SIGMA_HIGH, SIGMA_LOW, PdfSummary
+from surveyproc.models.tasks.pdf import QUANTILES, SIGMA_HIGH, SIGMA_LOW, PdfSummary
 
 
 class BinnedOutput(NamedTuple):

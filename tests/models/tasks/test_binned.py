@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from surveyproc.errors import InputError
-from surveyproc.models import binned
+from surveyproc.models.tasks import binned
 
 EDGES = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=torch.float64)
 PDF = torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, truncnorm
 
 from surveyproc import schemas
-from surveyproc.models.pdf import QUANTILES, density, summarise
+from surveyproc.models.tasks.pdf import QUANTILES, density, summarise
 
 
 def one(weights, means, sigmas):

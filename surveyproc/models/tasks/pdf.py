@@ -169,6 +169,19 @@ def density(log_weights: Tensor, means: Tensor, sigmas: Tensor, z: Tensor) -> Te
     return torch.where(x >= 0, _pdf(weights, mu, sigma, x) / mass * torch.exp(-x), 0.0)
 
 
+def log_density(output: MixtureOutput, x: Tensor) -> Tensor:
+    """Natural logarithm of the truncated mixture's density in x = ln(1 + z), at x, shape (n,).
+
+    The truncation at x = 0 divides by the mixture's mass above 0, sum_k w_k Phi(mu_k / sigma_k).
+    """
+    scaled = (x[:, None] - output.means) / output.sigmas
+    normal = -0.5 * scaled**2 - output.sigmas.log() - 0.5 * math.log(2 * math.pi)
+    above = torch.special.log_ndtr(output.means / output.sigmas)
+    return torch.logsumexp(output.log_weights + normal, dim=1) - torch.logsumexp(
+        output.log_weights + above, dim=1
+    )
+
+
 def _nodes(mu: Tensor, sigma: Tensor) -> Tensor:
     """Sorted x at which the CDF is tabulated, shape (n, 1 + k * nodes), none below 0."""
     offsets = torch.tensor(_NODES, dtype=torch.float64)
