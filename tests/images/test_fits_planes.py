@@ -342,7 +342,7 @@ def test_images_before_a_truncated_header_are_kept(tmp_path):
         ]
     ).writeto(path)
     with fits.open(path) as hdus:
-        start = [hdu._header_offset for hdu in hdus][2]
+        start = hdus[2].fileinfo()["hdrLoc"]
     path.write_bytes(path.read_bytes()[: start + 3000])
     planes, (problem,) = planes_of(str(path), images())
     assert [plane.band for plane in planes] == ["g", "r"]
