@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
+from zarr.buffer.cpu import Buffer
 from zarr.codecs import Crc32cCodec
-from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from surveyproc.errors import InputError, StoreError

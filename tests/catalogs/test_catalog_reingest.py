@@ -72,6 +72,9 @@ def test_changed_source_leaves_nothing_stale(tmp_path, fits):
     assert is_valid_catalog(store.url_of(KEY), strict=True)
 
 
+# An interrupt may reach a thread between the opening of a file and whoever would close it.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("step", range(0, 40, 3))
 def test_failure_at_any_write_then_the_same_command(tmp_path, fits, step, monkeypatch):
     old = sky_table(500, seed=9)

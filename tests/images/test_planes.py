@@ -143,7 +143,8 @@ def test_a_mask_of_all_bands_has_the_bits_of_each(tmp_path):
 
 
 def test_mask_planes_that_are_no_defects_do_not_count(tmp_path):
-    mask = hdu("MASK", MASK, MP_BAD=0, MP_SAT=1, MP_DETECTED=5, MP_NO_DATA=8)
+    long = {"HIERARCH MP_DETECTED": 5, "HIERARCH MP_NO_DATA": 8}
+    mask = hdu("MASK", MASK, MP_BAD=0, MP_SAT=1, **long)
     path = multi(tmp_path / "a.fits", hdu("IMAGE"), mask, hdu("VARIANCE"))
     planes, _ = planes_of(str(path), images())
     assert [plane.mask_bits for plane in planes] == [None, 0b100000011, None]

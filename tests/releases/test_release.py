@@ -141,7 +141,8 @@ def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_pat
     assert release.prune(Store(load(survey).root), "simulated", 3) == []
     stop.touch()
     listener.join()
-    assert reader.wait() == 0, reader.stderr.read()
+    with reader:
+        assert reader.wait() == 0, reader.stderr.read()
     expected = set()
     for name in (first, second, third):
         import lsdb

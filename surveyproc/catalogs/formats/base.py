@@ -256,6 +256,19 @@ def arrow_scalar(dtype: np.dtype[Any]) -> pa.DataType:
         raise TypeError(f"{dtype} has no Arrow type") from error
 
 
+class _Unpacked(gzip.GzipFile):
+    """A gzip stream that closes the file under it, which `GzipFile` leaves open."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        super().__init__(fileobj=packed)
+        self._packed = packed
+
+    def close(self) -> None:
+        """Close both."""
+        super().close()
+        self._packed.close()
+
+
 def open_stream(url: str) -> IO[bytes]:
     """A binary stream over `url`, decompressed if it is gzip.
 
@@ -272,7 +285,7 @@ def open_stream(url: str) -> IO[bytes]:
         raise InputError(
             f"{url}: cannot be opened: {error}; check the path in survey.toml"
         ) from error
-    unpacked: Any = gzip.GzipFile(fileobj=stream) if head == GZIP_MAGIC else stream
+    unpacked: Any = _Unpacked(stream) if head == GZIP_MAGIC else stream
     return cast(IO[bytes], unpacked)
 
 

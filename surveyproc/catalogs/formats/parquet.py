@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -45,9 +46,8 @@ class ParquetReader(TableReader):
         super().__init__()
         self.url, self.kind = url, kind
         self._fs, self._paths = parquet_files(url, kind)
-        first = self._open(self._paths[0])
-        inside = _described(first, self.url)
-        first.close()
+        with self._opened(self._paths[0]) as first:
+            inside = _described(first, self.url)
         self._folders = self._hive(inside)
         types = {name: column.type for name, column in self._folders.items()}
         self.schema = pa.schema([*inside, *(pa.field(*item) for item in types.items())])
@@ -60,7 +60,7 @@ class ParquetReader(TableReader):
         InputError
             If a file lies in folders of other keys than the first.
         """
-        root = self._fs._strip_protocol(self.url).rstrip("/")
+        root = fsspec.core.url_to_fs(self.url)[1].rstrip("/")
         said = [_keys(path.removeprefix(root)) for path in self._paths]
         for path, keys in zip(self._paths, said, strict=True):
             if list(keys) != list(said[0]):
@@ -72,31 +72,34 @@ class ParquetReader(TableReader):
         names = [name for name in said[0] if name not in inside.names and name not in LEAF_KEYS]
         return {name: _folder_values([keys[name] for keys in said]) for name in names}
 
-    def _open(self, path: str) -> Any:
-        try:
-            # A buffered stream a column keeps memory flat even where a row group is huge.
-            return pq.ParquetFile(opened(self._fs, path), buffer_size=1 << 20, pre_buffer=False)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise damaged(path, error) from error
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[Any]:
+        with ExitStack() as stack:
+            try:
+                # Arrow leaves open what it is given.
+                stream = stack.enter_context(opened(self._fs, path))
+                # A buffered stream a column keeps memory flat even where a row group is huge.
+                file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise damaged(path, error) from error
+            yield file
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         folders = [name for name in columns if name in self._folders]
         # A file of which no column is wanted still says how many rows it has.
         inside = [name for name in columns if name not in folders] or self.names[:1]
         for number, path in enumerate(self._paths):
-            file = self._open(path)
-            self._check(file.schema_arrow, path)
-            try:
-                for batch in file.iter_batches(rows, columns=inside, use_threads=False):
-                    for name in folders:
-                        value = self._folders[name][number]
-                        column = pa.repeat(value, batch.num_rows)
-                        batch = batch.append_column(name, column)
-                    yield batch
-            except (pa.ArrowInvalid, OSError) as error:
-                raise damaged(path, error) from error
-            finally:
-                file.close()
+            with self._opened(path) as file:
+                self._check(file.schema_arrow, path)
+                try:
+                    for batch in file.iter_batches(rows, columns=inside, use_threads=False):
+                        for name in folders:
+                            value = self._folders[name][number]
+                            column = pa.repeat(value, batch.num_rows)
+                            batch = batch.append_column(name, column)
+                        yield batch
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise damaged(path, error) from error
 
     def _check(self, found: pa.Schema, path: str) -> None:
         names = set(found.names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -90,21 +90,26 @@ class CsvReader(TableReader):
             return True
         return False
 
-    def _open(self) -> Any:
-        return self._start(pcsv.ConvertOptions(column_types=self._types, null_values=_NULLS))
+    def _open(self) -> AbstractContextManager[Any]:
+        return self._started(pcsv.ConvertOptions(column_types=self._types, null_values=_NULLS))
 
-    def _start(self, convert: pcsv.ConvertOptions) -> Any:
+    @contextmanager
+    def _started(self, convert: pcsv.ConvertOptions) -> Iterator[Any]:
         options = (
             pcsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, column_names=self._columns),
             pcsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             convert,
         )
-        try:
-            return pcsv.open_csv(pa.PythonFile(self._body(), "r"), *options)
-        except pa.ArrowInvalid as error:
-            raise self._explain(error) from error
-        except STREAM_ERRORS as error:
-            raise damaged(self.url, error) from error
+        with ExitStack() as stack:
+            try:
+                # Arrow leaves open what it is given.
+                stream = stack.enter_context(self._body())
+                reader = stack.enter_context(pcsv.open_csv(pa.PythonFile(stream, "r"), *options))
+            except pa.ArrowInvalid as error:
+                raise self._explain(error) from error
+            except STREAM_ERRORS as error:
+                raise damaged(self.url, error) from error
+            yield reader
 
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         if self._empty():
@@ -223,10 +228,10 @@ class EcsvReader(CsvReader):
             description=entry.get("description"),
         )
 
-    def _open(self) -> Any:
+    def _open(self) -> AbstractContextManager[Any]:
         types = {entry.name: entry.type for entry in self.schema if entry.name not in self._json}
         types |= {name: pa.string() for name in self._json}
-        return self._start(
+        return self._started(
             pcsv.ConvertOptions(
                 column_types=types, null_values=["", "null"], strings_can_be_null=True
             )
