@@ -37,10 +37,10 @@ def worked(store: Store) -> set[str]:
 
 
 class PausedWorker(UnitWorker):
-    def process(self, planned, quarantine):
+    def process(self, planned, task):
         self.node = ray.get_runtime_context().get_node_id()
         self.unit = planned.name
-        done = super().process(planned, quarantine)
+        done = super().process(planned, task)
         self.store.put(f"{WORKED}/{self.node}-{planned.name}", b"")
         return done
 

@@ -23,14 +23,14 @@ def make_trouble(store: Store, unit: str, how: str, attempts: int) -> None:
 
 
 class TroubledWorker(UnitWorker):
-    def process(self, planned, quarantine):
+    def process(self, planned, task):
         trouble = self.store.read_json(KEY)
-        if trouble["unit"] in ("", planned.name) and not quarantine and trouble["attempts"]:
+        if trouble["unit"] in ("", planned.name) and not task.quarantine and trouble["attempts"]:
             self.store.put_json(KEY, {**trouble, "attempts": trouble["attempts"] - 1})
             if trouble["how"] == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise MemoryError if trouble["how"] == "memory" else ZeroDivisionError("one by zero")
-        return super().process(planned, quarantine)
+        return super().process(planned, task)
 
 
 class DeadlyTileWorker(ingest._TileWorker):
