@@ -16,9 +16,9 @@ from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.releases import release as releases
-from surveyproc.run.plan import table_key
 from surveyproc.run.unit import without_image
 from surveyproc.schemas import flag
+from surveyproc.store import layout
 from surveyproc.survey import Survey
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class OpenedSurvey(Survey):
                 f"release {record['release']} has no table {name!r} with rows (there are: "
                 f"{', '.join(held) or 'none'})"
             )
-        return self._opened(table_key(str(record["path"]), name), columns)
+        return self._opened(layout.table(str(record["path"]), name), columns)
 
     @cached_property
     def tiles(self) -> list[Tile]:

@@ -28,6 +28,7 @@ from surveyproc.errors import InputError, StoreError
 from surveyproc.places import Places
 from surveyproc.progress import Meter
 from surveyproc.schemas import Column
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.store.urls import file_name
 from surveyproc.survey import Survey
@@ -99,14 +100,9 @@ class CatalogInfo:
     fingerprint: str
 
 
-def catalog_key(name: str) -> str:
-    """Folder of the ingested catalog of a survey."""
-    return f"catalogs/{name}"
-
-
 def record_key(name: str) -> str:
     """The commit record of the ingested catalog of a survey; absent while it is being changed."""
-    return f"{catalog_key(name)}/{RECORD}"
+    return f"{layout.catalog(name)}/{RECORD}"
 
 
 def read_catalog(store: Store, name: str) -> CatalogInfo:
@@ -117,7 +113,7 @@ def read_catalog(store: Store, name: str) -> CatalogInfo:
     InputError
         If there is none, or an ingest was interrupted.
     """
-    key = catalog_key(name)
+    key = layout.catalog(name)
     record = store.read_json(record_key(name))
     if record is None:
         raise InputError(f"no catalog of {name} under {store.url}: run `surveyproc ingest` first")
@@ -156,7 +152,7 @@ def ingest_catalog(
         If the source cannot be read, is empty, lacks a column, or has no usable row.
     """
     url, kind = table_kind(survey.config.resolve(survey.config.catalog.source))
-    key = catalog_key(survey.name)
+    key = layout.catalog(survey.name)
     settings = {
         "format": FORMAT,
         "source_sha256": checksum(url),

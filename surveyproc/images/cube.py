@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from surveyproc.errors import InputError, StoreError, SurveyError, UnreachableError
 from surveyproc.images.shards import LayoutError, Rectangle, ShardedArray, unreadable
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, parse_table
 
 # Cubes of ours on a local disk are read without Zarr.
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 LOG = logging.getLogger(__name__)
-TILES_KEY = "images/tiles.parquet"
 # A chunk is what one checksum covers and the least that is read; a shard is one file. Both hold
 # all bands: a cutout wants them all, and fewer, larger pieces read faster. Measured with Zarr on
 # 5 x 4096 x 4096 float32 in page cache, MB/s written and read: (5, 256, 256) in (5, 1024, 1024)
@@ -114,7 +114,7 @@ class Tile:
     @property
     def key(self) -> str:
         """Where the cube lies under the survey's root."""
-        return cube_key(self.id, self.version)
+        return layout.cube(self.id, self.version)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Tile:
@@ -161,11 +161,6 @@ class Scratch:
         return self._held[name][:count].reshape(shape)
 
 
-def cube_key(tile: str, version: str) -> str:
-    """Folder of a cube under the survey's root."""
-    return f"images/{tile}/{version}"
-
-
 def read_tiles(store: Store, survey: str = "") -> list[Tile]:
     """All tiles of a survey, sorted by id.
 
@@ -189,7 +184,8 @@ def read_tiles(store: Store, survey: str = "") -> list[Tile]:
     if not known or survey not in {*known, ""}:
         whose = f" of {survey}" if survey else ""
         raise InputError(
-            f"{store.url_of(TILES_KEY)}: there are no tiles{whose}; run `surveyproc ingest` first"
+            f"{store.url_of(layout.TILES)}: there are no tiles{whose}; run `surveyproc ingest` "
+            "first"
         )
     mine = [row for row in rows if survey in (row["survey"], "")]
     return [Tile.from_row(row) for row in mine]
@@ -203,7 +199,7 @@ def read_rows(store: Store) -> tuple[list[str], list[dict[str, Any]]]:
     StoreError
         If the table cannot be read.
     """
-    return _parsed(store, store.read_if_there(TILES_KEY))
+    return _parsed(store, store.read_if_there(layout.TILES))
 
 
 def _parsed(store: Store, data: bytes | None) -> tuple[list[str], list[dict[str, Any]]]:
@@ -215,7 +211,8 @@ def _parsed(store: Store, data: bytes | None) -> tuple[list[str], list[dict[str,
         rows = table.select(TABLE_SCHEMA.names).to_pylist()
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{store.url_of(TILES_KEY)} is damaged or of an earlier version ({error}); ingest again"
+            f"{store.url_of(layout.TILES)} is damaged or of an earlier version ({error}); ingest "
+            "again"
         ) from error
     return known, rows
 
@@ -228,7 +225,7 @@ def is_ingested(store: Store, survey: str) -> bool:
     StoreError
         If the store cannot be read.
     """
-    data = store.read_if_there(TILES_KEY)
+    data = store.read_if_there(layout.TILES)
     try:
         return survey in _parsed(store, data)[0]
     except StoreError:
@@ -246,7 +243,7 @@ def write_rows(store: Store, survey: str, rows: Sequence[dict[str, Any]]) -> Non
         If the store cannot take it.
     """
     while True:
-        before = store.read_if_there(TILES_KEY)
+        before = store.read_if_there(layout.TILES)
         try:
             known, others = _parsed(store, before)
         except StoreError:
@@ -260,7 +257,7 @@ def write_rows(store: Store, survey: str, rows: Sequence[dict[str, Any]]) -> Non
         pq.write_table(pa.Table.from_pylist(every, schema=schema), sink)
         after = sink.getvalue().to_pybytes()
         # Another survey may be ingested at the same time.
-        if after == before or store.swap(TILES_KEY, before, after):
+        if after == before or store.swap(layout.TILES, before, after):
             return
 
 

@@ -12,6 +12,7 @@ from surveyproc.images.calibration import Calibration
 from surveyproc.images.fits import Aside, Plane, Problem, planes_of
 from surveyproc.images.planes import EVERY_BAND, legacy_bits
 from surveyproc.places import Item, Ledger, Places, Stage
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.store.urls import public_url
 
@@ -19,7 +20,6 @@ from surveyproc.store.urls import public_url
 HEADER_GROUP = 32
 # Of one core, a guess. What is expected only decides where work begins.
 FILES_PER_S = 100.0
-LEDGER = "runs/ingest/begun-headers"
 
 Groups = dict[str, dict[str, dict[str, Plane]]]
 """Tile to band to use (image, weight, mask) to plane."""
@@ -34,7 +34,9 @@ def read_headers(
     aside: list[Aside] = []
     groups = [paths[i : i + HEADER_GROUP] for i in range(0, len(paths), HEADER_GROUP)]
     items = [Item(group[0], group, len(group) / FILES_PER_S) for group in groups]
-    stage = Stage("headers", _HeaderWorker, (calibration,), ledger=Ledger(store, LEDGER))
+    stage = Stage(
+        "headers", _HeaderWorker, (calibration,), ledger=Ledger(store, layout.HEADERS_BEGUN)
+    )
     for found, bad, left in places.stream(items, stage):
         planes += found
         problems += bad

@@ -21,7 +21,7 @@ from surveyproc.images.build import (
     read_record,
 )
 from surveyproc.images.calibration import Calibration
-from surveyproc.images.cube import cube_key, read_rows, write_rows
+from surveyproc.images.cube import read_rows, write_rows
 from surveyproc.images.fits import Plane, Problem
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import checksum, reading, unreadable
@@ -34,6 +34,7 @@ from surveyproc.images.headers import (
 )
 from surveyproc.places import DIED, Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.store.urls import file_name, public_url
 from surveyproc.survey import Survey
@@ -43,7 +44,6 @@ FORMAT = 2
 # Of one core, roughly: 100 MB of float32 pixels a second (benchmarks/ingest.py printed 113 to 163).
 # What is expected only decides where work begins.
 PIXELS_PER_S = 25e6
-LEDGER = "runs/ingest/begun"
 
 
 @dataclass
@@ -151,7 +151,7 @@ def _items(groups: Groups, failures: dict[str, str]) -> list[Item]:
 def _make_cubes(items: Sequence[Item], survey: Survey, places: Places) -> list[dict[str, Any]]:
     """The outcome of every tile, see `_TileWorker.nothing`, in any order."""
     outcomes = []
-    ledger = Ledger(survey.store, LEDGER)
+    ledger = Ledger(survey.store, layout.TILES_BEGUN)
     stage = Stage(
         "tiles",
         _TileWorker,
@@ -203,7 +203,7 @@ def _keep_last(
         found = set(now[tile]["bands"]) if tile in now else set()
         lost = [band for band in row["bands"] if band in bands and band not in found]
         broken = tile in troubled or names.issuperset(row["files"])
-        key = cube_key(tile, row["version"])
+        key = layout.cube(tile, row["version"])
         if lost and broken and read_record(survey.store, key) is not None:
             now[tile] = row
             summary.kept.append(
@@ -355,7 +355,7 @@ def _make_tile(
             ],
         }
     )
-    key = cube_key(tile, version)
+    key = layout.cube(tile, version)
     record = read_record(store, key)
     if record is not None:
         return {

@@ -26,13 +26,13 @@ from astropy.io.fits import Header, VerifyError
 
 from surveyproc.config.sections import ImagesSection
 from surveyproc.errors import InputError, near
-from surveyproc.images.cube import TILES_KEY
 from surveyproc.images.hdus import Hdu, keyword
 from surveyproc.images.units import noise_kind
+from surveyproc.store import layout
 from surveyproc.store.urls import file_name, public_url
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}\Z")
-TABLE_NAME = TILES_KEY.rsplit("/", 1)[-1]
+TABLE_NAME = layout.TILES.rsplit("/", 1)[-1]
 NOISE = ("weight", "variance", "rms")
 USELESS = {
     "exposure": "a map of exposures, which nothing needs",

@@ -21,6 +21,7 @@ from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.models.features import FeatureScaling
 from surveyproc.models.tasks.columns import Pixels, task_columns, task_pixels
 from surveyproc.schemas import Column
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, as_json, digest, fingerprint
 
 # Planning reads packages but computes nothing: torch is imported where tensors are made.
@@ -255,7 +256,7 @@ def save_package(
         version = fingerprint(document)
     except (TypeError, ValueError) as error:
         raise InputError(f"model {name}: its record is not JSON: {error}") from error
-    place = f"models/{name}/{version}"
+    place = layout.model(name, version)
     if _whole(store, name, version) is None:
         store.put(f"{place}/{WEIGHTS}", weights)
         store.put_json(f"{place}/{DOCUMENT}", document)
@@ -276,7 +277,7 @@ def ensemble_tensors(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
 
 def set_current(store: Store, name: str, version: str) -> None:
     """Make `version` the one that `load_package(store, name)` gives; rewrites nothing if it is."""
-    pointer = f"models/{name}/{CURRENT}"
+    pointer = f"{layout.model(name)}/{CURRENT}"
     # As bytes: a damaged pointer is replaced like any other.
     if store.read_if_there(pointer) != as_json({"version": version}):
         store.put_json(pointer, {"version": version})
@@ -285,8 +286,8 @@ def set_current(store: Store, name: str, version: str) -> None:
 def trained_by(store: Store, name: str) -> str:
     """The survey that trained the current version of `name`; empty if that cannot be told."""
     try:
-        version = (store.read_json(f"models/{name}/{CURRENT}") or {}).get("version")
-        document = store.read_json(f"models/{name}/{version}/{DOCUMENT}") or {}
+        version = (store.read_json(f"{layout.model(name)}/{CURRENT}") or {}).get("version")
+        document = store.read_json(f"{layout.model(name, str(version))}/{DOCUMENT}") or {}
     except UnreachableError:
         raise
     except StoreError:
@@ -297,15 +298,15 @@ def trained_by(store: Store, name: str) -> str:
 def package_versions(store: Store, name: str) -> list[str]:
     """Versions of `name` that are complete, sorted."""
     _check_name(name)
-    names = store.names(f"models/{name}")
-    return [v for v in names if store.exists(f"models/{name}/{v}/{DOCUMENT}")]
+    names = store.names(layout.model(name))
+    return [v for v in names if store.exists(f"{layout.model(name, v)}/{DOCUMENT}")]
 
 
 def find_trained(store: Store, name: str, training_fingerprint: str) -> Package | None:
     """The version of `name` that was trained with that fingerprint, if there is a whole one."""
     for version in package_versions(store, name):
         # Looked for in the text first: reading the weights of all versions would take long.
-        text = store.read_if_there(f"models/{name}/{version}/{DOCUMENT}") or b""
+        text = store.read_if_there(f"{layout.model(name, version)}/{DOCUMENT}") or b""
         if training_fingerprint.encode() not in text:
             continue
         found = _whole(store, name, version)
@@ -352,16 +353,16 @@ def load_package(store: Store, reference: str) -> Package:
     if version:
         _check_name(version)
     else:
-        pointer = store.read_json(f"models/{name}/{CURRENT}")
+        pointer = store.read_json(f"{layout.model(name)}/{CURRENT}")
         if pointer is None:
-            known = ", ".join(store.names("models")) or "none"
+            known = ", ".join(store.names(layout.MODELS)) or "none"
             raise InputError(
                 f"no model is called {name!r} under {store.url_of('models')} (there are: {known}); "
                 "`surveyproc train` makes it"
             )
         version = str(pointer.get("version", ""))
         _check_name(version)
-    return _read(store, f"models/{name}/{version}/", name, version)
+    return _read(store, f"{layout.model(name, version)}/", name, version)
 
 
 def _read(store: Store, prefix: str, name: str, version: str | None) -> Package:

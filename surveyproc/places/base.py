@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from surveyproc.errors import ClusterError, StoreError
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, as_json
 
 DEATHS = 5
@@ -20,7 +21,6 @@ DEATHS = 5
 DIED = "its process died (killed for memory, or a crash outside Python)"
 """What is said of an item that left no error."""
 PROC = Path("/proc")
-UNDER_WAY = "runs/under-way"
 ABANDONED = datetime.timedelta(days=7)
 """Without a sign of life for so long, what was begun is not waited for."""
 
@@ -188,7 +188,7 @@ def lives(note: dict[str, Any]) -> bool:
 @contextmanager
 def under_way(store: Store, what: str) -> Iterator[None]:
     """Note, in the store, that what the block does is under way; see `is_under_way`."""
-    ledger = Ledger(store, f"{UNDER_WAY}/{what}")
+    ledger = Ledger(store, f"{layout.UNDER_WAY}/{what}")
     note = ledger.begin(what)
     try:
         yield
@@ -201,7 +201,7 @@ def is_under_way(store: Store, what: str) -> bool:
 
     Of one on another machine that does not end its note nobody knows; after a week it is gone.
     """
-    folder = f"{UNDER_WAY}/{what}"
+    folder = f"{layout.UNDER_WAY}/{what}"
     for name in store.names(folder):
         note = store.read_json(f"{folder}/{name}")
         if note is None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surveyproc.images import build
-from surveyproc.images.cube import TILES_KEY, read_rows
+from surveyproc.images.cube import read_rows
 from surveyproc.models.package import DOCUMENT, package_versions
-from surveyproc.places.base import ABANDONED, UNDER_WAY, is_under_way
-from surveyproc.run.plan import run_key
+from surveyproc.places.base import ABANDONED, is_under_way
+from surveyproc.store import layout
 from surveyproc.store.storage import STAGING, Store
 from surveyproc.train.cube import RECORD
 
@@ -83,29 +83,32 @@ def clean(store: Store, *, dry_run: bool = False) -> Cleaned:
 
 def _plans(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
     """The plan of every release there is, finished or not, of all surveys."""
-    for survey in store.names("releases"):
-        for run in store.names(f"releases/{survey}"):
+    for survey in store.names(layout.RELEASES):
+        for run in store.names(layout.releases(survey)):
             if not run.endswith(".json"):
-                plan: dict[str, Any] = store.read_json(f"{run_key(run)}/plan.json") or {}
+                plan: dict[str, Any] = store.read_json(f"{layout.run(run)}/plan.json") or {}
                 yield run, plan
 
 
 def _cubes(store: Store, plans: dict[str, dict[str, Any]]) -> Iterator[str]:
     wanted = {(row["id"], row["version"]) for row in read_rows(store)[1]}
     wanted |= {tuple(pair) for plan in plans.values() for pair in plan["tiles"]}
-    for tile in store.names("images"):
-        if f"images/{tile}" == TILES_KEY:
+    for tile in store.names(layout.IMAGES):
+        if f"{layout.IMAGES}/{tile}" == layout.TILES:
             continue
-        for version in store.names(f"images/{tile}"):
-            key = f"images/{tile}/{version}"
+        for version in store.names(f"{layout.IMAGES}/{tile}"):
+            key = layout.cube(tile, version)
             if (tile, version) not in wanted and _is_done_with(store, key, build.RECORD):
                 yield key
 
 
 def _training_cubes(store: Store, plans: dict[str, dict[str, Any]]) -> Iterator[str]:
     wanted = _trained_with(store, plans)
-    for product in store.names("training"):
-        keys = [f"training/{product}/{version}" for version in store.names(f"training/{product}")]
+    for product in store.names(layout.TRAINING):
+        keys = [
+            layout.training_cube(product, version)
+            for version in store.names(layout.training_cube(product))
+        ]
         whole = {key: _modified(store, f"{key}/{RECORD}") for key in keys}
         finished = {key: moment for key, moment in whole.items() if moment is not None}
         last = max(finished, key=lambda key: finished[key], default=None)
@@ -128,17 +131,20 @@ def _trained_with(store: Store, plans: dict[str, dict[str, Any]]) -> set[str]:
         str(version) for plan in plans.values() for version in plan.get("provenance", {}).values()
     }
     found = set()
-    for model in store.names("models"):
+    for model in store.names(layout.MODELS):
         for version in package_versions(store, model):
             if any(one.startswith(version) for one in used):
-                document = store.read_json(f"models/{model}/{version}/{DOCUMENT}")
+                document = store.read_json(f"{layout.model(model, version)}/{DOCUMENT}")
                 found.add(str(document["training"].get("cube")))
     return found
 
 
 def _stagings(store: Store) -> Iterator[str]:
     """What killed processes left half written on a local disk, and the notes that they took."""
-    for folder in (STAGING, *(f"{UNDER_WAY}/{what}" for what in store.names(UNDER_WAY))):
+    for folder in (
+        STAGING,
+        *(f"{layout.UNDER_WAY}/{what}" for what in store.names(layout.UNDER_WAY)),
+    ):
         for name in store.names(folder):
             moment = _modified(store, f"{folder}/{name}")
             age = STAGED if folder == STAGING else ABANDONED

@@ -20,8 +20,9 @@ from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import InputError
 from surveyproc.evaluate.ratio import bounds, counted, log_ratios, median
 from surveyproc.run import commit
-from surveyproc.run.plan import read_done, release_key, run_key
+from surveyproc.run.plan import read_done
 from surveyproc.schemas import flag
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
 Int = NDArray[np.int64]
@@ -70,7 +71,7 @@ def difference(
     """What `diff` says, of two releases whose records are known, published or not."""
     one_leaves = [record.leaf for record in one_records]
     other_leaves = [record.leaf for record in other_records]
-    one_key, other_key = (release_key(survey, release) for release in releases)
+    one_key, other_key = (layout.release(survey, release) for release in releases)
     document: dict[str, Any] = {
         "first": releases[0],
         "second": releases[1],
@@ -150,7 +151,7 @@ def records_of(store: Store, survey: str, release: str) -> list[commit.Commit]:
             "them"
         )
     return list(
-        commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
+        commit.read_units(store, layout.run(release), commit.recorded(store, layout.run(release)))
     )
 
 

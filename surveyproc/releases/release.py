@@ -15,14 +15,10 @@ from surveyproc.errors import GateError, InputError, StoreError
 from surveyproc.run import commit, stacks
 from surveyproc.run.plan import (
     Plan,
-    done_key,
-    pointer_key,
     read_done,
-    release_key,
-    run_key,
     table_columns,
-    table_key,
 )
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, as_json, digest
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")
@@ -90,7 +86,7 @@ def _last_line(record: commit.Commit) -> str:
 
 def is_published(store: Store, plan: Plan) -> bool:
     """Whether readers are already sent to the release of this plan and no leaf of it is gone."""
-    current = store.read_json(pointer_key(plan.survey))
+    current = store.read_json(layout.pointer(plan.survey))
     if current is None or current["release"] != plan.run:
         return False
     expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
@@ -99,7 +95,7 @@ def is_published(store: Store, plan: Plan) -> bool:
 
 def published_gaps(store: Store, plan: Plan) -> list[str]:
     """Quarantined units that the published release lacks, if it is of the inputs of this plan."""
-    current = store.read_json(pointer_key(plan.survey)) or {"release": ""}
+    current = store.read_json(layout.pointer(plan.survey)) or {"release": ""}
     same_inputs = current["release"].partition(".")[0] == plan.run.partition(".")[0]
     return list(current.get("quarantined", [])) if same_inputs else []
 
@@ -130,7 +126,7 @@ def publish(
     GateError
         If a gate refuses; the pointer stays where it is.
     """
-    pointer = store.read_if_there(pointer_key(plan.survey))
+    pointer = store.read_if_there(layout.pointer(plan.survey))
     refuse_withdrawn(store, plan)
     reasons = [*refusals(plan, commits, gates), *more]
     if reasons:
@@ -185,7 +181,7 @@ def publish(
         # Small releases follow one another within a second, and their order counts.
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     }
-    if not store.create(done_key(plan.run), as_json(current)):
+    if not store.create(layout.done(plan.run), as_json(current)):
         # Another driver of this run was first: what it says of the release stands.
         current = read_done(store, plan.run) or current
     point_to(store, plan.survey, pointer, current)
@@ -210,7 +206,7 @@ def finish_tables(store: Store, plan: Plan, commits: Sequence[commit.Commit]) ->
         if leaves:
             hats.finish_catalog(
                 store,
-                table_key(plan.release_key, name),
+                layout.table(plan.release_key, name),
                 leaves,
                 name=f"{plan.survey}_{name}",
                 columns=table_columns(table),
@@ -229,7 +225,7 @@ def point_to(
     StoreError
         If another driver sent them to another release meanwhile.
     """
-    key = pointer_key(survey)
+    key = layout.pointer(survey)
     if store.swap(key, before, as_json(release_record)):
         return
     found = (store.read_json(key) or {}).get("release")
@@ -255,44 +251,41 @@ def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
         If it lacks a leaf, or its metadata are damaged.
     """
     done = read_done(store, release)
-    if done is None or done["path"] != release_key(survey, release):
+    if done is None or done["path"] != layout.release(survey, release):
         known = ", ".join(str(one["release"]) for one in list_releases(store, survey)) or "none"
         raise InputError(
             f"no finished release of {survey} is called {release!r} (there are: {known})"
         )
     url = store.url_of(done["path"])
-    records = commit.read_units(store, run_key(release), commit.recorded(store, run_key(release)))
+    records = commit.read_units(
+        store, layout.run(release), commit.recorded(store, layout.run(release))
+    )
     for file in (file for record in records for file in record.files):
         key = done["path"] + file.key
         if store.size(key) != file.nbytes:
             raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
     if not is_valid(url):
         raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
-    pointer = store.read_if_there(pointer_key(survey))
-    left = store.parsed(pointer_key(survey), pointer) or done
-    marks = store.read_if_there(withdrawn_key(survey))
-    withdrawn = store.parsed(withdrawn_key(survey), marks) or {}
+    pointer = store.read_if_there(layout.pointer(survey))
+    left = store.parsed(layout.pointer(survey), pointer) or done
+    marks = store.read_if_there(layout.withdrawn(survey))
+    withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
     withdrawn.pop(release, None)
     if left["release"] != release and left["published"] >= done["published"]:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         withdrawn[left["release"]] = {"at": now, "for": release}
-    if not store.swap(withdrawn_key(survey), marks, as_json(withdrawn)):
+    if not store.swap(layout.withdrawn(survey), marks, as_json(withdrawn)):
         raise StoreError(
-            f"{store.url_of(withdrawn_key(survey))}: somebody else rolled back meanwhile: look at "
-            "`surveyproc releases`, then repeat the command if it should be"
+            f"{store.url_of(layout.withdrawn(survey))}: somebody else rolled back meanwhile: look "
+            "at `surveyproc releases`, then repeat the command if it should be"
         )
     point_to(store, survey, pointer, done)
     return {**done, "url": url}
 
 
-def withdrawn_key(survey: str) -> str:
-    """The list of releases that somebody rolled back from."""
-    return f"releases/{survey}/withdrawn.json"
-
-
 def read_withdrawn(store: Store, survey: str) -> dict[str, dict[str, str]]:
     """Release to when it was withdrawn (`at`) and for which other one (`for`)."""
-    return store.read_json(withdrawn_key(survey)) or {}
+    return store.read_json(layout.withdrawn(survey)) or {}
 
 
 def refuse_withdrawn(store: Store, plan: Plan) -> None:
@@ -316,13 +309,13 @@ def prune(store: Store, survey: str, keep: int) -> list[str]:
     listed = [str(one["release"]) for one in list_releases(store, survey)]
     for name in listed[:-keep]:
         # Somebody may roll back while we work.
-        current = store.read_json(pointer_key(survey)) or {}
+        current = store.read_json(layout.pointer(survey)) or {}
         if name != current.get("release"):
             remove_release(store, survey, name)
             removed.append(name)
     week_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=7)
-    for name in store.names(f"releases/{survey}"):
-        plan_key = f"{run_key(name)}/plan.json"
+    for name in store.names(layout.releases(survey)):
+        plan_key = f"{layout.run(name)}/plan.json"
         if name in listed or not store.exists(plan_key):
             continue
         if store.fs.modified(store.path(plan_key)) < week_ago:
@@ -333,18 +326,18 @@ def prune(store: Store, survey: str, keep: int) -> list[str]:
 
 def remove_release(store: Store, survey: str, release: str) -> None:
     """Remove a release and the records of its run; what says that it is finished goes first."""
-    store.remove(done_key(release))
-    folder, _, name = release_key(survey, release).rpartition("/")
+    store.remove(layout.done(release))
+    folder, _, name = layout.release(survey, release).rpartition("/")
     for one in store.names(folder):
-        if one == name or one.startswith(table_key(name, "")):
+        if one == name or one.startswith(layout.table(name, "")):
             store.remove(f"{folder}/{one}")
-    store.remove(run_key(release))
+    store.remove(layout.run(release))
 
 
 def drop_strangers(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> None:
     """Remove files of no unit of the plan, which an interrupted copy could have left."""
     expected = {plan.release_key + file.key for record in commits for file in record.files}
-    tables = (f"{table_key(plan.release_key, name)}/dataset" for name in plan.tables)
+    tables = (f"{layout.table(plan.release_key, name)}/dataset" for name in plan.tables)
     own = f"{plan.release_key}/dataset", f"{plan.release_key}/{stacks.FOLDER}"
     for folder in (*own, *tables):
         for name in store.sizes(folder):
@@ -380,7 +373,7 @@ def current_release(store: Store, survey: str) -> dict[str, Any]:
     InputError
         If nothing was published yet.
     """
-    current: dict[str, Any] | None = store.read_json(pointer_key(survey))
+    current: dict[str, Any] | None = store.read_json(layout.pointer(survey))
     if current is None:
         raise InputError(
             f"no release of {survey} under {store.url}: `surveyproc run` makes the first one"
@@ -390,9 +383,9 @@ def current_release(store: Store, survey: str) -> dict[str, Any]:
 
 def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
     """Every finished release, oldest first, the published one with `current` true."""
-    pointer = store.read_json(pointer_key(survey)) or {}
+    pointer = store.read_json(layout.pointer(survey)) or {}
     found = []
-    for name in store.names(f"releases/{survey}"):
+    for name in store.names(layout.releases(survey)):
         done = read_done(store, name)
         if done is not None:
             here = {"url": store.url_of(done["path"]), "current": name == pointer.get("release")}
@@ -413,11 +406,11 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
     key = str(release_record["path"])
     url = store.url_of(key)
     tables = [name for name, count in release_record.get("tables", {}).items() if count]
-    for place in (url, *(store.url_of(table_key(key, name)) for name in tables)):
+    for place in (url, *(store.url_of(layout.table(key, name)) for name in tables)):
         if not is_valid(place):
             problems.append(f"{place} is not a valid HATS catalog (strict)")
     rows = 0
-    records = run_key(release)
+    records = layout.run(release)
     for record in commit.read_units(store, records, commit.recorded(store, records)):
         for file in record.files:
             place = key + file.key

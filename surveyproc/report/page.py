@@ -14,6 +14,7 @@ from surveyproc.catalogs import hats
 from surveyproc.releases.release import current_release
 from surveyproc.report.sections.base import Release, Section
 from surveyproc.report.sections.choice import choose
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, store_error
 from surveyproc.survey import Survey
 
@@ -47,7 +48,7 @@ def write_report(survey: Survey, out: Path | None = None) -> dict[str, Any]:
     gather(store, str(current["path"]), list(chain(*places.values())))
     page = render(release, places)
     if out is None:
-        target = f"runs/{current['release']}/report.html"
+        target = layout.report(str(current["release"]))
         store.put(target, page.encode())
         where = store.url_of(target)
     else:

@@ -12,7 +12,8 @@ from functools import partial
 
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.run import commit
-from surveyproc.run.plan import Plan, Unit, pointer_key, release_key, run_key
+from surveyproc.run.plan import Plan, Unit
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
 
@@ -26,7 +27,7 @@ def adopt(store: Store, plan: Plan) -> int:
     for run in donors(store, plan):
         if not todo:
             break
-        shared = [todo[name] for name in commit.recorded(store, run_key(run)) if name in todo]
+        shared = [todo[name] for name in commit.recorded(store, layout.run(run)) if name in todo]
         with ThreadPoolExecutor(commit.READERS) as pool:
             copied = list(pool.map(partial(_copy, store, plan, run), shared))
         for unit in (unit for unit, done in zip(shared, copied, strict=True) if done):
@@ -40,24 +41,24 @@ def adoptable(store: Store, plan: Plan) -> set[str]:
     return {
         unit
         for run in (donors(store, plan) if todo else ())
-        for unit in commit.recorded(store, run_key(run))
+        for unit in commit.recorded(store, layout.run(run))
         if unit in todo
     }
 
 
 def donors(store: Store, plan: Plan) -> list[str]:
     """Runs of this survey that have leaves, the published one first."""
-    current = store.read_json(pointer_key(plan.survey)) or {}
-    found = store.names(f"releases/{plan.survey}")
+    current = store.read_json(layout.pointer(plan.survey)) or {}
+    found = store.names(layout.releases(plan.survey))
     runs = [name for name in found if not name.endswith(".json") and name != plan.run]
     return sorted(runs, key=lambda run: run != current.get("release"))
 
 
 def _copy(store: Store, plan: Plan, run: str, unit: Unit) -> bool:
     """Files first, record after them, as if computed; False if the other one is no use."""
-    source = release_key(plan.survey, run)
+    source = layout.release(plan.survey, run)
     try:
-        record = commit.read(store, run_key(run), unit.name)
+        record = commit.read(store, layout.run(run), unit.name)
         if record.quarantined or not commit.intact(store, source, record):
             return False
         for file in record.files:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from surveyproc.places import DIED
 from surveyproc.run import commit
-from surveyproc.run.plan import Plan, run_key
+from surveyproc.run.plan import Plan
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
 
@@ -37,7 +38,7 @@ def release_quarantined(store: Store, plan: Plan) -> set[str]:
     """
     done = set(commit.recorded(store, plan.run_key))
     filled = _edition_before(plan.run)
-    before = recorded(store, run_key(filled)) if filled else {}
+    before = recorded(store, layout.run(filled)) if filled else {}
     killers = {unit for unit, errors in before.items() if DIED in errors}
     for unit, errors in recorded(store, plan.run_key).items():
         if unit in done:

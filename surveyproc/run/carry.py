@@ -21,8 +21,9 @@ from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.products.base import Product, pixels_of, tables_of
 from surveyproc.run import commit
 from surveyproc.run.adopt import donors
-from surveyproc.run.plan import Plan, Unit, release_key, run_key, table_key
+from surveyproc.run.plan import Plan, Unit
 from surveyproc.run.stacks import File
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, digest, parse_table
 
 
@@ -61,7 +62,7 @@ def find(store: Store, plan: Plan, units: Iterable[Unit]) -> dict[str, tuple[Don
             break
         names = [
             name
-            for name in commit.recorded(store, run_key(run))
+            for name in commit.recorded(store, layout.run(run))
             if name.rpartition("-")[0] in open_
         ]
         with ThreadPoolExecutor(commit.READERS) as pool:
@@ -80,12 +81,14 @@ def find(store: Store, plan: Plan, units: Iterable[Unit]) -> dict[str, tuple[Don
 def _record(store: Store, plan: Plan, run: str, unit: str) -> commit.Commit | None:
     """A record whose values can be used; None if there is none."""
     try:
-        record = commit.read(store, run_key(run), unit)
+        record = commit.read(store, layout.run(run), unit)
     except UnreachableError:
         raise
     except StoreError:
         return None  # damaged, or removed while we looked
-    whole = not record.quarantined and commit.intact(store, release_key(plan.survey, run), record)
+    whole = not record.quarantined and commit.intact(
+        store, layout.release(plan.survey, run), record
+    )
     return record if whole else None
 
 
@@ -136,8 +139,8 @@ def read(store: Store, plan: Plan, given: Iterable[Donor], rows: int) -> Carried
 
 
 def _read(store: Store, plan: Plan, donor: Donor, products: list[Product]) -> Carried:
-    record = commit.read(store, run_key(donor.run), donor.unit)
-    place = release_key(plan.survey, donor.run)
+    record = commit.read(store, layout.run(donor.run), donor.unit)
+    place = layout.release(plan.survey, donor.run)
     names = [column.name for product in products for column in product.columns]
     key = hats.leaf_key(record.leaf.order, record.leaf.pixel)
     leaf = _checked(store, f"{place}/{key}", record.leaf.sha256, names)
@@ -145,7 +148,7 @@ def _read(store: Store, plan: Plan, donor: Donor, products: list[Product]) -> Ca
     for product in products:
         for table in tables_of(product):
             if own := record.tables.get(table.name):
-                held = f"{table_key(place, table.name)}/{key}"
+                held = f"{layout.table(place, table.name)}/{key}"
                 tables[table.name] = _checked(store, held, own.sha256, None)
     return Carried(
         {product.name: record.carried.get(product.name, donor.run) for product in products},

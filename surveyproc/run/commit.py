@@ -19,9 +19,10 @@ from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import StoreError
 from surveyproc.evaluate.histogram import histogram, pack
 from surveyproc.products.base import Product
-from surveyproc.run.plan import Plan, Unit, table_key
+from surveyproc.run.plan import Plan, Unit
 from surveyproc.run.stacks import File
 from surveyproc.schemas import Column
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
 READERS = 16
@@ -102,7 +103,7 @@ class Commit:
         """Every file of the unit in its release, that which makes others readable after them."""
         leaves = [(f"/{hats.leaf_key(self.leaf.order, self.leaf.pixel)}", self.leaf)]
         leaves += [
-            (table_key("", name) + f"/{hats.leaf_key(one.order, one.pixel)}", one)
+            (layout.table("", name) + f"/{hats.leaf_key(one.order, one.pixel)}", one)
             for name, one in self.tables.items()
         ]
         own = [File(key, leaf.nbytes, leaf.sha256) for key, leaf in leaves]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from surveyproc.products.base import Product
-from surveyproc.run.plan import Plan, pointer_key
+from surveyproc.run.plan import Plan
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
 IMAGE_S = 4e-4
@@ -26,7 +27,7 @@ def seconds_per_object(store: Store, plan: Plan) -> float:
 
     Reads one small document. Of few objects the time is mostly that of their units.
     """
-    published = store.read_json(pointer_key(plan.survey)) or {}
+    published = store.read_json(layout.pointer(plan.survey)) or {}
     same = published.get("products") == {one.name: one.version for one in plan.products}
     if same and published["rows"] >= MEASURED_ROWS:
         return 1.0 / max(float(published["rows_per_second"]), 1e-9)

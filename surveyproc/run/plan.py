@@ -18,6 +18,7 @@ from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.products.base import PixelArray, Product, RowTable, pixels_of, tables_of
 from surveyproc.products.registry import build_products, carried_columns, check_columns
 from surveyproc.schemas import Column
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.survey import Survey
 
@@ -115,12 +116,12 @@ class Plan:
     @property
     def run_key(self) -> str:
         """Folder of the run's plan, commit records, log and report."""
-        return run_key(self.run)
+        return layout.run(self.run)
 
     @property
     def release_key(self) -> str:
         """Folder of the release, a HATS catalog."""
-        return release_key(self.survey, self.run)
+        return layout.release(self.survey, self.run)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -137,48 +138,15 @@ class Plan:
         }
 
 
-def run_key(run: str) -> str:
-    """Folder of a run's plan, commit records, log and report."""
-    return f"runs/{run}"
-
-
-def release_key(survey: str, run: str) -> str:
-    """Folder of the release that a run makes."""
-    return f"releases/{survey}/{run}"
-
-
-def table_key(release: str, table: str) -> str:
-    """Folder of a table of a release, a HATS catalog; `release` is the release's folder.
-
-    It lies beside the release: below it, its leaves would be taken for those of the main catalog.
-
-    Examples
-    --------
-    >>> table_key("releases/deep/r7", "peaks")
-    'releases/deep/r7-peaks'
-    """
-    return f"{release}-{table}"
-
-
 def table_columns(table: RowTable) -> tuple[Column, ...]:
     """Columns of a table's leaves: those that place an object, then its own."""
     placing = ("object_id", "ra", "dec", hats.SPATIAL)
     return (*(one for one in schemas.load("object") if one.name in placing), *table.columns)
 
 
-def pointer_key(survey: str) -> str:
-    """The one object readers follow."""
-    return f"releases/{survey}/current.json"
-
-
-def done_key(run: str) -> str:
-    """The record of a run's finished release, as it was published."""
-    return f"{run_key(run)}/done.json"
-
-
 def read_done(store: Store, run: str) -> dict[str, Any] | None:
     """The record of a run's finished release; None if it was not published."""
-    done: dict[str, Any] | None = store.read_json(done_key(run))
+    done: dict[str, Any] | None = store.read_json(layout.done(run))
     return done
 
 
@@ -263,7 +231,7 @@ def _unit(
 def _edition(store: Store, survey: str, inputs: str) -> str:
     """The run of these inputs: the last one there is, or a new one if that has gaps to fill."""
     pattern = re.compile(re.escape(inputs) + r"(?:\.(\d+))?")
-    found = (pattern.fullmatch(name) for name in store.names(f"releases/{survey}"))
+    found = (pattern.fullmatch(name) for name in store.names(layout.releases(survey)))
     last = max((int(match[1] or 0) for match in found if match), default=0)
     run = f"{inputs}.{last}" if last else inputs
     done = read_done(store, run)

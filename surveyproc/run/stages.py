@@ -15,8 +15,9 @@ from surveyproc.images.cutouts import CutoutReader
 from surveyproc.products.base import Product
 from surveyproc.run import carry, commit, stacks, unit
 from surveyproc.run.carry import Carried, Donor
-from surveyproc.run.plan import Plan, Unit, table_columns, table_key
+from surveyproc.run.plan import Plan, Unit, table_columns
 from surveyproc.run.unit import Output, Read
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, digest, parse_table
 
 
@@ -141,7 +142,7 @@ def write(
         else:
             continue
         if rows.num_rows:
-            place = table_key(plan.release_key, name)
+            place = layout.table(plan.release_key, name)
             tables[name] = hats.write_leaf(store, f"{place}/{key}", rows, columns)
     leaf = hats.write_leaf(store, f"{plan.release_key}/{key}", result, plan.leaf_columns)
     record = commit.Commit(

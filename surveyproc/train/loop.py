@@ -36,6 +36,7 @@ from surveyproc.models.package import FORMAT, Package, find_trained, save_packag
 from surveyproc.models.tasks.base import check_targets
 from surveyproc.places import Places, opened
 from surveyproc.progress import PLAIN_INTERVAL_S
+from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
@@ -172,7 +173,7 @@ def train(
     fold = _folds(usable, settings)
     _check_size(usable, fold, settings)
     key = recipe.fingerprint(usable.checksum + (test.checksum if test else ""))
-    folder = f"runs/train-{name}/{key}"
+    folder = layout.training(name, key)
     done = find_trained(store, name, key)
     if done is not None:
         tell(f"train {name}: version {done.version} was trained with these data and settings")

@@ -28,6 +28,7 @@ from surveyproc.run import unit
 from surveyproc.run.cost import IMAGE_S, expected_seconds
 from surveyproc.run.plan import OUTPUT_REVISION
 from surveyproc.schemas import Column
+from surveyproc.store import layout
 from surveyproc.store.storage import fingerprint
 from surveyproc.store.urls import public_url
 from surveyproc.survey import Survey
@@ -266,7 +267,7 @@ def _inputs(
             "cutout": cutout,
         }
     )
-    return _Inputs(catalog, tiles, labels, products, f"training/{section.name}/{version}")
+    return _Inputs(catalog, tiles, labels, products, layout.training_cube(section.name, version))
 
 
 def _flux_columns(config: SurveyConfig) -> list[str]:

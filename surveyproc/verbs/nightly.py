@@ -20,17 +20,11 @@ from surveyproc.places import Places, opened, under_way
 from surveyproc.releases import diff, drift, release
 from surveyproc.releases.clean import clean
 from surveyproc.run import commit
-from surveyproc.run.plan import Plan, make_plan, release_key, run_key
+from surveyproc.run.plan import Plan, make_plan
+from surveyproc.store import layout
 from surveyproc.store.storage import fingerprint
 from surveyproc.survey import Survey
 from surveyproc.verbs import checks, sources
-
-FOLDER = "runs/nightly"
-
-
-def sources_key(survey: str) -> str:
-    """What the next night of a survey is held against: its files and tiles as they were."""
-    return f"{FOLDER}/{survey}/sources.json"
 
 
 def nightly(survey: Survey) -> dict[str, Any]:
@@ -87,7 +81,7 @@ def nightly(survey: Survey) -> dict[str, Any]:
         summary["error"] = traceback.format_exc()
         raise
     finally:
-        key = f"{FOLDER}/{now:%Y%m%dT%H%M%S.%f}.json"
+        key = f"{layout.NIGHTLY}/{now:%Y%m%dT%H%M%S.%f}.json"
         summary["summary"] = survey.store.url_of(key)
         summary["seconds"] = time.monotonic() - started
         try:
@@ -105,7 +99,7 @@ def _night(survey: Survey, summary: dict[str, Any], places: Places) -> None:
     summary["places"] = places.told()
     plan = make_plan(survey)
     last = summary["before"]
-    known = set(commit.recorded(survey.store, run_key(last))) if last else set()
+    known = set(commit.recorded(survey.store, layout.run(last))) if last else set()
     summary["units"] = {
         "total": len(plan.units),
         "affected": sum(unit.name not in known for unit in plan.units),
@@ -116,7 +110,7 @@ def _night(survey: Survey, summary: dict[str, Any], places: Places) -> None:
     else:
         _publish(survey, plan, summary)
     # Only a night that ended well sets what the next one is held against.
-    key = sources_key(survey.name)
+    key = layout.sources(survey.name)
     if survey.store.read_json(key) != record:
         survey.store.put_json(key, record)
 
@@ -159,7 +153,7 @@ def _published(survey: Survey) -> str | None:
 
 def _refresh(survey: Survey, summary: dict[str, Any], places: Places) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
-    last = survey.store.read_json(sources_key(survey.name)) or {"files": {}, "tiles": {}}
+    last = survey.store.read_json(layout.sources(survey.name)) or {"files": {}, "tiles": {}}
     seen = {
         name: sources.Source(entry["content"], tuple(entry["state"]))
         for name, entry in last["files"].items()
@@ -237,7 +231,7 @@ def _against_last(
     found = drift.changes(before, after, survey.config.nightly)
     found += drift.metric_changes(
         survey,
-        release_key(plan.survey, last),
+        layout.release(plan.survey, last),
         plan.release_key,
         before.columns.keys() & after.columns.keys(),
     )

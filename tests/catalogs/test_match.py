@@ -9,14 +9,15 @@ from sample_tables import survey
 
 from surveyproc.catalogs import hats, ids
 from surveyproc.catalogs.crossmatch import nearest
-from surveyproc.catalogs.ingest import catalog_key, ingest_catalog
+from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.catalogs.labels import Labels
 from surveyproc.catalogs.match import match_labels
 from surveyproc.errors import InputError
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
-KEY = catalog_key("test")
+KEY = layout.catalog("test")
 RADIUS = 30.0
 
 

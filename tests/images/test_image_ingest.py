@@ -18,11 +18,11 @@ from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
 from surveyproc.images import ingest
 from surveyproc.images.build import nanojansky_of_count
-from surveyproc.images.cube import TILES_KEY, read_tiles, read_window
+from surveyproc.images.cube import read_tiles, read_window
 from surveyproc.images.ingest import ingest_tiles
 from surveyproc.measure.aperture import annulus_for, aperture_photometry
 from surveyproc.sky import pixel_positions, wcs_from_header
-from surveyproc.store import urls
+from surveyproc.store import layout, urls
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
@@ -128,7 +128,7 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(tmp_path, 
     run(make_config(root="reference"))
     _, store = run(make_config())
     # What a kill leaves: staged data of a process that is gone, and a cube without its record.
-    store.remove(TILES_KEY)
+    store.remove(layout.TILES)
     next(Path(store.root).glob("images/T1/*/tile.json")).unlink()
     staged = Path(store.root) / ".staging" / f"cube-{os.uname().nodename}-999999999-x"
     staged.mkdir(parents=True)

@@ -8,8 +8,9 @@ import where
 from conftest_images import pixels, write
 
 from surveyproc.errors import InputError, StoreError
-from surveyproc.images.cube import TILES_KEY, finest_tile, is_ingested, read_tiles
+from surveyproc.images.cube import finest_tile, is_ingested, read_tiles
 from surveyproc.images.ingest import ingest_tiles
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
@@ -39,7 +40,7 @@ def test_a_damaged_table_is_written_anew_and_the_other_survey_told(tmp_path, mak
     write(tmp_path / "a_g.fits", pixels(1))
     run(make_config(name="one"))
     _, store = run(make_config(name="two"))
-    store.put(TILES_KEY, b"PAR1 no more")
+    store.put(layout.TILES, b"PAR1 no more")
     with pytest.raises(StoreError, match="damaged or of an earlier version"):
         read_tiles(store, "one")
     run(make_config(name="two"))
@@ -58,8 +59,8 @@ def test_a_table_of_an_earlier_version_counts_as_none_until_the_next_ingest(tmp_
     write(tmp_path / "a_g.fits", pixels(1))
     _, store = run(make_config())
     assert finest_tile(store, "t") == (pytest.approx(0.36), "T1")
-    table = pq.read_table(io.BytesIO(store.read(TILES_KEY))).drop_columns(["survey"])
-    with store.writing(TILES_KEY) as stream:
+    table = pq.read_table(io.BytesIO(store.read(layout.TILES))).drop_columns(["survey"])
+    with store.writing(layout.TILES) as stream:
         pq.write_table(table.replace_schema_metadata(None), stream)
     assert not is_ingested(store, "t")
     assert finest_tile(store, "t") is None

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from surveyproc.images.cube import write_rows
-from surveyproc.places.base import UNDER_WAY, under_way
+from surveyproc.places.base import under_way
 from surveyproc.releases.clean import clean
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.train import cube as training
 
@@ -72,12 +73,12 @@ def test_one_that_was_killed_is_not_waited_for(store):
         f"with under_way(Store({store.url!r}), 'ingest'): os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", program], check=False)
-    assert store.names(f"{UNDER_WAY}/ingest")
+    assert store.names(f"{layout.UNDER_WAY}/ingest")
     assert len(clean(store).removed) == 2
 
 
 def test_another_machine_is_waited_for_a_week(store):
-    note = f"{UNDER_WAY}/ingest/a.json"
+    note = f"{layout.UNDER_WAY}/ingest/a.json"
     store.put_json(note, {"item": "ingest", "host": "elsewhere", "process": 1, "born": ""})
     assert clean(store).removed == {}
     older(store, note, days=8)

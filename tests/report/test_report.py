@@ -20,12 +20,12 @@ from surveyproc.report.sections.known_redshifts import KnownRedshifts
 from surveyproc.report.sections.number_counts import EDGES, NumberCounts
 from surveyproc.report.sections.redshifts import Redshifts
 from surveyproc.report.sections.sky_map import SkyMap
-from surveyproc.run.plan import pointer_key, release_key
 from surveyproc.schemas import AB_ZEROPOINT_NJY, Column
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
-KEY = release_key("test", "r1")
+KEY = layout.release("test", "r1")
 ORDER = 6
 
 
@@ -191,7 +191,7 @@ def publish(store, **facts) -> None:
         "published": "2026-01-01",
         "flags": {},
     }
-    store.put_json(pointer_key("test"), current | facts)
+    store.put_json(layout.pointer("test"), current | facts)
 
 
 def words_of(page: str) -> str:

@@ -11,12 +11,13 @@ import where
 
 from surveyproc import schemas
 from surveyproc.catalogs import match
-from surveyproc.catalogs.ingest import catalog_key, ingest_catalog
+from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.sky import healpix29
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 from surveyproc.train import training_cube
@@ -138,7 +139,7 @@ def test_what_decides_the_content_decides_the_name(survey, built):
 def test_inputs_that_change_under_way_are_noticed(survey_copy, monkeypatch):
     config = load(survey_copy)
     store, section = Store(config.root), config.product("photoz")
-    key, original = catalog_key(config.survey.name), match.match_labels
+    key, original = layout.catalog(config.survey.name), match.match_labels
     store.remove("training")
 
     def match_and_ingest(*arguments):
