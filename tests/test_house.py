@@ -7,8 +7,7 @@ import surveyproc
 
 PACKAGE = Path(surveyproc.__file__).parent
 
-# From the roof to the cellar, as docs/design.md draws it. Rooms of one floor do not know each other,
-# but where the order within the floor is stated by a line of its own.
+# From the roof to the cellar, as docs/design.md draws it. Rooms of one floor do not know each other.
 FLOORS = [
     ["cli"],
     ["testing", "front"],

@@ -141,10 +141,8 @@ def _trained_with(store: Store, plans: dict[str, dict[str, Any]]) -> set[str]:
 
 def _stagings(store: Store) -> Iterator[str]:
     """What killed processes left half written on a local disk, and the notes that they took."""
-    for folder in (
-        STAGING,
-        *(f"{layout.UNDER_WAY}/{what}" for what in store.names(layout.UNDER_WAY)),
-    ):
+    notes = (f"{layout.UNDER_WAY}/{what}" for what in store.names(layout.UNDER_WAY))
+    for folder in (STAGING, *notes):
         for name in store.names(folder):
             moment = _modified(store, f"{folder}/{name}")
             age = STAGED if folder == STAGING else ABANDONED

@@ -14,6 +14,7 @@ from surveyproc.config import load
 from surveyproc.errors import GateError, InputError, StoreError
 from surveyproc.releases import release
 from surveyproc.run.plan import make_plan
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
@@ -67,7 +68,7 @@ def test_rollback_to_what_is_not_there_changes_nothing(survey):
     assert names(survey) == [second, first]
 
 
-@pytest.mark.parametrize("key_of", [release.pointer_key, release.withdrawn_key])
+@pytest.mark.parametrize("key_of", [layout.pointer, layout.withdrawn])
 def test_rollback_past_a_damaged_document_names_it(survey, key_of):
     store, key = Store(load(survey).root), key_of("simulated")
     _, first = names(survey)
