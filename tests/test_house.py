@@ -7,7 +7,7 @@ import surveyproc
 
 PACKAGE = Path(surveyproc.__file__).parent
 
-# From the roof to the cellar, as docs/design.md draws it. Rooms of one floor do not know each other.
+# From the roof to the cellar, as docs/design.md draws it; rooms of one floor keep to themselves.
 FLOORS = [
     ["cli"],
     ["testing", "front"],
