@@ -171,6 +171,7 @@ def publish(
         "rejected": plan.catalog.rejected,
         "duplicates": plan.catalog.duplicates,
         "partitions": len(plan.units),
+        "kinds": plan.kinds,
         "tables": tables,
         "pixels": sorted(plan.pixels),
         "rows_per_second": _rate(commits),

@@ -14,6 +14,7 @@ from surveyproc import schemas, sky
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Partition
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
+from surveyproc.config.kinds import kind_of
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.products.base import PixelArray, Product, RowTable, pixels_of, tables_of
 from surveyproc.products.registry import build_products, carried_columns, check_columns
@@ -81,6 +82,8 @@ class Plan:
         Those of the source that follow, by their names in the ingested catalog.
     settings : str
         Hash of the configuration, without the sections that cannot change a leaf.
+    kinds : dict of str to str
+        Product to its kind.
     """
 
     survey: str
@@ -92,6 +95,7 @@ class Plan:
     catalog: CatalogInfo
     tiles: tuple[Tile, ...]
     products: tuple[Product, ...]
+    kinds: dict[str, str]
 
     @property
     def leaf_columns(self) -> tuple[Column, ...]:
@@ -194,7 +198,11 @@ def make_plan(survey: Survey) -> Plan:
     without = {"run", "gates", "nightly", "truth"}
     settings = fingerprint(survey.config.model_dump(mode="json", exclude=without))
     run = _edition(survey.store, survey.name, inputs)
-    return Plan(survey.name, run, units, columns, carried, settings, catalog, tiles, products)
+    kinds = {product.name: "photometry" for product in products}  # the catalog's own
+    kinds |= {one.name: kind_of(one.name, one.kind) for one in survey.config.products}
+    return Plan(
+        survey.name, run, units, columns, carried, settings, catalog, tiles, products, kinds
+    )
 
 
 def _unit(

@@ -15,7 +15,6 @@ from surveyproc.config import SurveyConfig
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.report.page import gather, write_report
 from surveyproc.report.sections.base import Release, Section
-from surveyproc.report.sections.choice import kind_of
 from surveyproc.report.sections.known_redshifts import KnownRedshifts
 from surveyproc.report.sections.number_counts import EDGES, NumberCounts
 from surveyproc.report.sections.redshifts import Redshifts
@@ -223,19 +222,6 @@ def photometry_page(tmp_path) -> str:
         },
     )
     return Path(write_report(Survey(survey(root)))["report"]).read_text()
-
-
-@pytest.mark.parametrize(
-    ("product", "kind"),
-    [
-        ("photometry", "photometry"),
-        ("catalog_photometry", "photometry"),
-        ("photoz_photometry", "photoz"),
-        ("shapes", ""),
-    ],
-)
-def test_kind_of_a_product(product, kind):
-    assert kind_of(product) == kind
 
 
 def test_the_page_of_a_release_with_photometry_alone(photometry_page):

@@ -6,6 +6,7 @@ A section for another kind of product is a module beside this one, a template, a
 
 from __future__ import annotations
 
+from surveyproc.config.kinds import kind_of
 from surveyproc.report.sections.base import Release, Section
 from surveyproc.report.sections.facts import Facts
 from surveyproc.report.sections.flags import BandFlags, Flags
@@ -22,20 +23,11 @@ AGAINST_TRUTH: dict[str, type[Section]] = {"photoz": KnownRedshifts}
 """Kind of product to the section that holds it against the [truth] table."""
 
 
-def kind_of(product: str) -> str:
-    """The kind of a product: the first word of its name that has a section; empty if none has.
-
-    Examples
-    --------
-    >>> kind_of("photoz_images"), kind_of("catalog_photometry"), kind_of("morphology")
-    ('photoz', 'photometry', '')
-    """
-    return next((word for word in product.split("_") if word in SECTIONS), "")
-
-
 def choose(release: Release) -> dict[str, list[Section]]:
     """Place on the page (`first`, `distributions`, `last`) to its sections."""
-    kinds = {kind_of(product) for product in release.current["flags"]}
+    # Releases made before kinds were recorded have names that say them.
+    known = release.current.get("kinds", {})
+    kinds = {known.get(product) or kind_of(product, None) for product in release.current["flags"]}
     places: dict[str, list[type[Section]]] = {
         "first": [Facts, SkyMap],
         "distributions": [section for kind, section in SECTIONS.items() if kind in kinds],
