@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from own_package import EXAMPLES, call, install
 
+import surveyproc
 from surveyproc.errors import ConfigError
 from surveyproc.models import base
 from surveyproc.models.base import build
@@ -56,21 +57,21 @@ def test_from_labels_to_columns(installed, survey):
     report = Path(call(installed, "report", survey)["report"]).read_text()
     assert "<span>extent flagged</span>" in report
 
-    leaves = sorted((Path(done["url"]) / "dataset").rglob("Npix=*.parquet"))
-    rows = pa.concat_tables([pq.read_table(leaf) for leaf in leaves])
-    assert rows.num_rows == 240
+    names = ["object_id", "extent_class", "extent_p_compact", "extent_p_extended"]
+    rows = surveyproc.open(survey).catalog(columns=[*names, "extent_embedding"]).compute()
+    assert len(rows) == 240
     p = np.stack([rows["extent_p_compact"], rows["extent_p_extended"]], axis=1)
     np.testing.assert_allclose(p.sum(axis=1), 1.0, rtol=1e-5)
     classes = np.array(["compact", "extended"])
     assert (rows["extent_class"].to_numpy() == classes[p.argmax(axis=1)]).all()
-    vectors = np.array(rows["extent_embedding"].to_pylist())
+    vectors = np.array(rows["extent_embedding"].to_list())
     assert vectors.shape == (240, 4)
     assert (vectors.std(axis=0) > 0).any()
     # Those that it learned from lie on the side where it was told that they are.
     labels = pyarrow.csv.read_csv(survey.parent / "shapes.csv")
     truth = pq.read_table(survey.parent / "truth.parquet")
     told = dict(zip(truth["object_id"].to_pylist(), labels["shape"].to_pylist(), strict=True))
-    extended = np.array([told[one] == "extended" for one in rows["object_id"].to_pylist()])
+    extended = np.array([told[one] == "extended" for one in rows["object_id"]])
     assert p[extended, 1].mean() > p[~extended, 1].mean() + 0.05
 
 
