@@ -94,8 +94,8 @@ def check_network(
     output for every task; a loss of shape (n,), finite, with finite gradients, also where targets
     are missing, which then change nothing; values of the columns that each task declares for a
     plan; averages of several outputs; the same values whatever rows come with a row; no exception
-    where nothing is known of an object; and weights that safetensors hold, the scale of the targets
-    among them.
+    where nothing is known of an object; and weights that safetensors hold, the scales of targets
+    and images among them.
 
     Parameters
     ----------
@@ -129,6 +129,8 @@ def check_network(
             assert known, f"task {task.name}: give `targets` with {target.name!r}"
     network.set_targets({name: one.double() for name, one in labels.items()})
     inputs = _tensors_of(given, scaling)
+    if "images" in inputs:
+        network.set_images(iter([inputs["images"]]))
     outputs = network(**inputs)
     assert set(outputs) == set(names), f"forward gives {sorted(outputs)}, the tasks are {names}"
     if labels:

@@ -1,12 +1,9 @@
 """A product of another package: columns, a table with several rows an object, a mask."""
 
-import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from own_package import call, command, install
 from sums import sums
 
 from surveyproc.catalogs import hats
 from surveyproc.testing import check_product
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "own_product"
 SECTION = '\n[[products]]\nname = "peaks"\nband = "r"\n'
 
 
@@ -27,27 +24,7 @@ SECTION = '\n[[products]]\nname = "peaks"\nband = "r"\n'
 def installed(tmp_path_factory):
     """A folder with the package as pip installs it."""
     folder = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    # Built in a copy: the build leaves files beside its source.
-    source = tmp_path_factory.mktemp("source") / "own_product"
-    shutil.copytree(EXAMPLE, source)
-    subprocess.run([*pip, "--target", folder, source], check=True)
-    return folder
-
-
-def command(installed, *arguments):
-    path = os.pathsep.join([str(installed), os.environ["PYTHONPATH"]])
-    return (
-        [sys.executable, "-m", "surveyproc", *map(str, arguments)],
-        {**os.environ, "PYTHONPATH": path},
-    )
-
-
-def call(installed, verb, survey, *more):
-    line, environment = command(installed, verb, survey, *more, "--json")
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+    return install("own_product", folder, tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

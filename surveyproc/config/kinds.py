@@ -15,6 +15,8 @@ from surveyproc.config.sections import ProductSection
 from surveyproc.errors import ConfigError, near
 
 ENTRY_POINTS = "surveyproc.products"
+NETWORKS = "surveyproc.models"
+"""The group of architectures, which the kinds with a model may name."""
 OWN = {
     "network": "surveyproc.products.network:NetworkProduct",
     "photometry": "surveyproc.products.photometry:AperturePhotometry",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -20,11 +20,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from surveyproc.config.kinds import NETWORKS
 from surveyproc.errors import ConfigError
 from surveyproc.models.tasks.base import Task
 from surveyproc.models.tasks.columns import task_columns
 
-ENTRY_POINTS = "surveyproc.models"
 OWN_MODULES = (
     "surveyproc.models.families.gaznet",
     "surveyproc.models.families.gaznet_images",
@@ -119,6 +119,13 @@ class Network(nn.Module, ABC):
         By the name of the target, shape (n,) or (n, k), NaN = missing.
         """
 
+    def set_images(self, batches: Iterable[Tensor]) -> None:
+        """Scale the inputs to the training set's cutouts, before training.
+
+        Float32 Tensors of shape (n, bands, y, x), nJy a pixel, not finite = missing; they are read
+        as they are asked for.
+        """
+
     def begin_step(self, generator: torch.Generator) -> None:
         """Draw what is random in one step of training, the same for all workers."""
 
@@ -147,7 +154,7 @@ def register(pattern: str) -> Callable[[Builder], Builder]:
 
 @cache
 def _third_parties() -> dict[str, Any]:
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    return {entry.name: entry for entry in entry_points(group=NETWORKS)}
 
 
 def architectures() -> list[str]:

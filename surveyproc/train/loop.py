@@ -359,8 +359,7 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
         if network.reads.cutout:
             some = np.zeros(len(usable), bool)
             some[training[:: max(1, len(training) // SCALING_ROWS)]] = True
-            scaling: Any = network.scaling
-            scaling.fit(images for _, images in cutouts_of(usable, network, some))
+            network.set_images(images for _, images in cutouts_of(usable, network, some))
         store.put(where, safetensors.torch.save(network.state_dict()))
 
 

@@ -1,7 +1,8 @@
 """A verb as a job on a Ray cluster, through its jobs API: submitted, followed, stopped.
 
-A job gets a working directory of its own. It holds survey.toml and this package, and nothing else:
-images, catalogs, stores and virtual environments are never looked at, wherever they lie.
+A job gets a working directory of its own. It holds survey.toml, this package, the packages that
+bring the survey's other products and networks, and nothing else: images, catalogs, stores and the
+rest of virtual environments are never looked at, wherever they lie.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from surveyproc.config import SurveyConfig
 from surveyproc.errors import ClusterError, ConfigError, InputError
 from surveyproc.store.urls import holds_login
+from surveyproc.verbs.plugins import plugin_files
 
 # They tell of uploads and closed sockets.
 for _module in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private"):
@@ -97,7 +99,8 @@ class Cluster:
         Raises
         ------
         ConfigError
-            If survey.toml names a path that means nothing in another working directory.
+            If survey.toml names a path that means nothing in another working directory, or a
+            package that a product uses cannot be shipped.
         InputError
             If there is more to ship than `MAX_BYTES`.
         ClusterError
@@ -111,7 +114,7 @@ class Cluster:
         if install:
             environment["pip"] = _dependencies()
         with tempfile.TemporaryDirectory() as folder:
-            pack(survey, Path(folder))
+            pack(config, survey, Path(folder))
             with self._talking():
                 return self._client.submit_job(
                     entrypoint=f"{_interpreter(install)} -m surveyproc "
@@ -199,14 +202,17 @@ class Cluster:
             ) from error
 
 
-def pack(survey: Path, folder: Path) -> int:
+def pack(config: SurveyConfig, survey: Path, folder: Path) -> int:
     """Fill the empty `folder` with what a job needs; returns its size in bytes.
 
-    That is survey.toml, the package with its schemas, and the package's metadata, so that the code
-    that runs there is the code that was submitted, also where another version is installed.
+    That is survey.toml, the package with its schemas, the packages of `plugins.plugin_files`, and
+    the metadata of all, so that the code that runs there is the code that was submitted, also where
+    another version is installed.
 
     Raises
     ------
+    ConfigError
+        As `plugins.plugin_files`.
     InputError
         If that is more than `MAX_BYTES`.
     """
@@ -214,16 +220,24 @@ def pack(survey: Path, folder: Path) -> int:
     schemas = _PACKAGE.parent / "schemas"
     if not (_PACKAGE / "_schemas").is_dir():
         sources["schemas"] = schemas
-    sizes = {file: file.stat().st_size for source in sources.values() for file in _files(source)}
+    others = plugin_files(config)
+    shipped = [*others.values(), *(file for one in sources.values() for file in _files(one))]
+    sizes = {file: file.stat().st_size for file in shipped}
     if (total := sum(sizes.values())) > MAX_BYTES:
         largest = max(sizes, key=lambda file: sizes[file])
         raise InputError(
-            f"submit ships survey.toml and the package, at most {MAX_BYTES / 1e6:.0f} MB, and "
-            f"found {total / 1e6:.0f} MB; the largest file is {largest}: move it elsewhere"
+            "submit ships survey.toml, the package and those that bring products or networks, at "
+            f"most {MAX_BYTES / 1e6:.0f} MB, and found {total / 1e6:.0f} MB; the largest file is "
+            f"{largest}: move it elsewhere"
         )
+    # Ours last: no other package takes the place of what is ours.
+    for name, file in others.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / name)
+    ignore = shutil.ignore_patterns(*_IGNORED)
     for name, source in sources.items():
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(*_IGNORED))
+            shutil.copytree(source, folder / name, ignore=ignore, dirs_exist_ok=True)
         else:
             shutil.copy(source, folder / name)
     ours = distribution("surveyproc")

@@ -1,6 +1,7 @@
 """Jobs on a Ray head of its own: a process with a token, its own ports and its own folder."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -9,12 +10,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
+from own_package import install
 from ray_head import RAY, START_S, TOKEN, environment, free_port, head
 
 from surveyproc.config import load
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.simulate import simulate
 from surveyproc.verbs import submit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -99,6 +104,29 @@ def test_a_job_runs_the_shipped_code_and_its_log_is_followed(survey, address):
     assert refused.returncode == 3
     assert "gates refused" in refused.stdout
     assert "FAILED" in refused.stdout.splitlines()[-1]
+
+
+def test_a_product_of_another_package_goes_along(address, tmp_path):
+    """It is installed where the job is submitted, and not on the cluster."""
+    installed = install("own_product", tmp_path / "installed", tmp_path)
+    simulate(tmp_path, objects=40, workers=1)
+    path = tmp_path / "peaks.toml"
+    path.write_text(
+        f'[survey]\nname = "peaks"\nroot = "{tmp_path}/store"\n[run]\nplace = "ray"\n'
+        f'[images]\ntiles = "{tmp_path}/tiles/*_r.*"\nbands = ["r"]\n'
+        "file_pattern = '(?P<tile>[^_/]+)_(?P<band>r)[.](?:(?P<kind>weight)[.])?fits$'\n"
+        f'[catalog]\nsource = "{tmp_path}/sources.fits"\n'
+        '[[products]]\nname = "peaks"\nband = "r"\n'
+    )
+    path_here = os.pathsep.join([str(installed), os.environ["PYTHONPATH"]])
+    done = call(path, address, "--verb", "nightly", env=environment(PYTHONPATH=path_here))
+    assert done.returncode == 0, done.stdout + done.stderr
+    releases = list((tmp_path / "store" / "releases" / "peaks").glob("r*"))
+    (release,) = (one for one in releases if not one.name.endswith("-peaks"))
+    leaves = (release / "dataset").rglob("Npix=*.parquet")
+    counts = np.concatenate([pq.read_table(leaf)["peaks_n"].to_numpy() for leaf in leaves])
+    assert len(counts) == 40
+    assert (counts > 0).mean() > 0.5
 
 
 @pytest.mark.slow
@@ -195,7 +223,7 @@ def test_addresses_where_no_cluster_is(survey, where, status, message):
 
 def test_nothing_but_the_survey_and_the_package_is_shipped(survey, tmp_path):
     (tmp_path / "packed").mkdir()
-    size = submit.pack(survey, tmp_path / "packed")
+    size = submit.pack(load(survey), survey, tmp_path / "packed")
     names = {path.name for path in (tmp_path / "packed").iterdir()}
     assert {"survey.toml", "surveyproc", "schemas"} <= names
     assert len(names) == 4  # and the package's metadata
@@ -204,10 +232,11 @@ def test_nothing_but_the_survey_and_the_package_is_shipped(survey, tmp_path):
 
 
 def test_too_much_to_ship_is_refused_by_name(survey):
+    config = load(survey)
     with open(survey, "ab") as stream:
         stream.write(b"#" * (submit.MAX_BYTES + 1))
     with pytest.raises(InputError, match=r"at most 21 MB.*largest file is .*survey\.toml"):
-        submit.pack(survey, survey.parent)
+        submit.pack(config, survey, survey.parent)
 
 
 def test_relative_paths_and_logins_never_reach_a_cluster(survey):

@@ -19,7 +19,7 @@ of zeros, which no real, noisy image is.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +168,10 @@ class GaZNetImages(Network):
             raise InputError("features come with a network that has a catalog's path, only then")
         raw = self.head(self.joint(torch.cat(parts, dim=1)))
         return {"redshift": mixture_output(raw, self.target)}
+
+    def set_images(self, batches: Iterable[Tensor]) -> None:
+        """As `BandScaling.fit`."""
+        self.scaling.fit(batches)
 
     def outside(self, images: Tensor) -> Tensor:
         """As `BandScaling.outside`; with a catalog its fluxes say it, and no image."""

@@ -296,6 +296,10 @@ class P19(Network):
         logits = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
         return {"redshift": BinnedOutput(logits.float(), None, self.edges)}
 
+    def set_images(self, batches: Iterable[Tensor]) -> None:
+        """As `BandScaling.fit`."""
+        self.scaling.fit(batches)
+
     def outside(self, images: Tensor) -> Tensor:
         """As `BandScaling.outside`."""
         return self.scaling.outside(images)

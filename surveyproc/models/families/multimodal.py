@@ -25,7 +25,7 @@ What is ours, because the paper states nothing:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
@@ -273,6 +273,10 @@ class MultimodalNetwork(Network):
             self.edges,
         )
         return {"redshift": output}
+
+    def set_images(self, batches: Iterable[Tensor]) -> None:
+        """As `BandScaling.fit`."""
+        self.scaling.fit(batches)
 
     def outside(self, images: Tensor) -> Tensor:
         """As `BandScaling.outside`."""
