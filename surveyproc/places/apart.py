@@ -25,6 +25,9 @@ from surveyproc.places.cluster import LOST, Cluster, Failures, failures_of_ray, 
 
 PARTS = 2
 """Parts of an item that are read, wait, or are computed at once: one for either side."""
+READER_CPU, NETWORK_CPU = 0.99, 0.0001
+"""What they reserve: next to nothing keeps a network off nodes without CPUs, such as a head, and
+still leaves room for as many readers as there are CPUs."""
 SPARE = 1.25
 """Readers beyond those that the measured times ask for, as a factor."""
 MEASURED = 8
@@ -40,10 +43,10 @@ GONE = (
 class Apart:
     """Readers and networks on a Ray cluster.
 
-    A network reserves no CPU at Ray, whatever it holds: processes that hold CPUs would wait for
-    those that hold GPUs, and these for them. There are as many fewer readers instead, and one at
-    least, and no reader is asked for before there is a network: so that nothing waits for ever with
-    one CPU, or beside another command.
+    A network reserves no whole CPU at Ray: of two commands one could hold the GPU, the other the
+    CPUs, each waiting for what the other has. There are as many fewer readers instead, and one at
+    least, and no reader is asked for before there is a network: so nothing waits for ever with one
+    CPU, or beside another command.
 
     Parameters
     ----------
@@ -263,8 +266,8 @@ class _Flow:
         recipe = ray.cloudpickle.dumps((stage.worker, stage.arguments))  # type: ignore[no-untyped-call]
         share = 1 / math.ceil(place.networks / place.gpus) if place.gpus else 0
         more: dict[str, Any] = {"num_gpus": share, "concurrency_groups": {"end": 1}}
-        network = ray.remote(num_cpus=0, **more)(_Network)
-        reader = ray.remote(num_cpus=1)(_Reader)
+        network = ray.remote(num_cpus=0 if share else NETWORK_CPU, **more)(_Network)
+        reader = ray.remote(num_cpus=READER_CPU)(_Reader)
         self.new_network: Callable[[], Any] = partial(network.remote, recipe)
         self.new_reader: Callable[[], Any] = partial(reader.remote, recipe)
 

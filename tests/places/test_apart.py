@@ -15,7 +15,7 @@ from surveyproc.errors import ClusterError, InputError
 from surveyproc.places import Item, Places, Stage
 from surveyproc.places.apart import PARTS, Apart
 
-NUMBERS = range(8)
+NUMBERS = range(5)
 
 
 @pytest.fixture(scope="module")
