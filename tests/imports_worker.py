@@ -13,8 +13,8 @@ KEY = "modules.json"
 
 
 class TellingWorker(UnitWorker):
-    def process(self, planned, task):
-        done = super().process(planned, task)
+    def __call__(self, task):
+        done = super().__call__(task)
         self.store.put_json(KEY, {"modules": [name for name in sys.modules if "." not in name]})
         return done
 

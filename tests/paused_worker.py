@@ -12,7 +12,7 @@ import time
 import ray
 
 from surveyproc.cli.app import main
-from surveyproc.run import pipeline
+from surveyproc.run import pipeline, stages
 from surveyproc.run.pipeline import UnitWorker
 from surveyproc.store.storage import Store
 
@@ -37,24 +37,38 @@ def worked(store: Store) -> set[str]:
 
 
 class PausedWorker(UnitWorker):
-    def process(self, planned, task):
-        self.node = ray.get_runtime_context().get_node_id()
-        self.unit = planned.name
-        done = super().process(planned, task)
-        self.store.put(f"{WORKED}/{self.node}-{planned.name}", b"")
-        return done
+    def read(self, task):
+        self.here(task)
+        return super().read(task)
+
+    def begin(self, task):
+        self.here(task)
+        attempt = super().begin(task)
+        end = attempt.end
+
+        def ended():
+            outcome = end()
+            self.store.put(f"{WORKED}/{self.node}-{task.unit}", b"")
+            return outcome
+
+        attempt.end = ended
+        return attempt
+
+    def here(self, task):
+        self.node, self.unit = ray.get_runtime_context().get_node_id(), task.unit
 
     def __init__(self, config, run):
         super().__init__(config, run)
         stage = (self.store.read_json(KEY) or {"stage": ""})["stage"]
         if stage == "reading":
-            self.reader.batches = self.after_the_first(self.reader.batches)
+            reader = stages.CutoutReader
+            reader.batches = self.after_the_first(reader.batches)
         elif stage == "inference":
             network = self.plan.products[-1]
             type(network).compute = self.before(type(network).compute)
         elif stage == "commit":
             # The leaf lies there, the record of it does not.
-            pipeline.commit.write = self.before(pipeline.commit.write)
+            stages.commit.write = self.before(stages.commit.write)
 
     def pause(self):
         here = {"node": self.node, "pid": os.getpid(), "unit": self.unit}

@@ -17,20 +17,44 @@ from surveyproc.store.storage import Store
 KEY = "trouble.json"
 
 
-def make_trouble(store: Store, unit: str, how: str, attempts: int) -> None:
+def make_trouble(store: Store, unit: str, how: str, attempts: int, side: str = "computing") -> None:
     """The first attempts of a unit, or of all if it has no name: `dies`, `raises` or `memory`."""
-    store.put_json(KEY, {"unit": unit, "how": how, "attempts": attempts})
+    store.put_json(KEY, {"unit": unit, "how": how, "attempts": attempts, "side": side})
 
 
 class TroubledWorker(UnitWorker):
-    def process(self, planned, task):
+    """Fails when a unit is read, or after it was computed."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.well, self.reading = self.reading, self.read_or_fail
+
+    def read_or_fail(self, planned, donors):
+        # One that is given up is asked for without donors, and for its rows alone.
+        parts = self.well(planned, donors)
+        yield next(parts)
+        self.fail(planned.name, "reading")
+        yield from parts
+
+    def begin(self, task):
+        attempt = super().begin(task)
+        add = attempt._add
+
+        def add_or_fail(content):
+            add(content)
+            if not task.quarantine:
+                self.fail(task.unit, "computing")
+
+        attempt._add = add_or_fail
+        return attempt
+
+    def fail(self, unit, side):
         trouble = self.store.read_json(KEY)
-        if trouble["unit"] in ("", planned.name) and not task.quarantine and trouble["attempts"]:
+        if trouble["unit"] in ("", unit) and trouble["side"] == side and trouble["attempts"]:
             self.store.put_json(KEY, {**trouble, "attempts": trouble["attempts"] - 1})
             if trouble["how"] == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise MemoryError if trouble["how"] == "memory" else ZeroDivisionError("one by zero")
-        return super().process(planned, task)
 
 
 class DeadlyTileWorker(ingest._TileWorker):

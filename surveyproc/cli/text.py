@@ -110,7 +110,7 @@ def clean_lines(done: dict[str, Any]) -> list[str]:
 
 def place_lines(done: dict[str, Any]) -> list[str]:
     """Where the work ran, and why."""
-    where = {"here": "in this process", "ray": "on Ray"}
+    where = {"here": "in this process", "ray": "on Ray", "apart": "on Ray, read and computed apart"}
     alike: dict[str, list[str]] = {}
     for one in done.get("places", ()):
         alike.setdefault(f"{where[one['place']]}: {one['why']}", []).append(one["what"])

@@ -459,9 +459,16 @@ class NightlySection(Section):
 class RunSection(Section):
     """How the work is spread."""
 
-    place: Literal["auto", "here", "ray"] = Field(
+    place: Literal["auto", "here", "ray", "apart"] = Field(
         "auto",
-        description="Where work runs: in the command's own process, on Ray, or by its size.",
+        description="Where work runs: in the command's own process; on Ray; on Ray, units read by "
+        "some processes and computed by others (apart); or as their size and the cluster's GPUs "
+        "say.",
+    )
+    networks: int | None = Field(
+        None,
+        ge=1,
+        description="Processes that compute what others read; as many as GPUs if absent.",
     )
     workers: int | None = Field(
         None,

@@ -6,11 +6,12 @@ import datetime
 import os
 import socket
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from surveyproc.errors import ClusterError, StoreError
 from surveyproc.store import layout
@@ -48,6 +49,49 @@ class Item:
     apart: bool = False
 
 
+class Computing(Protocol):
+    """The computing side of one item."""
+
+    def take(self, part: Any) -> bool:
+        """Compute a part that was read; whether the others are wanted. Its arrays are read-only.
+
+        What is kept of them must be copied.
+        """
+
+    def end(self) -> Any:
+        """The item's result, when all parts were taken. May run beside the `take` of others."""
+
+
+class Divided(ABC):
+    """A worker with two sides, which two processes may share: one reads, one computes.
+
+    Called with a payload it does both.
+
+    Attributes
+    ----------
+    device : str
+        Where it is to compute, as torch names it: `cuda`, or `cpu` where no GPU is held.
+    """
+
+    device: str = "cpu"
+
+    @abstractmethod
+    def read(self, payload: Any) -> Iterator[Any]:
+        """What must be read of an item, part by part; only what is asked for is read."""
+
+    @abstractmethod
+    def begin(self, payload: Any) -> Computing:
+        """The computing side of an item, which is given the parts in their order."""
+
+    def __call__(self, payload: Any) -> Any:
+        """Both sides of an item, one after the other."""
+        computing = self.begin(payload)
+        for part in self.read(payload):
+            if not computing.take(part):
+                break
+        return computing.end()
+
+
 @dataclass(frozen=True)
 class Stage:
     """What is done with the items of one kind, wherever that is.
@@ -71,6 +115,8 @@ class Stage:
         Whether each process has a share of the cluster's GPUs, one at most.
     threads : bool
         Whether threads of one process may do several items at once.
+    device : bool
+        Whether a GPU makes the work faster, of a worker that is divided.
     ledger : Ledger, optional
         Where items that are under way are noted, if a crash would end the command itself.
     """
@@ -82,7 +128,13 @@ class Stage:
     deaths: int = DEATHS
     gpus: bool = False
     threads: bool = True
+    device: bool = False
     ledger: Ledger | None = None
+
+    @property
+    def divided(self) -> bool:
+        """Whether one process can read what another computes."""
+        return isinstance(self.worker, type) and issubclass(self.worker, Divided)
 
     def give_up(self, payload: Any) -> Any:
         """The result of a payload that killed every process it was given to.

@@ -50,7 +50,7 @@ class Places:
     Parameters
     ----------
     run : RunSection
-        `place`, `workers`, `address`, `niceness`.
+        `place`, `workers`, `networks`, `address`, `niceness`.
     """
 
     def __init__(self, run: RunSection) -> None:
@@ -83,7 +83,7 @@ class Places:
         self._open.close()
 
     def choose(self, what: str, seconds: float, at_once: int = 1) -> str:
-        """`here` or `ray`; see `told`.
+        """`here` or `ray`, of work that cannot be divided; see `told`.
 
         Parameters
         ----------
@@ -94,29 +94,33 @@ class Places:
         at_once : int
             Items that this process would do side by side.
         """
+        place, why = self._by_size(seconds, at_once)
+        self._note(what, place, why)
+        return place
+
+    def _by_size(self, seconds: float, at_once: int) -> tuple[str, str]:
         about = f"about {seconds:.0f} s of work" if seconds >= 1 else "less than a second of work"
         # Nothing is known yet of how many cores that would keep busy: all, is assumed.
         pays = ray_pays(seconds / at_once, at_once, self.workers, self._start())
         start = "Ray runs already" if self._runs() else f"Ray takes {START_S:.0f} s to start"
-        return self._decide(what, pays, about if pays else f"{about}, and {start}")
+        return self._decide(pays, about if pays else f"{about}, and {start}")
 
-    def _decide(self, what: str, ray: bool, why: str) -> str:
-        place = "ray" if ray else "here"
+    def _decide(self, ray: bool, why: str) -> tuple[str, str]:
         if self.run.place != "auto":
-            place, why = self.run.place, f"run.place = {self.run.place!r}"
-        elif elsewhere := self._elsewhere():
-            place, why = "ray", elsewhere
-        self._note(what, place, why)
-        return place
+            place = "here" if self.run.place == "here" else "ray"
+            return place, f"run.place = {self.run.place!r}"
+        if elsewhere := self._elsewhere():
+            return "ray", elsewhere
+        return "ray" if ray else "here", why
 
-    def _choose_for(self, items: Sequence[Item], stage: Stage, at_once: int) -> str:
+    def _choose_for(self, items: Sequence[Item], stage: Stage, at_once: int) -> tuple[str, str]:
         if stage.threads:
-            return self.choose(stage.what, sum(item.seconds for item in items), at_once)
+            return self._by_size(sum(item.seconds for item in items), at_once)
         if len(items) == 1:
-            return self._decide(stage.what, False, "one alone, nothing to share out")
+            return self._decide(False, "one alone, nothing to share out")
         several = self.workers > 1
         why = f"{len(items)} of them, each with a process of its own"
-        return self._decide(stage.what, several, why if several else "one after the other")
+        return self._decide(several, why if several else "one after the other")
 
     def need_ray(self, what: str, why: str) -> None:
         """Start Ray, for work that cannot be done without.
@@ -172,14 +176,32 @@ class Places:
             return
         todo = deque(items)
         threads = min(self.threads, len(items)) if stage.threads and not alone else 1
-        if self._choose_for(items, stage, threads) == "here":
+        place, why = self._choose_for(items, stage, threads)
+        if place == "here":
+            self._note(stage.what, place, why)
             here = Here(threads)
             yield from here.stream(self._while_well(todo, here), stage)
-            if todo:
-                why = f"the last {len(todo)}, since they take longer than expected"
-                self._note(stage.what, "ray", why)
+            why = f"the last {len(todo)}, since they take longer than expected"
         if todo:
-            yield from self.cluster().stream(todo, stage, 1 if alone else None)
+            yield from self._on_ray(todo, stage, why, 1 if alone else None)
+
+    def _on_ray(
+        self, todo: Sequence[Item], stage: Stage, why: str, most: int | None
+    ) -> Iterator[Any]:
+        cluster = self.cluster()
+        forced = self.run.place == "apart"
+        if stage.divided and (forced or (stage.device and self.run.place == "auto")):
+            from surveyproc.places.apart import Apart
+
+            apart = Apart(cluster, self.run.networks)
+            if forced or apart.gpus:
+                self._note(stage.what, "apart", f"{why}: {apart}")
+                yield from apart.stream(todo, stage, most)
+                return
+        elif forced:
+            why += f", but {stage.what} are not read and computed apart"
+        self._note(stage.what, "ray", why)
+        yield from cluster.stream(todo, stage, most)
 
     def _while_well(self, todo: deque[Item], here: Here) -> Iterator[Item]:
         """Hand out items for as long as what those before took says that they are well here."""
@@ -207,7 +229,7 @@ class Places:
         Returns
         -------
         list of dict
-            `what` (the items: `units`, `tiles`), `place` (`here` or `ray`) and `why`.
+            `what` (the items: `units`, `tiles`), `place` (`here`, `ray` or `apart`) and `why`.
         """
         told = [
             {"what": what, "place": where, "why": why} for (what, where), why in self._told.items()

@@ -101,13 +101,42 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _gpus() -> float:
+def gpus() -> float:
+    """GPUs of the cluster as it is now."""
     return float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
 
 
 def _cpus() -> int:
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return max(1, int(resources.get("CPU", 1)))
+
+
+class Failures:
+    """How often processes died with each item of a stage, or with their nodes."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.deaths, self.losses = Counter[str](), Counter[str]()
+
+    def again(self, item: Item, *, died: bool) -> bool:
+        """Count that a process died with an item, or was lost; whether to give it out anew."""
+        (self.deaths if died else self.losses)[item.name] += 1
+        deaths, losses, most = self.deaths[item.name], self.losses[item.name], self.stage.deaths
+        return deaths < most and deaths + losses < max(DEATHS, most)
+
+
+@contextmanager
+def failures_of_ray() -> Iterator[None]:
+    """Make a ClusterError of what Ray itself raises within the block."""
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        if isinstance(error, ray.exceptions.RayTaskError):
+            raise  # a defect of ours, with its traceback
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ClusterError(
+            f"the Ray cluster failed: {said[0]} What was finished is kept: repeat the command"
+        ) from error
 
 
 class Cluster:
@@ -145,43 +174,32 @@ class Cluster:
         most = min(self.workers, workers or self.workers)
         ahead = 2 * most if self.full and most == self.workers else most
         waiting, running = deque(items), dict[Any, Item]()
-        gpus = _gpus() / max(1, min(most, len(waiting))) if stage.gpus else 0.0
+        each = gpus() / max(1, min(most, len(waiting))) if stage.gpus else 0.0
         # Told of a GPU here, and not by `options`, Ray ends the process after each item: the next
         # one may be given another GPU.
-        share: dict[str, Any] = {"num_gpus": min(1.0, gpus)} if gpus else {}
+        share: dict[str, Any] = {"num_gpus": min(1.0, each)} if each else {}
         do = ray.remote(num_cpus=1, max_retries=0, **share)(_do)
         recipe = ray.cloudpickle.dumps((stage.worker, stage.arguments))  # type: ignore[no-untyped-call]
-        token, deaths, losses = uuid.uuid4().hex, Counter[str](), Counter[str]()
+        token, failures = uuid.uuid4().hex, Failures(stage)
         try:
-            while waiting or running:
-                while waiting and len(running) < ahead:
-                    item = waiting.popleft()
-                    running[do.remote(token, recipe, item.payload)] = item
-                (done,), _ = ray.wait(list(running))
-                item = running.pop(done)
-                try:
-                    result = ray.get(done)
-                except DIED_WITH_IT:
-                    deaths[item.name] += 1
-                except LOST:
-                    losses[item.name] += 1
-                else:
+            with failures_of_ray():
+                while waiting or running:
+                    while waiting and len(running) < ahead:
+                        item = waiting.popleft()
+                        running[do.remote(token, recipe, item.payload)] = item
+                    (done,), _ = ray.wait(list(running))
+                    item = running.pop(done)
+                    try:
+                        result = ray.get(done)
+                    except (*DIED_WITH_IT, *LOST) as error:
+                        if failures.again(item, died=isinstance(error, DIED_WITH_IT)):
+                            waiting.append(item)
+                        else:
+                            yield stage.give_up(item.payload)
+                        continue
                     if isinstance(result, SurveyError):
                         raise result
                     yield result
-                    continue
-                died, lost = deaths[item.name], losses[item.name]
-                if died >= stage.deaths or died + lost >= max(DEATHS, stage.deaths):
-                    yield stage.give_up(item.payload)
-                else:
-                    waiting.append(item)
-        except (ray.exceptions.RayError, ConnectionError) as error:
-            if isinstance(error, ray.exceptions.RayTaskError):
-                raise  # a defect of ours, with its traceback
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise ClusterError(
-                f"the Ray cluster failed: {said[0]} What was finished is kept: repeat the command"
-            ) from error
         finally:
             with suppress(ray.exceptions.RayError):
                 for one in running:

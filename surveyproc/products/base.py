@@ -85,6 +85,9 @@ class PixelArray:
 class Batch:
     """Objects handed to a product, all arrays with the same first axis n.
 
+    The arrays are to be read only: they serve other products too, and may lie in memory that
+    processes share.
+
     Attributes
     ----------
     columns : mapping of str to ndarray, shape (n,)
@@ -186,6 +189,28 @@ def tables_of(product: Product) -> tuple[RowTable, ...]:
 def pixels_of(product: Product) -> tuple[PixelArray, ...]:
     """The arrays of pixels that a product writes: its `pixels`, which it may leave out."""
     return tuple(getattr(product, "pixels", ()))
+
+
+def wants_device(product: Product) -> bool:
+    """Whether a GPU makes a product faster: its `wants_device`, which it may leave out."""
+    return bool(getattr(product, "wants_device", False))
+
+
+_device = "cpu"
+
+
+def device() -> str:
+    """Where this process computes, as torch names it: `cuda`, or `cpu` where no GPU is held.
+
+    A product that wants a device asks in `prepare` and in `compute`; it is the same all the time.
+    """
+    return _device
+
+
+def use_device(name: str) -> None:
+    """Say what `device` answers in this process, before a product is prepared."""
+    global _device
+    _device = name
 
 
 class Kind(Product, Protocol):

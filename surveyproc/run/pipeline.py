@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import datetime
 import time
-import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from surveyproc.errors import (
-    ClusterError,
-    StoreError,
-    SurveyError,
-    UnitsFailedError,
-    UnreachableError,
-)
+from surveyproc.errors import ClusterError, UnitsFailedError
 from surveyproc.places import DIED, Item, Ledger, Places, Stage
-from surveyproc.products.base import Product
+from surveyproc.products.base import wants_device
 from surveyproc.progress import Meter
-from surveyproc.run import attempts, carry, commit, stages, unit
+from surveyproc.run import attempts, carry, commit
 from surveyproc.run.adopt import adopt
 from surveyproc.run.carry import Donor
 from surveyproc.run.cost import COLUMNS_S, expected_seconds, seconds_per_object
-from surveyproc.run.plan import Plan, Unit, make_plan
+from surveyproc.run.plan import Plan
+from surveyproc.run.worker import Outcome, Task, UnitWorker
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
@@ -53,118 +47,6 @@ class Computed:
     rows: int
     todo: frozenset[str]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Task:
-    """One attempt at a unit.
-
-    Attributes
-    ----------
-    unit : str
-        Its name.
-    quarantine : str
-        Why the unit is given up: its rows are then written with nulls. Empty to compute it.
-    donors : tuple of Donor
-        Leaves of other releases that have values of products for it.
-    """
-
-    unit: str
-    quarantine: str = ""
-    donors: tuple[Donor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a task.
-
-    Attributes
-    ----------
-    unit : str
-        Its name.
-    rows, nbytes : int
-        Of the leaf; 0 if it failed.
-    error : str
-        Why it failed; empty if it did not.
-    crowded : bool
-        Whether it may succeed if it has the machine to itself: it died, or memory ran out.
-    outside : bool
-        Whether the store failed, not the unit: the next run may find it well.
-    """
-
-    unit: str
-    rows: int = 0
-    nbytes: int = 0
-    error: str = ""
-    crowded: bool = False
-    outside: bool = False
-
-
-class UnitWorker:
-    """Lives in a worker process or thread: holds models and tile list, turns units into leaves.
-
-    Parameters
-    ----------
-    survey : Survey
-        The survey.
-    run : str
-        The run the driver planned; a worker that plans another one refuses to work.
-    """
-
-    def __init__(self, survey: Survey, run: str) -> None:
-        self.store = survey.store
-        self.plan = make_plan(survey)
-        if self.plan.run != run:
-            raise SurveyError(
-                f"inputs changed while the run was under way (planned {run}, found "
-                f"{self.plan.run}): repeat the command"
-            )
-        self.units = {planned.name: planned for planned in self.plan.units}
-        self.read = stages.Reading(self.store, self.plan, survey.config.images.bands)
-        self._prepared: set[str] = set()
-
-    def __call__(self, task: Task) -> Outcome:
-        """Do one task; an error of the unit is reported, not raised, and the others go on."""
-        # A model that cannot be loaded ends the run, where an error of a unit is held against it.
-        carried = {name for donor in task.donors for name in donor.products}
-        if not task.quarantine:
-            self._prepare(one for one in self.plan.products if one.name not in carried)
-        try:
-            done = self.process(self.units[task.unit], task)
-        except UnreachableError:
-            raise  # every other unit would wait as long
-        except Exception as error:
-            message = f"{error}" if isinstance(error, SurveyError) else traceback.format_exc()
-            return Outcome(
-                task.unit,
-                error=message,
-                crowded=isinstance(error, MemoryError),
-                outside=isinstance(error, StoreError),
-            )
-        return Outcome(task.unit, done.leaf.rows, done.leaf.nbytes)
-
-    def _prepare(self, products: Iterable[Product]) -> None:
-        """Load what products need, once each."""
-        needed = [one for one in products if one.name not in self._prepared]
-        unit.prepare(needed)
-        self._prepared |= {one.name for one in needed}
-
-    @staticmethod
-    def died(task: Task) -> Outcome:
-        """What became of a task whose process died."""
-        return Outcome(task.unit, error=DIED, crowded=True)
-
-    def process(self, planned: Unit, task: Task) -> commit.Commit:
-        """Read, compute, write."""
-        if task.quarantine:
-            held = self.read(planned, ())
-            output = unit.quarantined(held.table.num_rows, self.plan.products)
-        else:
-            held = self.read(planned, task.donors)
-            # Those of a donor that was damaged meanwhile.
-            self._prepare(held.products)
-            output = stages.compute(self.plan, held)
-        return stages.write(self.store, self.plan, planned, held, output, task.quarantine)
 
 
 def compute_pending(survey: Survey, plan: Plan, places: Places) -> Computed:
@@ -301,6 +183,7 @@ class Work:
             (self.survey, self.plan.run),
             died=UnitWorker.died,
             deaths=1,
+            device=any(map(wants_device, self.plan.products)),
             ledger=self.ledger,
         )
         for outcome in self.places.stream([*map(self.item, tasks)], stage, alone=alone):

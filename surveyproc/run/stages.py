@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,14 +16,14 @@ from surveyproc.products.base import Product
 from surveyproc.run import carry, commit, stacks, unit
 from surveyproc.run.carry import Carried, Donor
 from surveyproc.run.plan import Plan, Unit, table_columns
-from surveyproc.run.unit import Output, Read
+from surveyproc.run.unit import Computation, Output, Read
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, digest, parse_table
 
 
 @dataclass
 class Held:
-    """What was read of a unit.
+    """What was read of a unit beside its batches.
 
     Attributes
     ----------
@@ -31,19 +31,14 @@ class Held:
         Its rows of the source.
     carried : Carried
         Values of products that need not be computed.
-    products : tuple of Product
-        Those that must be, in order.
-    batches : iterable of Read
-        What they are to be given.
-    started : float
-        When reading began, by the monotonic clock.
     """
 
     table: pa.Table
     carried: Carried
-    products: tuple[Product, ...]
-    batches: Iterable[Read]
-    started: float
+
+    def stale(self, plan: Plan) -> tuple[Product, ...]:
+        """The products that must be computed, in order."""
+        return tuple(one for one in plan.products if one.name not in self.carried.runs)
 
 
 class Reading:
@@ -67,18 +62,17 @@ class Reading:
         objects = {column.name for column in schemas.load("object")}
         self._wanted = [name for name in own if name in objects | inputs | plan.carried.keys()]
 
-    def __call__(self, planned: Unit, donors: Sequence[Donor]) -> Held:
-        """Everything that computing a unit needs; of its pixels the first, the others as asked."""
-        started = time.monotonic()
+    def __call__(self, planned: Unit, donors: Sequence[Donor]) -> Iterator[Held | Read]:
+        """Everything that computing a unit needs: what is held of it, then batch by batch."""
         plan = self.plan
         key = hats.leaf_key(planned.order, planned.pixel)
         table = self._source(f"{plan.catalog.key}/{key}", planned.source_sha256)
-        carried = carry.read(self.store, plan, donors, table.num_rows)
-        products = tuple(one for one in plan.products if one.name not in carried.runs)
-        bands, size = unit.image_needs(products, self.bands)
-        reader = self._reader(tuple(bands)) if size else None
-        batches = unit.batches(table, products, reader) if products else ()
-        return Held(table, carried, products, batches, started)
+        held = Held(table, carry.read(self.store, plan, donors, table.num_rows))
+        yield held
+        if products := held.stale(plan):
+            bands, size = unit.image_needs(products, self.bands)
+            reader = self._reader(tuple(bands)) if size else None
+            yield from unit.batches(table, products, reader)
 
     def _reader(self, bands: tuple[str, ...]) -> CutoutReader:
         if bands not in self._readers:
@@ -97,27 +91,35 @@ class Reading:
         return parse_table(pa.BufferReader(data), self._wanted).select(self._wanted)
 
 
-def compute(plan: Plan, held: Held) -> Output:
-    """The values of the products that must be computed."""
-    if not held.products:
-        return Output()
+def computation(plan: Plan, held: Held) -> Computation:
+    """The computation of the products that must be, to which the unit's batches are added."""
     lengths = {one.name: one.length for product in plan.products for one in product.columns}
     known = {
         name: carry.as_numpy(column, lengths[name]) for name, column in held.carried.columns.items()
     }
-    return unit.compute_batches(held.table, held.products, held.batches, known)
+    return Computation(held.table, held.stale(plan), known)
 
 
 def write(
-    store: Store, plan: Plan, planned: Unit, held: Held, output: Output, quarantine: str = ""
+    store: Store,
+    plan: Plan,
+    planned: Unit,
+    held: Held,
+    output: Output,
+    *,
+    seconds: float,
+    quarantine: str = "",
 ) -> commit.Commit:
     """Pixels, tables and the leaf, and the commit record after them.
 
     Parameters
     ----------
+    seconds : float
+        What reading and computing took; writing is added.
     quarantine : str
         Why nothing could be computed, if that is so.
     """
+    started = time.monotonic()
     key = hats.leaf_key(planned.order, planned.pixel)
     carried = held.carried
     names = {name: column.name for name, column in plan.carried.items()}
@@ -150,7 +152,7 @@ def write(
         leaf=leaf,
         stats=commit.column_stats(result, plan.columns),
         flags=commit.flag_counts(result, plan.products),
-        seconds=time.monotonic() - held.started,
+        seconds=seconds + time.monotonic() - started,
         provenance=plan.provenance,
         quarantined=quarantine,
         band_flags=commit.band_flag_counts(result, plan.products),

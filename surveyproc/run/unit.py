@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,40 +110,61 @@ def compute(
     known : mapping of str to ndarray, optional
         Columns of products that need not be computed, shape (n,) or (n, length).
     """
-    return compute_batches(table, products, batches(table, products, reader), known)
+    computation = Computation(table, products, known)
+    for read in batches(table, products, reader):
+        computation.add(read)
+    return computation.output()
 
 
-def compute_batches(
-    table: pa.Table,
-    products: Sequence[Product],
-    read: Iterable[Read],
-    known: Mapping[str, NDArray[Any]] | None = None,
-) -> Output:
-    """As `compute`, from batches that `batches` gave for the same rows and products."""
-    held = {name: _as_numpy(table[name]) for name in _catalog_inputs(products, table)}
-    held |= known or {}
-    output = Output.empty(products, table.num_rows)
-    parts: dict[str, list[dict[str, NDArray[Any]]]] = {name: [] for name in output.tables}
-    for one in read:
-        index = one.index
-        available: dict[str, NDArray[Any]] = {name: array[index] for name, array in held.items()}
-        for product in products:
-            written = product.compute(_narrow(one, product, available))
+class Computation:
+    """What `products` say of the rows of a partition, batch by batch, in any order.
+
+    Parameters
+    ----------
+    table, products, known
+        As `compute` takes them.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        products: Sequence[Product],
+        known: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self.products = products
+        self._columns = {name: _as_numpy(table[name]) for name in _catalog_inputs(products, table)}
+        self._columns |= known or {}
+        self._output = Output.empty(products, table.num_rows)
+        self._parts: dict[str, list[dict[str, NDArray[Any]]]] = {
+            name: [] for name in self._output.tables
+        }
+
+    def add(self, read: Read) -> None:
+        """Compute one batch that `batches` gave for the same rows and products."""
+        index, output = read.index, self._output
+        available: dict[str, NDArray[Any]] = {
+            name: array[index] for name, array in self._columns.items()
+        }
+        for product in self.products:
+            written = product.compute(_narrow(read, product, available))
             for column in product.columns:
                 values = _values(product, column, written, len(index))
                 output.columns[column.name][index] = values
                 available[column.name] = values
             for beside in tables_of(product):
-                parts[beside.name].append(_rows(product, beside, written, index))
+                self._parts[beside.name].append(_rows(product, beside, written, index))
             for array in pixels_of(product):
                 output.pixels[array.name][index] = _pixels(product, array, written, len(index))
-    for name, found in parts.items():
-        if found:
-            joined = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
-            # Batches come tile by tile; the rows of an object stay in its product's order.
-            order = np.argsort(joined["row"], kind="stable")
-            output.tables[name] = {key: values[order] for key, values in joined.items()}
-    return output
+
+    def output(self) -> Output:
+        """The values, when all batches were added."""
+        for name, found in self._parts.items():
+            if found:
+                joined = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+                # Batches come tile by tile; the rows of an object stay in its product's order.
+                order = np.argsort(joined["row"], kind="stable")
+                self._output.tables[name] = {key: values[order] for key, values in joined.items()}
+        return self._output
 
 
 def _rows(

@@ -68,12 +68,14 @@ def wait_for(found, driver):
     return value
 
 
+@pytest.mark.parametrize("place", ["ray", "apart"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_node_dies_while_its_unit_is_at(stage, nodes, survey_copy, published_survey):
+def test_a_node_dies_while_its_unit_is_at(stage, place, nodes, survey_copy, published_survey):
     store = Store(load(survey_copy).root)
     pause_at(store, stage)
     # A lost node is not held against its unit: its one attempt is not used up.
-    driver = drive(survey_copy, nodes, "--set", "run.attempts=1")
+    settings = ("run.attempts=1", f"run.place={place}")
+    driver = drive(survey_copy, nodes, *(word for one in settings for word in ("--set", one)))
     victim = wait_for(lambda: paused(store), driver)
     nodes.kill(victim["node"])
     # One JSON document, whatever Ray has to say of the node.
@@ -99,9 +101,11 @@ def test_a_node_that_comes_late_takes_part(nodes, survey_copy, published_survey)
     assert leaves(survey_copy) == leaves(published_survey)
 
 
-def test_workers_killed_again_and_again(nodes, survey_copy, published_survey):
+@pytest.mark.parametrize("place", ["ray", "apart"])
+def test_workers_killed_again_and_again(place, nodes, survey_copy, published_survey):
     rng = random.Random(5)
-    driver = drive(survey_copy, nodes, "--set", "run.attempts=50")
+    settings = ("run.attempts=50", f"run.place={place}")
+    driver = drive(survey_copy, nodes, *(word for one in settings for word in ("--set", one)))
     killed = 0
     while driver.poll() is None and killed < 6:
         time.sleep(rng.uniform(1.0, 3.0))

@@ -5,7 +5,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 from surveyproc.errors import InputError
+from surveyproc.places import Divided
 
 
 class Squarer:
@@ -76,3 +79,67 @@ class Slow:
     def __call__(self, number):
         time.sleep(0.05)
         return number, os.getpid()
+
+
+class Halves(Divided):
+    """Sums arrays of a megabyte, six of each number; a part that is read waits as a file.
+
+    Parameters
+    ----------
+    folder : str
+        Where `alive` has the parts that were read and are not yet computed, `counts` how many that
+        were, and `reading-7`, say, how and how often a side is to fail at 7.
+    slow : str
+        The side that takes its time.
+    enough : int
+        Parts of which no more are wanted.
+    """
+
+    def __init__(self, folder: str, slow: str = "", enough: int = 6):
+        self.folder, self.slow, self.enough = Path(folder), slow, enough
+
+    def read(self, number):
+        alive = self.folder / "alive"
+        for part in range(6):
+            self.work("reading", number)
+            (alive / f"{number}-{part}").touch()
+            (self.folder / "counts" / f"{len([*alive.iterdir()])}").touch()
+            yield part, np.full(1 << 17, number, np.int64)
+
+    def begin(self, number):
+        return Half(self, number)
+
+    def work(self, side, number):
+        time.sleep(0.03 * (self.slow == side))
+        note = self.folder / f"{side}-{number}"
+        if not note.exists():
+            return
+        how, times = note.read_text().split()
+        note.unlink()
+        if times != "1":
+            note.write_text(f"{how} {int(times) - 1}")
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise InputError(f"{side} {number} failed") if how == "refuses" else ZeroDivisionError(side)
+
+    @staticmethod
+    def died(number):
+        return {"number": number, "died": True}
+
+
+class Half:
+    def __init__(self, whole, number):
+        self.whole, self.number, self.sum, self.copied = whole, number, 0, False
+
+    def take(self, part):
+        index, array = part
+        self.whole.work("computing", self.number)
+        self.sum += int(array[::1024].sum()) >> 7
+        self.copied |= array.flags.writeable
+        (self.whole.folder / "alive" / f"{self.number}-{index}").unlink(missing_ok=True)
+        return index + 1 < self.whole.enough
+
+    def end(self):
+        self.whole.work("ending", self.number)
+        found = {"number": self.number, "sum": self.sum, "copied": self.copied}
+        return {**found, "process": os.getpid(), "device": self.whole.device}

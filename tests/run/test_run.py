@@ -94,7 +94,12 @@ def test_a_finished_run_repeated_touches_nothing(published_survey):
 def test_the_same_bytes_everywhere(published_survey, survey_copy, ray_session):
     """Two threads, one thread, and the processes of Ray; told from the configuration alone."""
     expected = leaves(published_survey)
-    for settings in (["run.place=here", "run.workers=1"], ["run.place=ray", "run.workers=2"]):
+    for settings in (
+        ["run.place=here", "run.workers=1"],
+        ["run.place=ray", "run.workers=2"],
+        ["run.place=apart", "run.networks=1"],
+        ["run.place=apart", "run.networks=2"],
+    ):
         shutil.rmtree(survey_copy.parent / "store/releases", ignore_errors=True)
         shutil.rmtree(survey_copy.parent / "store/runs")
         done = verbs.run(Survey(load(survey_copy, settings)))
