@@ -213,8 +213,9 @@ class _Job:
 
     Attributes
     ----------
-    begun, read, over : bool
-        Whether reading has begun, has ended; whether the item ended, or goes on elsewhere.
+    begun, read, sated, over : bool
+        Whether reading has begun, has ended; whether no more parts are wanted; whether the item
+        ended, or goes on elsewhere.
     parts : int
         Those that were asked for and are not yet computed.
     """
@@ -225,6 +226,7 @@ class _Job:
     network: _Process
     begun: bool = False
     read: bool = False
+    sated: bool = False
     over: bool = False
     parts: int = 0
 
@@ -354,7 +356,8 @@ class _Flow:
         """Give a part that was read to the network."""
         if job.over:
             return
-        if said.more and not job.read:
+        # That reading is over may be heard before the last part: it is not to be lost.
+        if said.more and not job.sated:
             self.reading.add(said.seconds)
             taken = job.network.calls.take.remote(job.number, job.item.payload, part)
             self.pending[taken] = _Call(
@@ -372,6 +375,7 @@ class _Flow:
         self.computing.add(said.seconds)
         job.parts -= 1
         if not said.more:
+            job.sated = True
             self.end_reading(job)
         if not job.read:
             self.ask(job)

@@ -11,7 +11,7 @@ import ray
 
 from places.troubled import Halves, Squarer
 from surveyproc.config.sections import RunSection
-from surveyproc.errors import ClusterError, InputError
+from surveyproc.errors import ClusterError
 from surveyproc.places import Item, Places, Stage
 from surveyproc.places.apart import PARTS, Apart
 
@@ -110,13 +110,17 @@ def test_processes_that_always_die_end_it(cluster, folder):
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ("refuses", InputError, "{side} 3 failed"),
+        ("raises", ray.exceptions.RayTaskError, "ZeroDivisionError"),
+    ],
+)
 @pytest.mark.parametrize("side", ["reading", "computing", "ending"])
-def test_errors_arrive_as_they_are(cluster, folder, side):
-    (folder / f"{side}-3").write_text("refuses 1")
-    with pytest.raises(InputError, match=f"{side} 3 failed"):
-        stream(Apart(cluster), stage(folder))
-    (folder / f"{side}-3").write_text("raises 1")
-    with pytest.raises(ray.exceptions.RayTaskError, match="ZeroDivisionError"):
+def test_errors_arrive_as_they_are(cluster, folder, side, how, error, words):
+    (folder / f"{side}-3").write_text(f"{how} 1")
+    with pytest.raises(error, match=words.format(side=side)):
         stream(Apart(cluster), stage(folder))
 
 
