@@ -24,8 +24,7 @@ from surveyproc.places.base import DEATHS, DIED, Computing, Divided, Item, Stage
 from surveyproc.places.cluster import LOST, Cluster, Failures, failures_of_ray, gpus
 
 PARTS = 3
-"""Parts of an item that are read, wait, or are computed at once; with two a network was idle for 16 %
-of the time, with three for 6 %."""
+"""Parts of an item that are read, wait, or are computed at once (benchmarks/NOTES.md)."""
 READER_CPU, NETWORK_CPU = 0.99, 0.0001
 """What they reserve: next to nothing keeps a network off nodes without CPUs, such as a head, and
 still leaves room for as many readers as there are CPUs."""
