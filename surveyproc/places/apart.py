@@ -23,8 +23,8 @@ from surveyproc.errors import ClusterError, SurveyError
 from surveyproc.places.base import DEATHS, DIED, Computing, Divided, Item, Stage
 from surveyproc.places.cluster import LOST, Cluster, Failures, failures_of_ray, gpus
 
-PARTS = 2
-"""Parts of an item that are read, wait, or are computed at once: one for either side."""
+PARTS = 3
+"""Parts of an item that are read, wait, or are computed at once (benchmarks/NOTES.md)."""
 READER_CPU, NETWORK_CPU = 0.99, 0.0001
 """What they reserve: next to nothing keeps a network off nodes without CPUs, such as a head, and
 still leaves room for as many readers as there are CPUs."""
@@ -72,10 +72,10 @@ class Apart:
         return f"networks {self.networks}, GPUs {self.gpus}, readers {self.readers} at most"
 
     def stream(self, items: Iterable[Item], stage: Stage, most: int | None = None) -> Iterator[Any]:
-        """The result of every item, as they finish, in no fixed order.
+        """The result of every item, as they finish; at most `most` are under way at once.
 
-        At most `most` items are under way at once. The item of a process that dies is given out
-        again; of several that a network has, the one that it was computing is held responsible.
+        The item of a process that dies is given out again; of several that a network has, the one
+        that it was computing is held responsible.
 
         Raises
         ------
@@ -144,42 +144,55 @@ class _Reader(_Side):
         return _Note(time.monotonic() - started), part
 
 
+class _Begun:
+    """An item in a network, whose parts are computed in their order, as long as more are wanted."""
+
+    def __init__(self, computing: Computing) -> None:
+        self.computing, self.more, self.next = computing, True, 0
+        self.early: dict[int, Any] = {}
+
+    def take(self, index: int, part: Any) -> bool:
+        self.early[index] = part
+        while self.next in self.early:
+            part = self.early.pop(self.next)
+            self.more = self.more and self.computing.take(part)
+            self.next += 1
+        return self.more
+
+
 class _Network(_Side):
     """Computes the parts of several items, as they come. What is written is written beside it."""
 
     def __init__(self, recipe: bytes) -> None:
         super().__init__(recipe)
-        self.begun: dict[int, Computing] = {}
-        self.sated = set[int]()
+        self.begun: dict[int, _Begun] = {}
 
-    def take(self, number: int, payload: Any, part: Any) -> _Note:
-        """Compute a part of the item that is known by this number."""
+    def take(self, number: int, index: int, payload: Any, part: Any) -> _Note:
+        """Compute a part of the item that is known by this number, when those before it are.
+
+        Answers, and calls of a process with several threads, may overtake each other.
+        """
         try:
             worker = self.worker()
             started = time.monotonic()
             if number not in self.begun:
-                self.begun[number] = worker.begin(payload)
-            # Parts may be on their way when no more are wanted.
-            if number not in self.sated and not self.begun[number].take(part):
-                self.sated.add(number)
+                self.begun[number] = _Begun(worker.begin(payload))
+            more = self.begun[number].take(index, part)
         except SurveyError as error:
             return _Note(error=error)
-        return _Note(time.monotonic() - started, number not in self.sated)
+        return _Note(time.monotonic() - started, more)
 
     @ray.method(concurrency_group="end")
     def end(self, number: int) -> Any:
         """The result of an item of which all parts were taken."""
         try:
-            return self.begun.pop(number).end()
+            return self.begun.pop(number).computing.end()
         except SurveyError as error:
             return _Note(error=error)
-        finally:
-            self.sated.discard(number)
 
     def forget(self, number: int) -> None:
         """Leave an item that goes on elsewhere."""
         self.begun.pop(number, None)
-        self.sated.discard(number)
 
 
 @dataclass(eq=False)
@@ -213,21 +226,20 @@ class _Job:
 
     Attributes
     ----------
-    begun, read, sated, over : bool
-        Whether reading has begun, has ended; whether no more parts are wanted; whether the item
-        ended, or goes on elsewhere.
-    parts : int
-        Those that were asked for and are not yet computed.
+    read, over : bool
+        Whether reading has ended; whether the item ended, or goes on elsewhere.
+    asked, parts : int
+        Parts that were asked for, and those of them that are not yet computed.
     """
 
     number: int
     item: Item
     reader: _Process
     network: _Process
-    begun: bool = False
     read: bool = False
     sated: bool = False
     over: bool = False
+    asked: int = 0
     parts: int = 0
 
 
@@ -345,21 +357,20 @@ class _Flow:
 
     def ask(self, job: _Job) -> None:
         """Have the next part of an item read."""
-        given = None if job.begun else (job.item.payload,)
-        note, part = job.reader.calls.read.remote(given)
-        job.begun, job.parts = True, job.parts + 1
+        index = job.asked
+        note, part = job.reader.calls.read.remote(None if index else (job.item.payload,))
+        job.asked, job.parts = index + 1, job.parts + 1
         self.pending[note] = _Call(
-            job.reader, "read", lambda said: self.pass_on(job, said, part), job
+            job.reader, "read", lambda said: self.pass_on(job, said, index, part), job
         )
 
-    def pass_on(self, job: _Job, said: _Note, part: Any) -> None:
+    def pass_on(self, job: _Job, said: _Note, index: int, part: Any) -> None:
         """Give a part that was read to the network."""
         if job.over:
             return
-        # That reading is over may be heard before the last part: it is not to be lost.
-        if said.more and not job.sated:
+        if said.more:
             self.reading.add(said.seconds)
-            taken = job.network.calls.take.remote(job.number, job.item.payload, part)
+            taken = job.network.calls.take.remote(job.number, index, job.item.payload, part)
             self.pending[taken] = _Call(
                 job.network, "take", lambda said: self.computed(job, said), job
             )

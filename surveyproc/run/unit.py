@@ -131,7 +131,7 @@ class Computation:
         products: Sequence[Product],
         known: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        self.products = products
+        self.products, self._missing = products, table.num_rows if products else 0
         self._columns = {name: _as_numpy(table[name]) for name in _catalog_inputs(products, table)}
         self._columns |= known or {}
         self._output = Output.empty(products, table.num_rows)
@@ -141,7 +141,9 @@ class Computation:
 
     def add(self, read: Read) -> None:
         """Compute one batch that `batches` gave for the same rows and products."""
-        index, output = read.index, self._output
+        index, batch, bands = read
+        self._missing -= len(index)
+        output = self._output
         available: dict[str, NDArray[Any]] = {
             name: array[index] for name, array in self._columns.items()
         }
@@ -158,6 +160,7 @@ class Computation:
 
     def output(self) -> Output:
         """The values, when all batches were added."""
+        assert not self._missing, f"{self._missing} rows were in no batch"
         for name, found in self._parts.items():
             if found:
                 joined = {key: np.concatenate([part[key] for part in found]) for key in found[0]}

@@ -184,7 +184,8 @@ class Attempt:
             self.held = content
             if not self.task.quarantine:
                 self.computation = stages.computation(self.worker.plan, content)
-        elif self.computation is not None:
+        else:
+            assert self.computation is not None, "a batch before what is held of its unit"
             self.computation.add(content)
 
     def end(self) -> Outcome:

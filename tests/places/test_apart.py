@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
+import ray.cloudpickle
 
 from places.troubled import Halves, Squarer
 from surveyproc.config.sections import RunSection
 from surveyproc.errors import ClusterError, InputError
 from surveyproc.places import Item, Places, Stage
-from surveyproc.places.apart import PARTS, Apart, _Flow, _Job, _Note, _Process, _Rate
+from surveyproc.places.apart import PARTS, Apart, _Network
 
 NUMBERS = range(5)
 
@@ -97,6 +99,15 @@ def test_few_parts_are_alive_at_once_whoever_is_slow(cluster, folder, side, netw
     # What computes slowly always has something to do.
     assert most >= PARTS or side == "reading"
     assert list((folder / "alive").iterdir()) == []
+
+
+@pytest.mark.ray
+def test_parts_that_overtake_others_are_computed_in_their_order(cluster, folder):
+    network = _Network(ray.cloudpickle.dumps((Halves, (str(folder),))))
+    parts = [(index, np.full(1 << 17, 7)) for index in range(6)]
+    for index in (1, 3, 0, 2, 5, 4):
+        assert network.take(9, index, 7, parts[index]).more == (index != 4)
+    assert network.end(9)["sum"] == 42
 
 
 @pytest.mark.ray

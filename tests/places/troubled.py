@@ -130,9 +130,12 @@ class Halves(Divided):
 class Half:
     def __init__(self, whole, number):
         self.whole, self.number, self.sum, self.copied = whole, number, 0, False
+        self.next = 0
 
     def take(self, part):
         index, array = part
+        assert index == self.next, "out of order"
+        self.next += 1
         self.whole.work("computing", self.number)
         self.sum += int(array[::1024].sum()) >> 7
         self.copied |= array.flags.writeable
