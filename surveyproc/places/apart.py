@@ -237,7 +237,6 @@ class _Job:
     reader: _Process
     network: _Process
     read: bool = False
-    sated: bool = False
     over: bool = False
     asked: int = 0
     parts: int = 0
@@ -386,7 +385,6 @@ class _Flow:
         self.computing.add(said.seconds)
         job.parts -= 1
         if not said.more:
-            job.sated = True
             self.end_reading(job)
         if not job.read:
             self.ask(job)

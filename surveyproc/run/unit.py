@@ -141,9 +141,8 @@ class Computation:
 
     def add(self, read: Read) -> None:
         """Compute one batch that `batches` gave for the same rows and products."""
-        index, batch, bands = read
+        index, output = read.index, self._output
         self._missing -= len(index)
-        output = self._output
         available: dict[str, NDArray[Any]] = {
             name: array[index] for name, array in self._columns.items()
         }

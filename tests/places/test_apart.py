@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,25 +54,6 @@ def test_one_process_does_both_sides_where_places_are_not_divided(folder):
     assert {one["process"] for one in found} == {os.getpid()}
     # What is read is computed before anything else is read, by each of the threads.
     assert {one.name for one in (folder / "counts").iterdir()} <= {"1", "2"}
-
-
-def test_a_last_part_that_is_heard_after_the_end_of_reading_is_computed():
-    """Answers of one process come in any order when the machine is busy."""
-    asked = []
-
-    def remote(name):
-        return SimpleNamespace(remote=lambda *given: asked.append((name, *given)) or object())
-
-    calls = SimpleNamespace(take=remote("take"), end=remote("end"))
-    flow = object.__new__(_Flow)
-    flow.reading, flow.computing, flow.pending = _Rate(), _Rate(), {}
-    job = _Job(1, Item("4", 4), _Process(None), _Process(calls), begun=True, parts=2)
-    flow.pass_on(job, _Note(more=False), None)
-    assert asked == []
-    flow.pass_on(job, _Note(more=True), "last part")
-    assert asked == [("take", 1, 4, "last part")]
-    flow.computed(job, _Note(more=True))
-    assert asked[1:] == [("end", 1)]
 
 
 @pytest.mark.ray
@@ -195,7 +175,7 @@ def test_clusters_of_all_sizes(folder, cpus, gpus, networks):
 
 def main():
     folder, (cpus, gpus, networks) = sys.argv[1], json.loads(sys.argv[2])
-    ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     # Unless it is told of networks, the GPUs decide.
     section = RunSection(place="apart" if networks else "auto", networks=networks)
     places = Places(section)
