@@ -158,8 +158,15 @@ class Computation:
                 output.pixels[array.name][index] = _pixels(product, array, written, len(index))
 
     def output(self) -> Output:
-        """The values, when all batches were added."""
-        assert not self._missing, f"{self._missing} rows were in no batch"
+        """The values, when all batches were added.
+
+        Raises
+        ------
+        SurveyError
+            If a row was in no batch: its values would be nulls without a word.
+        """
+        if self._missing:
+            raise SurveyError(f"{self._missing} rows were in no batch: repeat the command")
         for name, found in self._parts.items():
             if found:
                 joined = {key: np.concatenate([part[key] for part in found]) for key in found[0]}

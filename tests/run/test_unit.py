@@ -270,6 +270,17 @@ def test_what_a_product_is_told_does_not_depend_on_what_others_read():
     assert np.isnan(large.seen[0].images).all()
 
 
+def test_rows_that_were_in_no_batch_are_an_error_not_nulls():
+    product = Made("p", lambda b: b.flags, columns=("number",))
+    table = table_of(5)
+    computation = unit.Computation(table, [product])
+    with pytest.raises(SurveyError, match="5 rows were in no batch"):
+        computation.output()
+    for read in unit.batches(table, [product], None):
+        computation.add(read)
+    assert len(computation.output().columns["p_flag"]) == 5
+
+
 def test_large_cutouts_come_in_smaller_batches():
     bands = "ugriz"
     products = [Made("p", lambda b: b.flags, bands=tuple(bands), cutout=1000)]
