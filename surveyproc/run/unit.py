@@ -142,7 +142,7 @@ class Computation:
     def add(self, read: Read) -> None:
         """Compute one batch that `batches` gave for the same rows and products."""
         index, output = read.index, self._output
-        self._missing -= len(index)
+        self._missing -= len(index) if self.products else 0
         available: dict[str, NDArray[Any]] = {
             name: array[index] for name, array in self._columns.items()
         }

@@ -116,6 +116,7 @@ import where
 from sample_tables import survey
 from surveyproc.catalogs.ingest import ingest_catalog
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 config = survey(sys.argv[1], sys.argv[2], partition_rows=40)
 ingest_catalog(Survey(config), where.HERE, rows_per_batch=100, spill_bytes=9000)
 """

@@ -17,6 +17,8 @@ from surveyproc.errors import ClusterError, InputError
 from surveyproc.places import Item, Places, Stage
 from surveyproc.places.apart import PARTS, Apart, _Network
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = range(5)
 
 

@@ -20,7 +20,7 @@ from surveyproc.run.worker import Task, UnitWorker
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SICK = 2
 """Which unit of the plan is in trouble."""
