@@ -64,7 +64,7 @@ class Nodes:
 def is_worker(process):
     """Whether a process computes units, cubes or partitions."""
     try:
-        return " ".join(process.cmdline()).startswith(("ray::_do", "ray::_Reader", "ray::_Network"))
+        return " ".join(process.cmdline()).startswith(("ray::_do", "ray::Reader", "ray::Network"))
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

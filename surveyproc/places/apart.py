@@ -7,11 +7,10 @@ store, so that no GPU idles while pixels are read. See docs/design.md, "Where wo
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,9 +18,10 @@ import ray
 import ray.cloudpickle
 import ray.exceptions
 
-from surveyproc.errors import ClusterError, SurveyError
-from surveyproc.places.base import DEATHS, DIED, Computing, Divided, Item, Stage
+from surveyproc.errors import ClusterError
+from surveyproc.places.base import DEATHS, DIED, Item, Stage
 from surveyproc.places.cluster import LOST, Cluster, Failures, failures_of_ray, gpus
+from surveyproc.places.sides import Network, Note, Reader
 
 PARTS = 3
 """Parts of an item that are read, wait, or are computed at once (benchmarks/NOTES.md)."""
@@ -87,114 +87,6 @@ class Apart:
         yield from _Flow(self, items, stage, most).results()
 
 
-@dataclass(frozen=True)
-class _Note:
-    """What a call of a process says beside what it leaves in the object store."""
-
-    seconds: float = 0.0
-    more: bool = True
-    error: SurveyError | None = None
-
-
-class _Side:
-    """A process that makes its worker when it is first called.
-
-    Parameters
-    ----------
-    recipe : bytes
-        Class of the worker and its arguments.
-    """
-
-    def __init__(self, recipe: bytes) -> None:
-        self.recipe = recipe
-        self.made: Divided | None = None
-
-    def node(self) -> str:
-        """The node on which it is."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def worker(self) -> Divided:
-        """The worker."""
-        if self.made is None:
-            worker, arguments = ray.cloudpickle.loads(self.recipe)
-            self.made = worker(*arguments)
-            if ray.get_runtime_context().get_accelerator_ids().get("GPU"):
-                self.made.device = "cuda"
-        return self.made
-
-
-class _Reader(_Side):
-    """Reads one item after the other, part by part."""
-
-    parts: Iterator[Any]
-
-    @ray.method(num_returns=2)
-    def read(self, given: tuple[Any] | None) -> tuple[_Note, Any]:
-        """The first part of an item that is given, or else the next one of the last item."""
-        try:
-            worker = self.worker()
-            started = time.monotonic()
-            if given:
-                self.parts = worker.read(*given)
-            part = next(self.parts)
-        except StopIteration:
-            return _Note(more=False), None
-        except SurveyError as error:
-            return _Note(error=error), None
-        return _Note(time.monotonic() - started), part
-
-
-class _Begun:
-    """An item in a network, whose parts are computed in their order, as long as more are wanted."""
-
-    def __init__(self, computing: Computing) -> None:
-        self.computing, self.more, self.next = computing, True, 0
-        self.early: dict[int, Any] = {}
-
-    def take(self, index: int, part: Any) -> bool:
-        self.early[index] = part
-        while self.next in self.early:
-            part = self.early.pop(self.next)
-            self.more = self.more and self.computing.take(part)
-            self.next += 1
-        return self.more
-
-
-class _Network(_Side):
-    """Computes the parts of several items, as they come. What is written is written beside it."""
-
-    def __init__(self, recipe: bytes) -> None:
-        super().__init__(recipe)
-        self.begun: dict[int, _Begun] = {}
-
-    def take(self, number: int, index: int, payload: Any, part: Any) -> _Note:
-        """Compute a part of the item that is known by this number, when those before it are.
-
-        Answers, and calls of a process with several threads, may overtake each other.
-        """
-        try:
-            worker = self.worker()
-            started = time.monotonic()
-            if number not in self.begun:
-                self.begun[number] = _Begun(worker.begin(payload))
-            more = self.begun[number].take(index, part)
-        except SurveyError as error:
-            return _Note(error=error)
-        return _Note(time.monotonic() - started, more)
-
-    @ray.method(concurrency_group="end")
-    def end(self, number: int) -> Any:
-        """The result of an item of which all parts were taken."""
-        try:
-            return self.begun.pop(number).computing.end()
-        except SurveyError as error:
-            return _Note(error=error)
-
-    def forget(self, number: int) -> None:
-        """Leave an item that goes on elsewhere."""
-        self.begun.pop(number, None)
-
-
 @dataclass(eq=False)
 class _Process:
     """A process as the driver knows it.
@@ -211,6 +103,8 @@ class _Process:
         Whether it died, or was ended.
     blamed : set of _Job, optional
         What it was doing when it was first heard to be in trouble.
+    unanswered : set of _Job
+        Items of which a part was asked for and will not come.
     """
 
     calls: Any
@@ -218,6 +112,7 @@ class _Process:
     reads: _Job | None = None
     gone: bool = False
     blamed: set[_Job] | None = None
+    unanswered: set[_Job] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -279,8 +174,8 @@ class _Flow:
         recipe = ray.cloudpickle.dumps((stage.worker, stage.arguments))  # type: ignore[no-untyped-call]
         share = 1 / math.ceil(place.networks / place.gpus) if place.gpus else 0
         more: dict[str, Any] = {"num_gpus": share, "concurrency_groups": {"end": 1}}
-        network = ray.remote(num_cpus=0 if share else NETWORK_CPU, **more)(_Network)
-        reader = ray.remote(num_cpus=READER_CPU)(_Reader)
+        network = ray.remote(num_cpus=0 if share else NETWORK_CPU, **more)(Network)
+        reader = ray.remote(num_cpus=READER_CPU)(Reader)
         self.new_network: Callable[[], Any] = partial(network.remote, recipe)
         self.new_reader: Callable[[], Any] = partial(reader.remote, recipe)
 
@@ -363,7 +258,7 @@ class _Flow:
             job.reader, "read", lambda said: self.pass_on(job, said, index, part), job
         )
 
-    def pass_on(self, job: _Job, said: _Note, index: int, part: Any) -> None:
+    def pass_on(self, job: _Job, said: Note, index: int, part: Any) -> None:
         """Give a part that was read to the network."""
         if job.over:
             return
@@ -378,7 +273,7 @@ class _Flow:
         self.end_reading(job)
         self.end(job)
 
-    def computed(self, job: _Job, said: _Note) -> None:
+    def computed(self, job: _Job, said: Note) -> None:
         """Ask for another part in the place of one that is computed."""
         if job.over:
             return
@@ -427,13 +322,15 @@ class _Flow:
             return self.lose(call.job, died=False)
         finally:
             del self.pending[answer]
-        if isinstance(said, _Note) and said.error is not None:
+        if isinstance(said, Note) and said.error is not None:
             raise said.error
         return call.then(said) or []
 
     def trouble(self, call: _Call, error: Exception) -> list[Any]:
         """What follows from a call that found its process dead, or out of reach."""
         process = call.process
+        if call.what == "read" and call.job is not None:
+            process.unanswered.add(call.job)
         if process.gone or (process.blamed is not None and call.what != "start"):
             return []
         if process.blamed is None:
@@ -470,9 +367,17 @@ class _Flow:
                     f"{DEATHS} processes of {self.stage.what} died one after the other that did "
                     f"nothing: {DIED}"
                 )
+        # The end of an item may have been heard, and a part before it not.
+        lost = process.unanswered | {
+            call.job
+            for call in self.pending.values()
+            if call.process is process and call.what == "read" and call.job is not None
+        }
         results = []
         for job in [
-            one for one in self.jobs if process in (None if one.read else one.reader, one.network)
+            one
+            for one in self.jobs
+            if one in lost or process in (None if one.read else one.reader, one.network)
         ]:
             if job in blamed:
                 results += self.lose(job, died=process.node in alive)

@@ -15,7 +15,8 @@ from places.troubled import Halves, Squarer
 from surveyproc.config.sections import RunSection
 from surveyproc.errors import ClusterError, InputError
 from surveyproc.places import Item, Places, Stage
-from surveyproc.places.apart import PARTS, Apart, _Network
+from surveyproc.places.apart import PARTS, Apart, _Call, _Flow, _Job, _Process
+from surveyproc.places.sides import Network
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,19 @@ def test_one_process_does_both_sides_where_places_are_not_divided(folder):
 
 
 @pytest.mark.ray
+def test_an_item_whose_last_parts_were_not_heard_of_is_given_out_anew(cluster, folder):
+    """Its end was; the reader that died meanwhile was already at another one."""
+    flow = _Flow(Apart(cluster), [], stage(folder), None)
+    reader, network = (_Process(new()) for new in (flow.new_reader, flow.new_network))
+    job = _Job(1, Item("2", 2), reader, network, read=True, asked=3, parts=1)
+    flow.jobs.add(job)
+    call = _Call(reader, "read", lambda _: None, job)
+    flow.trouble(call, ray.exceptions.RayActorError())
+    assert (flow.jobs, [one.name for one in flow.waiting], job.over) == (set(), ["2"], True)
+    ray.kill(network.calls)
+
+
+@pytest.mark.ray
 def test_what_some_read_others_compute_without_a_copy(cluster, folder):
     place = Apart(cluster)
     assert (place.networks, place.readers, place.gpus) == (1, 1, 0)
@@ -85,7 +99,7 @@ def test_few_parts_are_alive_at_once_whoever_is_slow(cluster, folder, side, netw
 
 @pytest.mark.ray
 def test_parts_that_overtake_others_are_computed_in_their_order(cluster, folder):
-    network = _Network(ray.cloudpickle.dumps((Halves, (str(folder),))))
+    network = Network(ray.cloudpickle.dumps((Halves, (str(folder),))))
     parts = [(index, np.full(1 << 17, 7)) for index in range(6)]
     for index in (1, 3, 0, 2, 5, 4):
         assert network.take(9, index, 7, parts[index]).more == (index != 4)
