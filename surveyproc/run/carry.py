@@ -175,7 +175,8 @@ def as_numpy(column: pa.ChunkedArray, length: int) -> NDArray[np.generic]:
     if not length:
         values: NDArray[np.generic] = column.to_numpy()
         return values
-    out = np.full((len(column), length), np.nan, kind.value_type.to_pandas_dtype())
+    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+    out = np.full((len(column), length), np.nan if dtype.kind == "f" else 0, dtype)
     known = column.is_valid().to_numpy()
     out[known] = pc.list_flatten(column.drop_null()).to_numpy().reshape(-1, length)
     return out

@@ -151,7 +151,7 @@ class Computation:
             for column in product.columns:
                 values = _values(product, column, written, len(index))
                 output.columns[column.name][index] = values
-                available[column.name] = values
+                available[column.name] = _as_stored(output.columns[column.name][index], column)
             for beside in tables_of(product):
                 self._parts[beside.name].append(_rows(product, beside, written, index))
             for array in pixels_of(product):
@@ -174,6 +174,13 @@ class Computation:
                 order = np.argsort(joined["row"], kind="stable")
                 self._output.tables[name] = {key: values[order] for key, values in joined.items()}
         return self._output
+
+
+def _as_stored(values: NDArray[Any], column: Column) -> NDArray[Any]:
+    """A column as the leaf gives it back, so that others read the same if it is carried over."""
+    if column.dtype != "string":
+        return values
+    return np.array([value or "" for value in values.tolist()], dtype=object)
 
 
 def _rows(

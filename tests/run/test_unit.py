@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from surveyproc.errors import SurveyError
 from surveyproc.images.cutouts import Cutouts
 from surveyproc.products.base import Inputs, Product
-from surveyproc.run import unit
+from surveyproc.run import carry, unit
 from surveyproc.schemas import Column, flag
 
 NO_IMAGE, EDGE = flag("no_image"), flag("edge")
@@ -268,6 +268,36 @@ def test_what_a_product_is_told_does_not_depend_on_what_others_read():
     assert output["l_flag"].tolist() == [flag("missing_band", "corrupt_data")]
     assert np.isfinite(small.seen[0].images).all()
     assert np.isnan(large.seen[0].images).all()
+
+
+def test_others_read_a_column_as_the_leaf_gives_it_back():
+    """Not as it was computed: a product that is carried over must look the same to them."""
+    wide = SimpleNamespace(
+        name="w",
+        inputs=Inputs(),
+        version="1",
+        columns=(
+            Column("x", "float32"), Column("text", "string"),
+            Column("list", "int32", length=2), Column("w_flag", "int32"),
+        ),
+        prepare=lambda: None,
+        compute=lambda batch: {
+            "x": np.full(len(batch.flags), 0.1),  # float64
+            "text": np.full(len(batch.flags), None, object),
+            "list": np.ones((len(batch.flags), 2), np.int32),
+            "w_flag": batch.flags,
+        },
+    )  # fmt: skip
+    names = ("x", "text", "list")
+    reader = Made("r", lambda b: b.flags, columns=names)
+    table = table_of(3)
+    leaf = unit.to_table(table, unit.compute(table, [wide, reader], None).columns, wide.columns)
+    known = {one.name: carry.as_numpy(leaf[one.name], one.length) for one in wide.columns}
+    unit.compute(table, [reader], None, known)
+    computed, carried = (batch.columns for batch in reader.seen)
+    for name in names:
+        assert computed[name].dtype == carried[name].dtype
+        np.testing.assert_array_equal(computed[name], carried[name])
 
 
 def test_rows_that_were_in_no_batch_are_an_error_not_nulls():
