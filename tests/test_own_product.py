@@ -88,6 +88,11 @@ def test_rolled_back_adopted_and_lost(installed, survey, tmp_path):
     assert call(installed, "validate", path)["problems"] == []
     told = call(installed, "releases", path, "--diff", release, other["release"])
     assert told["tables"]["peaks"] == {"rows": [survey[1]["tables"]["peaks"]] * 2, "changed": 0}
+    # What is beside a release is no release: a night cleans up and lists without tripping over it.
+    assert call(installed, "clean", path)["removed"] == {}
+    names = [one["release"] for one in call(installed, "releases", path)["releases"]]
+    assert set(names) >= {release, other["release"]}
+    assert not any("peaks" in name for name in names)
     # A file that is gone is seen by validate, keeps a rollback from it, and the next run mends it.
     lost = next((folder / "pixels").rglob("c/0/*/*"))
     kept = lost.read_bytes()

@@ -17,6 +17,7 @@ from surveyproc.images import build
 from surveyproc.images.cube import read_rows
 from surveyproc.models.package import DOCUMENT, package_versions
 from surveyproc.places.base import ABANDONED, is_under_way
+from surveyproc.run.plan import release_names
 from surveyproc.store import layout
 from surveyproc.store.storage import STAGING, Store
 from surveyproc.train.cube import RECORD
@@ -84,10 +85,9 @@ def clean(store: Store, *, dry_run: bool = False) -> Cleaned:
 def _plans(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
     """The plan of every release there is, finished or not, of all surveys."""
     for survey in store.names(layout.RELEASES):
-        for run in store.names(layout.releases(survey)):
-            if not run.endswith(".json"):
-                plan: dict[str, Any] = store.read_json(f"{layout.run(run)}/plan.json") or {}
-                yield run, plan
+        for run in release_names(store, survey):
+            plan: dict[str, Any] = store.read_json(f"{layout.run(run)}/plan.json") or {}
+            yield run, plan
 
 
 def _cubes(store: Store, plans: dict[str, dict[str, Any]]) -> Iterator[str]:

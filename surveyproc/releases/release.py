@@ -16,6 +16,7 @@ from surveyproc.run import commit, stacks
 from surveyproc.run.plan import (
     Plan,
     read_done,
+    release_names,
     table_columns,
 )
 from surveyproc.store import layout
@@ -315,7 +316,7 @@ def prune(store: Store, survey: str, keep: int) -> list[str]:
             remove_release(store, survey, name)
             removed.append(name)
     week_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=7)
-    for name in store.names(layout.releases(survey)):
+    for name in release_names(store, survey):
         plan_key = f"{layout.run(name)}/plan.json"
         if name in listed or not store.exists(plan_key):
             continue
@@ -386,7 +387,7 @@ def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
     """Every finished release, oldest first, the published one with `current` true."""
     pointer = store.read_json(layout.pointer(survey)) or {}
     found = []
-    for name in store.names(layout.releases(survey)):
+    for name in release_names(store, survey):
         done = read_done(store, name)
         if done is not None:
             here = {"url": store.url_of(done["path"]), "current": name == pointer.get("release")}

@@ -12,7 +12,7 @@ from functools import partial
 
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.run import commit
-from surveyproc.run.plan import Plan, Unit
+from surveyproc.run.plan import Plan, Unit, release_names
 from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
@@ -49,8 +49,7 @@ def adoptable(store: Store, plan: Plan) -> set[str]:
 def donors(store: Store, plan: Plan) -> list[str]:
     """Runs of this survey that have leaves, the published one first."""
     current = store.read_json(layout.pointer(plan.survey)) or {}
-    found = store.names(layout.releases(plan.survey))
-    runs = [name for name in found if not name.endswith(".json") and name != plan.run]
+    runs = [name for name in release_names(store, plan.survey) if name != plan.run]
     return sorted(runs, key=lambda run: run != current.get("release"))
 
 

@@ -1,4 +1,4 @@
-"""Values of products that are not stale, taken from the newest leaves that have them.
+"""Values of products that are not stale, taken from leaves that have them.
 
 A unit that is pending because one product changed need not compute the others: their values in
 another release are those that would be computed, if all that they depend on is the same.
@@ -45,7 +45,8 @@ class Donor:
 
 
 def find(store: Store, plan: Plan, units: Iterable[Unit]) -> dict[str, tuple[Donor, ...]]:
-    """For each of these units the leaves that have values for it, the newest run first.
+    """For each of these units the leaves that have values for it, those of the published
+    release first.
 
     Reads the commit records of the same partitions in other runs until nothing is wanted.
 

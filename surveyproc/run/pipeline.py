@@ -141,9 +141,9 @@ class Work:
         for one in self.plan.units:
             if given := self.donors.get(one.name):
                 carried = {name for donor in given for name in donor.products}
-                stale = [each for each in self.plan.products if each.name not in carried]
-                each = sum(map(expected_seconds, stale)) + COLUMNS_S
-                seconds[one.name] = one.rows * min(each, whole)
+                stale = [product for product in self.plan.products if product.name not in carried]
+                an_object = sum(map(expected_seconds, stale)) + COLUMNS_S
+                seconds[one.name] = one.rows * min(an_object, whole)
         return seconds
 
     def finish(self, units: list[str], meter: Meter) -> None:

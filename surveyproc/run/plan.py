@@ -148,6 +148,12 @@ def table_columns(table: RowTable) -> tuple[Column, ...]:
     return (*(one for one in schemas.load("object") if one.name in placing), *table.columns)
 
 
+def release_names(store: Store, survey: str) -> list[str]:
+    """Names of all releases of a survey, finished or not; the tables beside them are none."""
+    found = store.names(layout.releases(survey))
+    return [name for name in found if not name.endswith(".json") and "-" not in name]
+
+
 def read_done(store: Store, run: str) -> dict[str, Any] | None:
     """The record of a run's finished release; None if it was not published."""
     done: dict[str, Any] | None = store.read_json(layout.done(run))
@@ -239,7 +245,7 @@ def _unit(
 def _edition(store: Store, survey: str, inputs: str) -> str:
     """The run of these inputs: the last one there is, or a new one if that has gaps to fill."""
     pattern = re.compile(re.escape(inputs) + r"(?:\.(\d+))?")
-    found = (pattern.fullmatch(name) for name in store.names(layout.releases(survey)))
+    found = (pattern.fullmatch(name) for name in release_names(store, survey))
     last = max((int(match[1] or 0) for match in found if match), default=0)
     run = f"{inputs}.{last}" if last else inputs
     done = read_done(store, run)
