@@ -96,7 +96,8 @@ class OpenedSurvey(Survey):
         -------
         Batch
             `images`, float32, shape (n, band, y, x), nanojansky a pixel, NaN where there is none;
-            `variance` beside it; `flags`, whose bit `no_image` says that no tile covers a position.
+            `variance`, of the same shape, nanojansky squared, None if no tile has weights;
+            `flags`, whose bit `no_image` says that no tile covers a position.
 
         Raises
         ------

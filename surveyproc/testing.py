@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc.models.tasks.columns import task_columns, task_pixels
-from surveyproc.products.base import Batch, Product
+from surveyproc.products.base import Batch, Product, pixels_of, tables_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +37,9 @@ def check_product(product: Product, batch: Batch) -> None:
     """Assert that `product` keeps the contract of `surveyproc.products.base.Product` on `batch`.
 
     Checked are: names and types of the declared columns, one value a row and column, the same
-    result when called again and when the rows come in other batches, an untouched input, and that
-    rows without any usable input come out flagged, with NaN in every float column.
+    result (tables and pixels too) when called again and when the rows come in other batches, an
+    untouched input, and that rows without any usable input come out flagged, with NaN in every
+    float column.
 
     Parameters
     ----------
@@ -76,6 +77,7 @@ def check_product(product: Product, batch: Batch) -> None:
     split = [product.compute(_rows(batch, part)) for part in (slice(0, 1), slice(1, rows))]
     joined = {name: np.concatenate([part[name] for part in split]) for name in names}
     _same(product, whole, joined, "other batches")
+    _check_beside(product, whole, split, rows)
     empty = product.compute(_without_input(batch))
     assert (np.asarray(empty[names[-1]]) != 0).all(), "rows without input must be flagged"
     for column in product.columns:
@@ -83,6 +85,29 @@ def check_product(product: Product, batch: Batch) -> None:
         # Where the object lies on its tile is known without a usable pixel.
         if values.dtype.kind == "f" and not column.ucd.startswith("pos."):
             assert np.isnan(values).all(), f"{column.name}: a value from no input"
+
+
+def _check_beside(
+    product: Product, whole: Mapping[str, Any], split: Sequence[Mapping[str, Any]], rows: int
+) -> None:
+    """Tables and pixels as declared, and the same when the first row comes alone."""
+    for array in pixels_of(product):
+        values = np.asarray(whole[array.name])
+        found, declared = (
+            (values.dtype, values.shape),
+            (np.dtype(array.dtype), (rows, *array.shape)),
+        )
+        assert found == declared, f"{array.name}: {found}, declared {declared}"
+        parts = np.concatenate([part[array.name] for part in split])
+        message = f"{array.name}: other batches gave another result"
+        np.testing.assert_array_equal(values, parts, message)
+    for table in tables_of(product):
+        one, (first, rest) = whole[table.name], [part[table.name] for part in split]
+        assert (np.diff(one["row"]) >= 0).all(), f"{table.name}: `row` must be ascending"
+        for name in ("row", *(column.name for column in table.columns)):
+            later = rest[name] + 1 if name == "row" else rest[name]
+            message = f"{table.name}.{name}: other batches gave another result"
+            np.testing.assert_array_equal(one[name], np.concatenate([first[name], later]), message)
 
 
 def check_network(

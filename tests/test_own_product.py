@@ -149,3 +149,23 @@ def test_it_keeps_the_contract_of_products(installed, monkeypatch):
     images[:, 0, 12, 12] += 50
     batch = Batch(columns={}, flags=np.zeros(6, np.int32), images=images)
     check_product(Peaks("peaks", "r", 24, 5.0), batch)
+
+
+def test_rows_and_pixels_that_depend_on_the_batch_are_seen(installed, monkeypatch):
+    monkeypatch.syspath_prepend(installed)
+    from surveyproc_peaks import Peaks
+
+    from surveyproc.products.base import Batch
+
+    class Numbers(Peaks):
+        """Its mask holds the place in the batch."""
+
+        def compute(self, batch):
+            found = super().compute(batch)
+            found["peaks_mask"][:] = np.arange(len(batch.flags), dtype=np.uint8)[:, None, None]
+            return found
+
+    images = np.zeros((3, 1, 24, 24), np.float32)
+    batch = Batch(columns={}, flags=np.zeros(3, np.int32), images=images)
+    with pytest.raises(AssertionError, match="peaks_mask: other batches gave another result"):
+        check_product(Numbers("peaks", "r", 24, 5.0), batch)
