@@ -14,7 +14,7 @@ from surveyproc.config.sections import ModelSection, ProductSection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.models.package import Package, load_package
 from surveyproc.models.tasks.columns import Pixels, column_name
-from surveyproc.products.base import Batch, Inputs
+from surveyproc.products.base import Batch, Inputs, device
 from surveyproc.schemas import Column
 from surveyproc.store.storage import fingerprint
 from surveyproc.survey import Survey
@@ -203,6 +203,11 @@ class NetworkProduct:
     def _network(self) -> Network:
         return self.package.network()
 
+    @property
+    def wants_device(self) -> bool:
+        """Whether it reads cutouts: of fluxes alone a core computes more than are read."""
+        return bool(self.package.reads["cutout"])
+
     def prepare(self) -> None:
         """Build the network and load its weights; raises as `Package.network` does."""
         _ = self._network
@@ -237,7 +242,13 @@ class NetworkProduct:
             if self._reddening:
                 reddening = np.asarray(batch.columns[self._reddening], np.float64)
         values, outside = predict(
-            self._network, self.package.scaling, flux, images, reddening, errors
+            self._network,
+            self.package.scaling,
+            flux,
+            images,
+            reddening,
+            errors,
+            device=device() if self.wants_device else "cpu",
         )
         outside |= self._other_pixels(batch)
         failed = np.zeros(n, bool)

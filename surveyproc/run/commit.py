@@ -82,6 +82,9 @@ class Commit:
         The run that computed the leaf, if it is a copy; empty if it was computed here.
     quarantined : str
         Why nothing could be computed for the rows, which then hold nulls; empty if it could.
+    device : str
+        `cuda` if products that want a GPU had one; their values then differ from those of a CPU
+        in the last digits.
     """
 
     unit: str
@@ -97,6 +100,7 @@ class Commit:
     carried: dict[str, str] = field(default_factory=dict)
     tables: dict[str, Leaf] = field(default_factory=dict)
     pixels: dict[str, list[File]] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def files(self) -> list[File]:

@@ -12,7 +12,7 @@ from surveyproc import schemas
 from surveyproc.catalogs import hats
 from surveyproc.errors import StoreError
 from surveyproc.images.cutouts import CutoutReader
-from surveyproc.products.base import Product
+from surveyproc.products.base import Product, device
 from surveyproc.run import carry, commit, stacks, unit
 from surveyproc.run.carry import Carried, Donor
 from surveyproc.run.plan import Plan, Unit, table_columns
@@ -160,6 +160,7 @@ def write(
         carried=carried.runs,
         tables=tables,
         pixels=pixels,
+        device=device(),
     )
     commit.write(store, plan.run_key, record)
     return record

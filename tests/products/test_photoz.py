@@ -6,10 +6,12 @@ import torch
 
 from surveyproc import schemas
 from surveyproc.errors import ConfigError
+from surveyproc.models import inference
 from surveyproc.models.base import build
 from surveyproc.models.features import fit_scaling
+from surveyproc.models.inference import predict
 from surveyproc.models.package import Package, save_package
-from surveyproc.products.base import Batch, Product
+from surveyproc.products.base import Batch, Product, use_device, wants_device
 from surveyproc.products.network import column_prefix
 from surveyproc.products.photoz import PhotozProduct
 from surveyproc.store.storage import Store
@@ -158,12 +160,12 @@ def test_a_survey_that_lacks_a_band_is_refused_or_masked_as_the_model_declares(p
         PhotozProduct(willing, survey_bands=("y",))
 
 
-def test_planes_of_a_band_that_the_survey_lacks_are_missing_ones(tmp_path):
+def package_of_images(folder):
     torch.manual_seed(0)
     settings = {"image_widths": [4, 4, 4, 4], "joint_widths": [8], "cutout": 16}
     network = build("gaznet-i3", ("u", "g", "r"), settings)
-    package = save_package(
-        Store(str(tmp_path)),
+    return save_package(
+        Store(str(folder)),
         "gaznet-i3",
         architecture="gaznet-i3",
         settings=settings,
@@ -173,6 +175,10 @@ def test_planes_of_a_band_that_the_survey_lacks_are_missing_ones(tmp_path):
         pixel_scale=0.2,
         absent_bands="mask",
     )
+
+
+def test_planes_of_a_band_that_the_survey_lacks_are_missing_ones(tmp_path):
+    package = package_of_images(tmp_path)
     pixels = np.random.default_rng(1).normal(0, 30, (5, 3, 16, 16)).astype(np.float32)
     flags = np.zeros(5, np.int32)
     scale = np.full(5, 0.2)
@@ -184,6 +190,49 @@ def test_planes_of_a_band_that_the_survey_lacks_are_missing_ones(tmp_path):
     for key, values in expected.items():
         np.testing.assert_array_equal(found[key], values)
     assert np.isfinite(found["gaznet_i3_z_median"]).all()
+
+
+@pytest.fixture
+def told_devices(monkeypatch):
+    """The devices that networks were asked to work on; all work is done by the CPU."""
+    told = []
+
+    def watched(*args, device, **kwargs):
+        told.append(device)
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(inference, "predict", watched)
+    yield told
+    use_device("cpu")
+
+
+def test_networks_of_images_ask_for_a_device_and_those_of_fluxes_do_not(
+    package, flux, told_devices, tmp_path
+):
+    images = PhotozProduct(package_of_images(tmp_path))
+    assert wants_device(images)
+    assert not wants_device(PhotozProduct(package))
+    pixels = np.ones((2, 3, 16, 16), np.float32)
+    use_device("cuda")
+    PhotozProduct(package).compute(batch(flux[:2]))
+    images.compute(Batch({}, np.zeros(2, np.int32), images=pixels))
+    assert told_devices == ["cpu", "cuda"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_gives_what_a_cpu_gives_and_always_the_same(tmp_path):
+    package = package_of_images(tmp_path)
+    pixels = np.random.default_rng(1).normal(0, 30, (300, 3, 16, 16)).astype(np.float32)
+    objects = Batch({}, np.zeros(300, np.int32), images=pixels, pixel_scale=np.full(300, 0.2))
+    expected = PhotozProduct(package).compute(objects)
+    try:
+        use_device("cuda")
+        first, second = (PhotozProduct(package).compute(objects) for _ in range(2))
+    finally:
+        use_device("cpu")
+    for key, values in expected.items():
+        np.testing.assert_array_equal(first[key], second[key])
+        np.testing.assert_allclose(first[key], values, rtol=1e-3, atol=1e-3)
 
 
 def test_empty_batch_and_a_copy_in_another_process(package, flux):
