@@ -438,10 +438,16 @@ class Cube:
         whole = len(slots) == len(bands)
         shape = (len(present), y1 - y0, x1 - x0)
 
+        def within(cell: Rectangle) -> tuple[slice, ...]:
+            a, b, c, d = cell
+            return np.s_[:, max(a - y0, 0) : b - y0, max(c - x0, 0) : d - x0]
+
         def load(name: str, dtype: str) -> NDArray[Any]:
             out = np.empty(shape, dtype) if scratch is None else scratch.array(name, shape, dtype)
             if present:
                 self._fill(name, box, present, out, damaged)
+            for lost in map(within, rectangles):
+                out[lost] = 0  # what lies there now may be a signalling NaN
             return out
 
         def spread(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -463,8 +469,7 @@ class Cube:
             image[load("mask", "bool")] = np.nan
         if complaint:
             LOG.warning(complaint)
-        for a, b, c, d in rectangles:
-            lost = np.s_[:, max(a - y0, 0) : b - y0, max(c - x0, 0) : d - x0]
+        for lost in map(within, rectangles):
             image[lost] = np.nan
             if variance is not None:
                 variance[lost] = np.nan
