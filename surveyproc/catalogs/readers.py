@@ -36,6 +36,8 @@ __all__ = [
 
 HASH_CHUNK = 8 << 20
 BATCH_ROWS = 65_536
+MOST_COLUMNS = 10_000
+"""Of a table; FITS allows 999. Each costs metadata in every file that is made of it."""
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 _KNOWN = "FITS, VOTable, Parquet (a file or a folder), CSV, ECSV or a HATS catalog"
 
@@ -59,9 +61,20 @@ def open_table(
     Raises
     ------
     InputError
-        If it does not exist, is truncated, is of no known format, or it is not clear which table
-        is meant.
+        If it does not exist, is truncated, is of no known format, has more than `MOST_COLUMNS`
+        columns, or it is not clear which table is meant.
     """
+    reader = _reader(url, table, columns)
+    if len(reader.names) > MOST_COLUMNS:
+        reader.close()
+        raise InputError(
+            f"{url}: has {len(reader.names)} columns, and {MOST_COLUMNS} are the most that are "
+            "read; write a table with those that are needed"
+        )
+    return reader
+
+
+def _reader(url: str, table: str | int | None, columns: Sequence[str]) -> TableReader:
     url, kind = table_kind(url)
     if kind == "fits":
         return FitsReader(url, table, columns)

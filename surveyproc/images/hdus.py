@@ -23,6 +23,7 @@ from astropy.io.fits.card import Undefined
 
 from surveyproc.errors import InputError, StoreError, SurveyError
 from surveyproc.store.storage import store_error
+from surveyproc.store.unpacked import write_unpacked
 from surveyproc.store.urls import fetched, is_web, opened_here, public_url
 
 BLOCK = 2880
@@ -352,8 +353,7 @@ def local_copy(path: str) -> Iterator[str]:
             tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits")
         )
         try:
-            for data in _pieces(path, unpacked):
-                copy.write(data)
+            write_unpacked(_pieces(path, unpacked), copy, public_url(path))
             copy.flush()
         except OSError as error:
             raise store_error(

@@ -14,7 +14,7 @@ from sample_tables import all_rows, run
 
 from surveyproc.catalogs.formats.cells import ascii_numbers, logicals
 from surveyproc.catalogs.formats.choice import own_names
-from surveyproc.catalogs.readers import open_table, read_numbers
+from surveyproc.catalogs.readers import MOST_COLUMNS, open_table, read_numbers
 from surveyproc.catalogs.units import degrees_per
 from surveyproc.errors import InputError
 
@@ -262,3 +262,43 @@ def test_times_and_large_integers_are_opened_by_astropy_with_all_their_digits(tm
         assert opened[name].tolist() == values
         assert ours[name].to_pylist() == values
     assert str(opened["took"].unit) == "s"
+
+
+def test_a_line_of_names_that_has_no_end_for_another_delimiter_is_cut_at_commas(tmp_path):
+    names = ",".join(f"a_column_with_a_long_name_{number}" for number in range(6000))
+    (tmp_path / "t.csv").write_text(f"ra,{names}\n" + "1" + ",0" * 6000 + "\n")
+    with open_table(str(tmp_path / "t.csv")) as reader:
+        assert len(reader.names) == 6001
+
+
+def test_a_table_of_too_many_columns_is_refused(tmp_path):
+    names = ",".join(f"c{number}" for number in range(MOST_COLUMNS + 1))
+    (tmp_path / "t.csv").write_text(f"{names}\n" + "0," * MOST_COLUMNS + "0\n")
+    with pytest.raises(InputError, match=f"has {MOST_COLUMNS + 1} columns"):
+        open_table(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["a" * (1 << 20)] * 600, pa.array([[0.0] * 100_000] * 600, pa.list_(pa.float64()))],
+    ids=["text", "lists"],
+)
+def test_a_small_file_of_wide_rows_is_refused_before_it_is_unpacked(tmp_path, column):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"ra": [1.0] * 600, "wide": column}), path, compression="zstd")
+    assert path.stat().st_size < 1_000_000
+    before = pa.total_allocated_bytes()
+    with open_table(str(path)) as reader:
+        assert [batch.num_rows for batch in reader.batches(65_536, ["ra"])] == [600]
+        with pytest.raises(InputError, match="64 kB on average"):
+            list(reader.batches(65_536))
+    assert pa.total_allocated_bytes() - before < 100e6
+
+
+def test_text_that_repeats_is_read_as_it_is(tmp_path):
+    path = tmp_path / "t.parquet"
+    texts = ["star", None, "galaxy"] * 5000
+    pq.write_table(pa.table({"type": texts, "other": texts}), path, use_dictionary=["type"])
+    with open_table(str(path)) as reader:
+        whole = pa.Table.from_batches(reader.batches(1000))
+    assert whole["type"].to_pylist() == whole["other"].to_pylist() == texts

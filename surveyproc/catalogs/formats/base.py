@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
@@ -17,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from surveyproc.errors import InputError
+from surveyproc.errors import InputError, StoreError
+from surveyproc.store.unpacked import write_unpacked
 from surveyproc.store.urls import file_name, opened
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -301,6 +301,8 @@ class LocalCopy:
     ------
     InputError
         If it cannot be read to its end.
+    StoreError
+        If the temporary folder has no room for it.
     """
 
     def __init__(self, url: str) -> None:
@@ -313,7 +315,10 @@ class LocalCopy:
             with tempfile.NamedTemporaryFile(prefix="surveyproc-", delete=False) as copy:
                 self._copy = self.path = copy.name
                 try:
-                    shutil.copyfileobj(stream, copy, 1 << 20)
+                    write_unpacked(iter(lambda: stream.read(1 << 20), b""), copy, url)
+                except StoreError:
+                    self.close()
+                    raise
                 except STREAM_ERRORS as error:
                     self.close()
                     raise damaged(url, error) from error

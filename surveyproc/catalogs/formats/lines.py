@@ -109,7 +109,10 @@ def _cut(lines: list[str], url: str) -> str:
 def _fields(line: str, delimiter: str) -> list[str]:
     if delimiter == " ":
         return line.split()
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return [line]  # a field longer than any has: the delimiter is another one
 
 
 def _is_number(text: str) -> bool:

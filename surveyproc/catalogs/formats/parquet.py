@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from surveyproc.catalogs.formats.base import TableReader, damaged, drift, field, plain
@@ -19,6 +20,9 @@ from surveyproc.store.urls import opened
 
 # Of a leaf in the HATS layout; what they say is where it lies, not what is in it.
 LEAF_KEYS = ("Norder", "Dir", "Npix")
+ROW_BYTES = 1 << 16
+"""Of a row on average: a few kB of a file may be GB of one text, or one list, again and again."""
+BATCH_BYTES = 1 << 28
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
@@ -80,6 +84,10 @@ class ParquetReader(TableReader):
                 stream = stack.enter_context(opened(self._fs, path))
                 # A buffered stream a column keeps memory flat even where a row group is huge.
                 file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+                if coded := _coded_texts(file):
+                    file = pq.ParquetFile(
+                        stream, buffer_size=1 << 20, pre_buffer=False, read_dictionary=coded
+                    )
             except (pa.ArrowInvalid, OSError) as error:
                 raise damaged(path, error) from error
             yield file
@@ -91,8 +99,14 @@ class ParquetReader(TableReader):
         for number, path in enumerate(self._paths):
             with self._opened(path) as file:
                 self._check(file.schema_arrow, path)
+                width = _row_bytes(file, inside)
+                if width > ROW_BYTES:
+                    raise _too_wide(path, width)
+                most = max(1, min(rows, int(BATCH_BYTES / width)))
                 try:
-                    for batch in file.iter_batches(rows, columns=inside, use_threads=False):
+                    for batch in file.iter_batches(most, columns=inside, use_threads=False):
+                        if (texts := _text_bytes(batch)) > ROW_BYTES * batch.num_rows:
+                            raise _too_wide(path, texts / batch.num_rows)
                         for name in folders:
                             value = self._folders[name][number]
                             column = pa.repeat(value, batch.num_rows)
@@ -120,6 +134,55 @@ class ParquetReader(TableReader):
                     f"{path}: column {name!r} is absent from {self._paths[0]}; "
                     "write all files with the same columns"
                 )
+
+
+def _chunks(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of each row group, and what the footer says of each column of it."""
+    names = file.schema_arrow.names
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        # Nested columns, which are refused, have several parts.
+        if group.num_columns == len(names):
+            yield group.num_rows, {name: group.column(i) for i, name in enumerate(names)}
+
+
+def _coded_texts(file: Any) -> list[str]:
+    """Columns of text that are stored as places in a list of texts, which may be few and long."""
+    _, columns = next(_chunks(file), (0, {}))
+    types = {entry.name: plain(entry.type) for entry in file.schema_arrow}
+    return [
+        name
+        for name, one in columns.items()
+        if pa.types.is_string(types[name])
+        and {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & set(one.encodings)
+    ]
+
+
+def _row_bytes(file: Any, wanted: list[str]) -> float:
+    """Bytes that a row takes in memory, by the footer; of coded texts their places only."""
+    widest = 8.0
+    for rows, columns in _chunks(file):
+        inside = [one for name, one in columns.items() if name in wanted]
+        nbytes = sum(max(8 * one.num_values, one.total_uncompressed_size) for one in inside)
+        widest = max(widest, nbytes / max(rows, 1))
+    return widest
+
+
+def _text_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of the texts of a batch that are stored as places in a list."""
+    total = 0
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+            total += pc.sum(lengths.cast(pa.int64())).as_py() or 0
+    return total
+
+
+def _too_wide(path: str, width: float) -> InputError:
+    return InputError(
+        f"{path}: its rows are {width / 1e3:,.0f} kB long, and {ROW_BYTES >> 10} kB on average are "
+        "the most that a catalog may have; write it without the wide columns"
+    )
 
 
 def parquet_files(url: str, kind: str) -> tuple[Any, list[str]]:
