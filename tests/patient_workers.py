@@ -50,4 +50,4 @@ if __name__ == "__main__":
         tiles = verbs.ingest(Survey(config))["tiles"].written
         verbs.train(Survey(config))
         done = verbs.run(Survey(config))
-    print(json.dumps({"tiles": tiles, "did": done["did"], "ray.data": "ray.data" in sys.modules}))
+    print(json.dumps({"tiles": tiles, "did": done.did, "ray.data": "ray.data" in sys.modules}))

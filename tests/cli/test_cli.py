@@ -54,7 +54,7 @@ def test_a_magnitude_that_is_not_there_is_named(published_survey):
 
 
 def test_a_column_against_another_one_is_printed(published_survey):
-    column = verbs.evaluate(Survey(load(published_survey)))["column"]
+    column = verbs.evaluate(Survey(load(published_survey))).column
     other = column.replace("_median", "_mean")
     done = surveyproc("evaluate", published_survey, "--column", column, "--baseline", other)
     _, _, table = done.stdout.partition(f"against {other}, outliers: |dz| > 0.15:")
@@ -127,7 +127,7 @@ def test_bad_rows_and_a_truncated_tile_are_named_and_cost_nothing_else(survey_co
     done = surveyproc("run", survey_copy)
     assert done.returncode == 0, done.stderr
     assert "241 objects, 3 rejected rows" in done.stdout
-    flags = verbs.run(Survey(load(survey_copy)))["flags"]
+    flags = verbs.run(Survey(load(survey_copy))).flags
     assert flags["photometry"]["missing_band"] > 0
 
 
