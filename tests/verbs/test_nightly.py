@@ -19,6 +19,7 @@ from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
 from surveyproc.run import pipeline
 from surveyproc.run.plan import make_plan
+from surveyproc.store.documents import document
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 from surveyproc.verbs.nightly import Night, NightUnits, nightly
@@ -235,6 +236,7 @@ def test_rows_that_are_gone_are_refused_and_the_summary_lies_where_it_says(surve
     assert leaves(survey) == before
     written = json.loads(Path(done.summary).read_text())
     assert written["did"] == "refused"
+    assert written == document(done)
     assert nightly(Survey(config_of(survey, "nightly.max_rows_lost=0.5"))).diff.removed == 40
 
 
