@@ -71,7 +71,7 @@ def test_ray_gives_the_same_bytes(kids_viking, ray_session):
     expected = sums(done.url, is_leaf)
     assert {one.place for one in done.places} == {"here"}
     store = Store(config.root)
-    for folder in (f"releases/{config.survey.name}", f"runs/{done['release']}"):
+    for folder in (f"releases/{config.survey.name}", f"runs/{done.release}"):
         store.remove(folder)
     on_ray = config.model_copy(update={"run": RunSection(place="ray", workers=2)})
     again = verbs.run(Survey(on_ray))
