@@ -252,7 +252,7 @@ def ours(one: Field, table: Table, folder: Path) -> Table:
     )
     config = load(folder / "survey.toml")
     verbs.ingest(Survey(config))
-    rows = lsdb.open_catalog(verbs.run(Survey(config))["url"]).compute()
+    rows = lsdb.open_catalog(verbs.run(Survey(config)).url).compute()
     return rows.set_index("object_id").loc[list(table["object_id"])]
 
 

@@ -103,12 +103,12 @@ def main() -> None:
                 folder / "store/catalogs/bench"
             )
             done = verbs.run(Survey(one))
-            show(f"run, {count} worker(s), all in", options.rows, done["seconds"])
-            inside = options.rows / done["rows_per_second"]
+            show(f"run, {count} worker(s), all in", options.rows, done.seconds)
+            inside = options.rows / done.rows_per_second
             show("  work of the units alone", options.rows, inside / count)
         started = time.perf_counter()
         again = verbs.run(Survey(one))
-        print(f"{'the same run again':<32} {again['did']} in {time.perf_counter() - started:.2f} s")
+        print(f"{'the same run again':<32} {again.did} in {time.perf_counter() - started:.2f} s")
 
 
 def show(what: str, rows: int, seconds: float) -> None:

@@ -258,8 +258,8 @@ def print_pair(title: str, redshifts: list[NDArray], true: NDArray) -> None:
         for metric, of in metrics().items():
             got = paired_bootstrap(errors[0][mask], errors[1][mask], of, resamples=5000)
             print(
-                f"| {label} | {metric} | {got['baseline']:.5f} | {got['candidate']:.5f} "
-                f"| {100 * got['gain']:+.1f} % | {got['p_value']:.4f} |"
+                f"| {label} | {metric} | {got.baseline:.5f} | {got.candidate:.5f} "
+                f"| {100 * got.gain:+.1f} % | {got.p_value:.4f} |"
             )
 
 

@@ -16,6 +16,7 @@ from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.releases import release as releases
+from surveyproc.releases.record import Release
 from surveyproc.run.unit import without_image
 from surveyproc.schemas import flag
 from surveyproc.store import layout
@@ -46,7 +47,7 @@ class OpenedSurvey(Survey):
         InputError
             If there is no such release.
         """
-        return self._opened(str(self._release(release)["path"]), columns)
+        return self._opened(self._release(release).path, columns)
 
     def table(
         self, name: str, release: str = "current", columns: Sequence[str] | None = None
@@ -58,14 +59,14 @@ class OpenedSurvey(Survey):
         InputError
             If there is no such release, or it has no rows of such a table.
         """
-        record = self._release(release)
-        held = [one for one, rows in record.get("tables", {}).items() if rows]
+        found = self._release(release)
+        held = [one for one, rows in found.tables.items() if rows]
         if name not in held:
             raise InputError(
-                f"release {record['release']} has no table {name!r} with rows (there are: "
+                f"release {found.release} has no table {name!r} with rows (there are: "
                 f"{', '.join(held) or 'none'})"
             )
-        return self._opened(layout.table(str(record["path"]), name), columns)
+        return self._opened(layout.table(found.path, name), columns)
 
     @cached_property
     def tiles(self) -> list[Tile]:
@@ -130,10 +131,10 @@ class OpenedSurvey(Survey):
         variance[found.index] = found.variance
         return replace(batch, variance=variance)
 
-    def _release(self, name: str) -> dict[str, Any]:
+    def _release(self, name: str) -> Release:
         if name == "current":
             return releases.current_release(self.store, self.name)
-        listed = {one["release"]: one for one in releases.list_releases(self.store, self.name)}
+        listed = {one.release: one for one in releases.list_releases(self.store, self.name)}
         if name not in listed:
             raise InputError(
                 f"no finished release of {self.name} is called {name!r} (there are: "

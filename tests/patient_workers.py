@@ -47,7 +47,7 @@ if __name__ == "__main__":
     training = ["products.photoz.training.members=2", "products.photoz.training.epochs=1"]
     config = load(sys.argv[1], ["run.place=ray", "run.workers=2", *training])
     with opened(config.run):
-        tiles = verbs.ingest(Survey(config))["tiles"].written
+        tiles = verbs.ingest(Survey(config)).tiles.written
         verbs.train(Survey(config))
         done = verbs.run(Survey(config))
-    print(json.dumps({"tiles": tiles, "did": done["did"], "ray.data": "ray.data" in sys.modules}))
+    print(json.dumps({"tiles": tiles, "did": done.did, "ray.data": "ray.data" in sys.modules}))

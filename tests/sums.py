@@ -29,4 +29,4 @@ def is_leaf(name: str) -> bool:
 
 def leaves(survey: Path) -> dict[str, str]:
     """Of the release that the survey has published."""
-    return sums(verbs.releases(Survey(load(survey)))["current"]["url"], is_leaf)
+    return sums(verbs.releases(Survey(load(survey))).current.url, is_leaf)

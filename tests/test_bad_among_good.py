@@ -172,7 +172,7 @@ def spoil(survey: Path) -> dict[str, str]:
 def fluxes(survey: Path) -> list[float | None]:
     """The published flux of each star, in the order of their tiles."""
     store = Store(load(survey).root)
-    folder = Path(verbs.releases(Survey(load(survey)))["current"]["url"])
+    folder = Path(verbs.releases(Survey(load(survey))).current.url)
     assert store.is_local
     leaves = folder.glob("dataset/**/Npix=*.parquet")
     table = pa.concat_tables(
@@ -189,13 +189,13 @@ def test_ingest(survey):
         verbs.ingest(Survey(config))
     assert {kind for kind, name in names.items() if name not in str(caught.value)} == set()
     (survey.parent / "tiles" / names["a link to nothing"]).unlink()
-    problems = verbs.ingest(Survey(config))["tiles"].problems
+    problems = verbs.ingest(Survey(config)).tiles.problems
     told = {name for name in names.values() if any(name in problem for problem in problems)}
     assert len(told) == len(BAD) - 1
     assert {tile.id for tile in read_tiles(Store(config.root))} == {
         f"t{n:02d}" for n in range(GOOD)
     }
-    assert verbs.run(Survey(config))["did"] == "published"
+    assert verbs.run(Survey(config)).did == "published"
     found = fluxes(survey)
     assert all(flux is not None and flux > 0 for flux in found[:GOOD])
     assert found[GOOD:] == [None] * len(BAD)
@@ -210,8 +210,8 @@ def test_night(survey):
     write(survey.parent / "tiles/t00.fits", 0, np.full((SIDE, SIDE), 1.0), EXPTIME=1.0)
     loose = ["max_drift=1.0", "max_share_growth=1.0", "max_flux_shift=99.0"]
     done = nightly(Survey(load(survey, [f"nightly.{limit}" for limit in loose])))
-    assert done["did"] == "published", done["error"]
-    said = "\n".join(done["problems"] + done["kept"])
+    assert done.did == "published", done.error
+    said = "\n".join(done.problems + done.kept)
     assert {kind for kind, name in names.items() if name not in said} == set()
     after = fluxes(survey)
     # The one good tile that changed is new; all the others stay as they were, bad ones included.

@@ -57,26 +57,26 @@ def kids_viking(survey_data, images_model, tmp_path_factory):
 
 def test_every_source_of_the_real_field_comes_out_once(kids_viking):
     config, done = kids_viking
-    assert done["rows"] == 894
-    assert done["rejected"] == 0
-    assert done["partitions"] > 1
+    assert done.rows == 894
+    assert done.rejected == 0
+    assert done.partitions > 1
     # One source lies 0.25 px outside both tiles.
-    assert done["flags"]["photometry"]["no_image"] == 1
-    assert verbs.validate(Survey(config))["problems"] == []
+    assert done.flags["photometry"]["no_image"] == 1
+    assert verbs.validate(Survey(config)).problems == []
 
 
 @pytest.mark.ray
 def test_ray_gives_the_same_bytes(kids_viking, ray_session):
     config, done = kids_viking
-    expected = sums(done["url"], is_leaf)
-    assert {one["place"] for one in done["places"]} == {"here"}
+    expected = sums(done.url, is_leaf)
+    assert {one.place for one in done.places} == {"here"}
     store = Store(config.root)
-    for folder in (f"releases/{config.survey.name}", f"runs/{done['release']}"):
+    for folder in (f"releases/{config.survey.name}", f"runs/{done.release}"):
         store.remove(folder)
     on_ray = config.model_copy(update={"run": RunSection(place="ray", workers=2)})
     again = verbs.run(Survey(on_ray))
-    assert {one["place"] for one in again["places"]} == {"ray"}
-    assert sums(again["url"], is_leaf) == expected
+    assert {one.place for one in again.places} == {"ray"}
+    assert sums(again.url, is_leaf) == expected
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ def test_both_kinds_of_redshifts_with_flags_outside_the_training_range(kids_viki
     rows = script.published(config)
     assert rows.gaznet_1_z_median.notna().sum() == rows.gaznet_c7_z_median.notna().sum() == 893
     for product in ("photoz", "photoz_images"):
-        assert 100 < done["flags"][product]["outside_training_range"] < 600
+        assert 100 < done.flags[product]["outside_training_range"] < 600
     # Edge, bad pixels: the images' own flags; the edge is that of the network's own cutouts.
-    assert done["flags"]["photoz_images"]["edge"] > 20
+    assert done.flags["photoz_images"]["edge"] > 20
     both = (rows.photoz_flag == 0) & (rows.photoz_images_flag == 0)
     assert script.compare_redshifts(config)["n"] == both.sum() > 100
 

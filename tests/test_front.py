@@ -50,4 +50,4 @@ def test_a_position_that_no_tile_covers_and_a_band_that_is_not_there(survey):
 def test_it_is_what_the_verbs_take(survey):
     from surveyproc import verbs
 
-    assert verbs.plan(survey)["published"]
+    assert verbs.plan(survey).published

@@ -24,7 +24,7 @@ ISOLATED_ARCSEC = 6.0
 
 def published(config: SurveyConfig) -> pd.DataFrame:
     """All rows of the published release."""
-    return lsdb.open_catalog(verbs.releases(Survey(config))["current"]["url"]).compute()
+    return lsdb.open_catalog(verbs.releases(Survey(config)).current.url).compute()
 
 
 def compare(config: SurveyConfig) -> list[tuple[str, int, float, float]]:

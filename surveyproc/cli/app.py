@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import gc
 import json
 import math
@@ -18,6 +17,7 @@ import typer
 from surveyproc.cli import text
 from surveyproc.errors import InputError, SurveyError
 from surveyproc.interrupt import hint, watched
+from surveyproc.store.documents import document
 
 # `--help` answers at once: what only some verbs need is imported by them.
 if TYPE_CHECKING:
@@ -52,29 +52,27 @@ def _load(survey: Path, overrides: list[str] | None) -> Opened:
     return Opened(load(survey, overrides or ()))
 
 
-def _show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+def _show(result: Any, as_json: bool, lines: list[str]) -> None:
     if as_json:
         print(_as_json(result))
     else:
         print("\n".join(lines))
 
 
-def _as_json(result: dict[str, Any]) -> str:
-    return json.dumps(_strict(result), default=_plain, indent=1, sort_keys=True)
+def _as_json(result: Any) -> str:
+    return json.dumps(_strict(document(result)), default=_plain, indent=1, sort_keys=True)
 
 
 def _strict(value: Any) -> Any:
     """NaN and infinities as null: JSON has neither."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
     return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -85,7 +83,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
 
     with _ray_aside():
         done = verbs.ingest(_load(survey, overrides))
-    tiles, catalog = done["tiles"], done["catalog"]
+    tiles, catalog = done.tiles, done.catalog
     lines = [
         f"tiles: {tiles.tiles} in all, {tiles.written} written, {tiles.unchanged} unchanged",
         *(f"  {note}" for note in tiles.notes),
@@ -94,7 +92,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         f"partitions, {catalog.rejected} rejected, {catalog.duplicates} with a duplicate id"
         + (" (unchanged)" if catalog.skipped else ""),
         *(f"  note: {note}" for note in catalog.notes),
-        *text.place_lines(done),
+        *text.place_lines(done.places),
     ]
     _show(done, as_json, lines)
     if tiles.problems:
@@ -115,13 +113,13 @@ def train(
         done = verbs.train(_load(survey, overrides), product)
     lines = []
     for name, one in done.items():
-        lines.append(f"{name}: model {one['model']} version {one['version']}")
-        for rows, tasks in one["metrics"].items():
+        lines.append(f"{name}: model {one.model} version {one.version}")
+        for rows, tasks in one.metrics.items():
             lines += [
                 f"  {rows.replace('_', ' ')}: {text.task_metrics(task, found)}"
                 for task, found in tasks.items()
             ]
-        lines += text.place_lines(one)
+        lines += text.place_lines(one.places)
     _show(done, as_json, lines)
 
 
@@ -132,10 +130,10 @@ def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -
 
     done = verbs.plan(_load(survey, overrides))
     lines = [
-        f"run {done['run']}: {done['units']} units, {text.rows(done)}; "
-        f"{done['adoptable_units']} units to copy from other releases; "
-        f"{done['pending_units']} units, {done['pending_rows']} objects to compute"
-        + ("; published" if done["published"] else "")
+        f"run {done.run}: {done.units} units, {text.rows(done)}; "
+        f"{done.adoptable_units} units to copy from other releases; "
+        f"{done.pending_units} units, {done.pending_rows} objects to compute"
+        + ("; published" if done.published else "")
     ]
     _show(done, as_json, lines)
 
@@ -148,8 +146,9 @@ def products(as_json: AsJson = False) -> None:
     kinds = listing()
     lines = []
     for one in kinds:
-        lines.append(f"{one['kind']} ({one['package']})")
-        lines += [f"  {key}: {one[key]}" for key in ("error", "reads", "writes") if one[key]]
+        lines.append(f"{one.kind} ({one.package})")
+        told = {"error": one.error, "reads": one.reads, "writes": one.writes}
+        lines += [f"  {key}: {value}" for key, value in told.items() if value]
     _show({"kinds": kinds}, as_json, lines)
 
 
@@ -160,19 +159,19 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
 
     with _ray_aside():
         done = verbs.run(_load(survey, overrides))
-    if done["did"] == "nothing":
+    if done.did == "nothing":
         lines = [
-            f"nothing to do: release {done['release']} is published and up to date; "
-            + text.rows(done)
+            f"nothing to do: release {done.release} is published and up to date; " + text.rows(done)
         ]
     else:
         lines = [
-            f"release {done['release']} published: {text.rows(done)}, {done['units']} partitions "
-            f"({done['units_resumed']} resumed, {done['units_adopted']} copied from earlier "
-            f"releases), {done['rows_per_second']:.0f} objects/s a worker",
-            *text.flag_lines(done["flags"]),
+            f"release {done.release} published: {text.rows(done)}, {done.units} partitions "
+            f"({done.units_resumed} resumed, {done.units_adopted} copied from earlier releases), "
+            f"{done.rows_per_second:.0f} objects/s a worker",
+            *text.flag_lines(done.flags),
         ]
-    _show(done, as_json, [*lines, *text.place_lines(done), *text.gap_lines(done), done["url"]])
+    lines += [*text.place_lines(done.places), *text.gap_lines(done.quarantined), done.url]
+    _show(done, as_json, lines)
 
 
 @app.command()
@@ -183,10 +182,10 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
     with _ray_aside():
         done = work(_load(survey, overrides))
     _show(done, as_json, text.night_lines(done))
-    if done["error"]:
-        _complain(done["error"])
-    if done["exit_code"]:
-        raise typer.Exit(done["exit_code"])
+    if done.error:
+        _complain(done.error)
+    if done.exit_code:
+        raise typer.Exit(done.exit_code)
 
 
 @app.command()
@@ -202,7 +201,7 @@ def report(
     from surveyproc.report.page import write_report
 
     done = write_report(_load(survey, overrides), out)
-    _show(done, as_json, [done["report"], text.rows(done)])
+    _show(done, as_json, [done.report, text.rows(done)])
 
 
 @app.command()
@@ -234,26 +233,24 @@ def evaluate(
 
     opened = _load(survey, overrides)
     done = verbs.evaluate(opened, catalog, outlier, column, baseline, magnitude)
-    where = (
-        f"release {done['release']} ({text.rows(done)})" if "release" in done else done["catalog"]
-    )
-    samples = [name for name in ("all", "unflagged") if name in done]
+    where = f"release {done.release} ({text.rows(done)})" if done.release else done.catalog
     lines = [
-        f"{done['column']} of {where} against {done['matched']} of {done['labels']} known "
-        f"redshifts; outliers: |dz| > {', '.join(f'{one:g}' for one in done['thresholds'])}",
-        *(f"  left out: {count} {why}" for why, count in done["labels_dropped"].items()),
+        f"{done.column} of {where} against {done.matched} of {done.labels} known redshifts; "
+        f"outliers: |dz| > {', '.join(f'{one:g}' for one in done.thresholds)}",
+        *(f"  left out: {count} {why}" for why, count in done.labels_dropped.items()),
         "",
-        text.bin_header(done["thresholds"]),
-        *(text.bin_line(name, done[name]) for name in samples),
+        text.bin_header(done.thresholds),
+        *(text.bin_line(name, found) for name, found in done.samples.items()),
     ]
-    for quantity, rows in done["bins"].items():
+    for quantity, rows in done.bins.items():
         lines += [quantity.replace("_", " ")]
         lines += [text.bin_line(f"  {row['low']:.4g} to {row['high']:.4g}", row) for row in rows]
-    if "pdf" in done:
-        lines += ["", *(f"PDFs, {name}: {text.pdf_metrics(done['pdf'][name])}" for name in samples)]
-    if "against" in done:
-        lines += ["", f"against {done['against']['column']}, outliers: |dz| > {outlier:g}:"]
-        lines += [text.gain_line(name, row) for name, row in done["against"]["gains"].items()]
+    if done.pdf is not None:
+        judged = {name: text.pdf_metrics(done.pdf[name]) for name in done.samples}
+        lines += ["", *(f"PDFs, {name}: {told}" for name, told in judged.items())]
+    if done.against is not None:
+        lines += ["", f"against {done.against.column}, outliers: |dz| > {outlier:g}:"]
+        lines += [text.gain_line(*one) for one in done.against.gains.items()]
     _show(done, as_json, lines)
 
 
@@ -263,9 +260,9 @@ def validate(survey: Survey, overrides: Overrides = None, as_json: AsJson = Fals
     from surveyproc import verbs
 
     done = verbs.validate(_load(survey, overrides))
-    lines = [f"release {done['release']}: {text.rows(done)}; {len(done['problems'])} problems"]
-    _show(done, as_json, lines + [f"  {problem}" for problem in done["problems"]])
-    if done["problems"]:
+    lines = [f"release {done.release}: {text.rows(done)}; {len(done.problems)} problems"]
+    _show(done, as_json, lines + [f"  {problem}" for problem in done.problems])
+    if done.problems:
         raise typer.Exit(1)
 
 
@@ -296,7 +293,7 @@ def releases(
     opened = _load(survey, overrides)
     if rollback is not None:
         done = verbs.rollback(opened, rollback)
-        _show(done, as_json, [f"release {done['release']} is published again", done["url"]])
+        _show(done, as_json, [f"release {done.release} is published again", done.url])
         return
     if diff is not None:
         changes = verbs.diff(opened, *diff, tolerance)
@@ -304,12 +301,11 @@ def releases(
         return
     found = verbs.releases(opened)
     if current:
-        _show({"url": found["current"]["url"]}, as_json, [found["current"]["url"]])
+        _show({"url": found.current.url}, as_json, [found.current.url])
         return
     lines = [
-        f"{'*' if one['current'] else ' '} {one['release']}  {one['published']}  "
-        f"{text.rows(one)}  {one['url']}"
-        for one in found["releases"]
+        f"{'*' if one.current else ' '} {one.release}  {one.published}  {text.rows(one)}  {one.url}"
+        for one in found.releases
     ]
     _show(found, as_json, lines)
 
@@ -354,7 +350,7 @@ def submit(
     cluster = Cluster(address)
     if stop is not None:
         done = cluster.stop(stop)
-        _show(done, as_json, [f"job {stop}: {done['status']}"])
+        _show(done, as_json, [f"job {stop}: {done.status}"])
         return
     job = cluster.submit(config, survey, verb, overrides or (), install)
     log = sys.stderr if as_json else sys.stdout
@@ -366,9 +362,9 @@ def submit(
     print(how, file=log, flush=True)
     hint(f"{how} goes on; {leave}")
     done = cluster.follow(job, lambda part: print(part, end="", file=log, flush=True))
-    _show(done, as_json, [f"job {job}: {done['status']}", *text.why(done)])
-    if done["status"] != "SUCCEEDED":
-        raise typer.Exit(done["exit_code"] or 1)
+    _show(done, as_json, [f"job {job}: {done.status}", *text.why(done)])
+    if done.status != "SUCCEEDED":
+        raise typer.Exit(done.exit_code or 1)
 
 
 @app.command()
@@ -383,7 +379,7 @@ def simulate(
     from surveyproc.simulate import simulate as draw
 
     done = draw(out, objects=objects, seed=seed, pixel_scale=pixel_scale)
-    _show(dataclasses.asdict(done), as_json, [f"simulated survey: {done.config}"])
+    _show(done, as_json, [f"simulated survey: {done.config}"])
 
 
 @app.command()
@@ -402,12 +398,11 @@ def demo(
     with _ray_aside():
         done = show(out, objects=objects, seed=seed, root=root)
     lines = [
-        f"catalog: {done['catalog']} ({text.rows(done['metrics'][0])})",
-        f"report:  {done['report']}",
+        f"catalog: {done.catalog} ({text.rows(done.metrics[0])})",
+        f"report:  {done.report}",
         "z_phot against truth, galaxies not trained on:",
-        *(f"  {one['column']}: {text.metrics(one['all'])}" for one in done["metrics"]),
-        'open it: python -c "import lsdb; '
-        f"print(lsdb.open_catalog('{done['catalog']}').compute())\"",
+        *(f"  {one.column}: {text.metrics(one.all)}" for one in done.metrics),
+        f"open it: python -c \"import lsdb; print(lsdb.open_catalog('{done.catalog}').compute())\"",
     ]
     _show(done, as_json, lines)
 

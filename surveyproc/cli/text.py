@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surveyproc.evaluate.compare import Gain
+    from surveyproc.places import Placement
+    from surveyproc.releases.clean import Cleaned
+    from surveyproc.releases.diff import Difference
+    from surveyproc.releases.flux_ratios import TileRatio
+    from surveyproc.verbs.nightly import Night
+    from surveyproc.verbs.submit import JobEnd
 
 
-def rows(counts: dict[str, Any]) -> str:
+def rows(counted: Any) -> str:
     """Objects of a release, and rows that are not in it."""
-    return f"{counts['rows']} objects, {counts['rejected']} rejected rows beside the catalog"
+    return f"{counted.rows} objects, {counted.rejected} rejected rows beside the catalog"
 
 
 def metrics(metrics: dict[str, Any]) -> str:
@@ -51,11 +61,11 @@ def bin_line(name: str, row: dict[str, Any]) -> str:
     )
 
 
-def gain_line(name: str, row: dict[str, Any]) -> str:
+def gain_line(name: str, one: Gain) -> str:
     """One metric of two columns, and whether chance could have made the difference."""
     return (
-        f"  {name.replace('_', ' '):<20}{row['baseline']:+.4f} to {row['candidate']:+.4f}, gain "
-        f"{100 * row['gain']:+.1f} %, p = {row['p_value']:.4f} ({row['n']} objects)"
+        f"  {name.replace('_', ' '):<20}{one.baseline:+.4f} to {one.candidate:+.4f}, gain "
+        f"{100 * one.gain:+.1f} %, p = {one.p_value:.4f} ({one.n} objects)"
     )
 
 
@@ -72,54 +82,55 @@ def pdf_metrics(metrics: dict[str, Any]) -> str:
     )
 
 
-def night_lines(done: dict[str, Any]) -> list[str]:
+def night_lines(night: Night) -> list[str]:
     """The summary of a night."""
     lines = []
-    if done["did"] == "nothing":
-        lines.append(f"nothing new: release {done['release']} is up to date")
-    elif done["did"] == "published":
-        lines.append(f"release {done['release']} published (before: {done['before'] or 'none'})")
-    for name in ("files", "tiles"):
-        changed = {how: what for how, what in done.get(name, {}).items() if what}
+    if night.did == "nothing":
+        lines.append(f"nothing new: release {night.release} is up to date")
+    elif night.did == "published":
+        lines.append(f"release {night.release} published (before: {night.before or 'none'})")
+    for name, changes in (("files", night.files), ("tiles", night.tiles)):
+        changed = {how: what for how, what in vars(changes).items() if what} if changes else {}
         lines += [f"  {name} {how}: {_some(what)}" for how, what in changed.items()]
-    lines += [f"  kept: {one}" for one in done.get("kept", ())]
-    lines += [f"  problem: {one}" for one in done.get("problems", ())]
-    lines += [f"  note: {one}" for one in done.get("notes", ())]
-    if "units" in done:
-        lines.append("  units: " + ", ".join(f"{n} {what}" for what, n in done["units"].items()))
-    lines += gap_lines(done)
-    if "diff" in done:
-        lines += [f"  {line}" for line in diff_lines(done["diff"])]
-    if done.get("removed"):
-        lines.append(f"  old releases removed: {', '.join(done['removed'])}")
-    if done.get("cleaned", {}).get("folders"):
-        cleaned = done["cleaned"]
-        lines.append(f"  old cubes removed: {cleaned['folders']}, {cleaned['bytes'] / 1e6:.1f} MB")
-    return [*lines, *place_lines(done), f"  {done['seconds']:.1f} s; {done['summary']}"]
+    lines += [f"  kept: {one}" for one in night.kept or ()]
+    lines += [f"  problem: {one}" for one in night.problems or ()]
+    lines += [f"  note: {one}" for one in night.notes or ()]
+    if night.units:
+        lines.append(
+            "  units: " + ", ".join(f"{count} {what}" for what, count in vars(night.units).items())
+        )
+    lines += gap_lines(night.quarantined)
+    if night.diff:
+        lines += [f"  {line}" for line in diff_lines(night.diff)]
+    if night.removed:
+        lines.append(f"  old releases removed: {', '.join(night.removed)}")
+    if night.cleaned and night.cleaned.folders:
+        swept = night.cleaned
+        lines.append(f"  old cubes removed: {swept.folders}, {swept.bytes / 1e6:.1f} MB")
+    return [*lines, *place_lines(night.places), f"  {night.seconds:.1f} s; {night.summary}"]
 
 
-def clean_lines(done: dict[str, Any]) -> list[str]:
+def clean_lines(done: Cleaned) -> list[str]:
     """What was removed, or would be, with its bytes."""
-    how = "would be removed" if done["dry_run"] else "removed"
+    how = "would be removed" if done.dry_run else "removed"
     return [
-        *(f"  {nbytes / 1e6:10.1f} MB  {key}" for key, nbytes in sorted(done["removed"].items())),
-        *(f"  left alone: {why}" for why in done["left"]),
-        f"{len(done['removed'])} {how}, {done['bytes']} bytes",
+        *(f"  {nbytes / 1e6:10.1f} MB  {key}" for key, nbytes in sorted(done.removed.items())),
+        *(f"  left alone: {why}" for why in done.left),
+        f"{len(done.removed)} {how}, {done.bytes} bytes",
     ]
 
 
-def place_lines(done: dict[str, Any]) -> list[str]:
+def place_lines(places: Sequence[Placement] | None) -> list[str]:
     """Where the work ran, and why."""
     where = {"here": "in this process", "ray": "on Ray", "apart": "on Ray, read and computed apart"}
     alike: dict[str, list[str]] = {}
-    for one in done.get("places", ()):
-        alike.setdefault(f"{where[one['place']]}: {one['why']}", []).append(one["what"])
+    for one in places or ():
+        alike.setdefault(f"{where[one.place]}: {one.why}", []).append(one.what)
     return [f"  {', '.join(what)} {how}" for how, what in alike.items()]
 
 
-def gap_lines(done: dict[str, Any]) -> list[str]:
+def gap_lines(gaps: list[str] | None) -> list[str]:
     """Units that were given up."""
-    gaps = done.get("quarantined")
     return [f"  quarantined; `surveyproc run` tries them again: {_some(gaps)}"] if gaps else []
 
 
@@ -129,32 +140,31 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(name.rsplit("/", 1)[-1] for name in names[:most]) + more
 
 
-def diff_lines(done: dict[str, Any]) -> list[str]:
+def diff_lines(done: Difference) -> list[str]:
     """What changed from one release to another."""
     lines = [
-        f"{done['first']} to {done['second']}: {done['added']} rows added, {done['removed']} "
-        f"removed, {done['changed']} changed by more than {done['tolerance']:g} "
-        f"({done['leaves_read']} leaves read)"
+        f"{done.first} to {done.second}: {done.added} rows added, {done.removed} removed, "
+        f"{done.changed} changed by more than {done.tolerance:g} ({done.leaves_read} leaves read)"
     ]
     lines += [
-        f"  {name}: {one['changed']} changed ({one['lost']} to null, {one['gained']} from null)"
-        + ("" if one["largest"] is None else f", by {one['largest']:.4g} at most")
-        for name, one in done["columns"].items()
+        f"  {name}: {one.changed} changed ({one.lost} to null, {one.gained} from null)"
+        + ("" if one.largest is None else f", by {one.largest:.4g} at most")
+        for name, one in done.columns.items()
     ]
-    lines += [f"  {ratio_line(*one)}" for one in done["flux_ratios"].items() if one[1]]
-    for how in ("added", "removed"):
-        if done[f"columns_{how}"]:
-            lines.append(f"  columns {how}: {', '.join(done[f'columns_{how}'])}")
+    lines += [f"  {ratio_line(*one)}" for one in done.flux_ratios.items() if one[1]]
+    for how, names in (("added", done.columns_added), ("removed", done.columns_removed)):
+        if names:
+            lines.append(f"  columns {how}: {', '.join(names)}")
     return lines
 
 
-def ratio_line(column: str, tiles: dict[str, Any]) -> str:
+def ratio_line(column: str, tiles: Mapping[str, TileRatio]) -> str:
     """The tile whose fluxes differ most from those before."""
-    tile = max(tiles, key=lambda name: abs(math.log(tiles[name]["ratio"])))
+    tile = max(tiles, key=lambda name: abs(math.log(tiles[name].ratio)))
     one, more = tiles[tile], len(tiles) - 1
     rest = f", the {more} other tiles less" if more else ""
     return (
-        f"{column}: median ratio {one['ratio']:.4f} in tile {tile} ({one['objects']} bright "
+        f"{column}: median ratio {one.ratio:.4f} in tile {tile} ({one.objects} bright "
         f"objects){rest}"
     )
 
@@ -168,9 +178,9 @@ def flag_lines(flags: dict[str, dict[str, int]]) -> list[str]:
     ]
 
 
-def why(done: dict[str, Any]) -> list[str]:
+def why(job: JobEnd) -> list[str]:
     """What a job that was cut off says of itself; one that failed by itself said it in its log."""
-    code = done["exit_code"]
-    if done["status"] != "FAILED" or (code is not None and code <= 128):
+    code = job.exit_code
+    if job.status != "FAILED" or (code is not None and code <= 128):
         return []
-    return [done["message"], "what was finished is kept: submit it again"]
+    return [job.message, "what was finished is kept: submit it again"]

@@ -7,6 +7,7 @@ kind and its object the class. None is imported before a survey asks for it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -89,15 +90,35 @@ def section_class(name: str, kind: str | None) -> type[ProductSection]:
     return found
 
 
-def listing() -> list[dict[str, str]]:
-    """Every installed kind: `kind`, `package`, `reads`, `writes`, and `error` if it is no use."""
+@dataclass(frozen=True)
+class InstalledKind:
+    """A kind of product that is installed.
+
+    Attributes
+    ----------
+    kind, package : str
+        Its name, and that of the package that brings it.
+    reads, writes : str
+        What it says of itself; empty if it is no use.
+    error : str
+        Why it is no use; empty if it is.
+    """
+
+    kind: str
+    package: str
+    reads: str = ""
+    writes: str = ""
+    error: str = ""
+
+
+def listing() -> list[InstalledKind]:
+    """Every installed kind of product."""
     found = []
     for kind, entries in installed().items():
         package = ", ".join(package_of(entry) for entry in entries)
         try:
             made = load_kind(kind)
-            told = {"reads": made.reads, "writes": made.writes, "error": ""}
+            found.append(InstalledKind(kind, package, made.reads, made.writes))
         except ConfigError as error:
-            told = {"reads": "", "writes": "", "error": str(error)}
-        found.append({"kind": kind, "package": package, **told})
+            found.append(InstalledKind(kind, package, error=str(error)))
     return found

@@ -9,7 +9,7 @@ is the one that makes a positive difference a gain, and equation D.3 a test of a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,6 +28,36 @@ RESAMPLES = 10_000
 """Resamples of the published test (K of appendix D)."""
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What a candidate gains over a baseline in one metric.
+
+    Attributes
+    ----------
+    n, n_missing : int
+        Objects used, and left out.
+    baseline, candidate : float
+        The metric's values.
+    delta : float
+        |baseline| - |candidate|.
+    gain : float
+        delta / |baseline| (equation 2); NaN if that is zero.
+    p_value : float
+        Share of resamples that would make as much of chance alone.
+    resamples : int
+        How many were drawn.
+    """
+
+    n: int
+    n_missing: int
+    baseline: float
+    candidate: float
+    delta: float
+    gain: float
+    p_value: float
+    resamples: int
+
+
 def paired_bootstrap(
     dz_baseline: ArrayLike,
     dz_candidate: ArrayLike,
@@ -35,7 +65,7 @@ def paired_bootstrap(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Gain:
     """Gain of a candidate over a baseline in one metric, and whether chance could have made it.
 
     With M the metric, delta = |M_baseline| - |M_candidate| on the objects, and delta* the same on
@@ -57,10 +87,8 @@ def paired_bootstrap(
 
     Returns
     -------
-    dict
-        `n` objects used, `n_missing` left out, `baseline` and `candidate` (the metric's values),
-        `delta`, `gain` (delta / |M_baseline|, equation 2; NaN if that is zero), `p_value`,
-        `resamples`. Equal predictions have delta 0 and p 1. Exchanging the two changes the sign
+    Gain
+        Equal predictions have delta 0 and p 1. Exchanging the two changes the sign
         of delta and p into 1 - p, up to resamples where delta* is exactly 2 delta.
 
     Raises
@@ -86,16 +114,16 @@ def paired_bootstrap(
     baseline, candidate = (float(metric(sample)) for sample in samples)
     delta = abs(baseline) - abs(candidate)
     drawn = bootstrap(delta_of, samples, resamples, seed)
-    return {
-        "n": int(both.sum()),
-        "n_missing": int((~both).sum()),
-        "baseline": baseline,
-        "candidate": candidate,
-        "delta": delta,
-        "gain": delta / abs(baseline) if baseline else float("nan"),
-        "p_value": float(np.mean(drawn - delta >= delta)),
-        "resamples": resamples,
-    }
+    return Gain(
+        n=int(both.sum()),
+        n_missing=int((~both).sum()),
+        baseline=baseline,
+        candidate=candidate,
+        delta=delta,
+        gain=delta / abs(baseline) if baseline else float("nan"),
+        p_value=float(np.mean(drawn - delta >= delta)),
+        resamples=resamples,
+    )
 
 
 def gains(
@@ -103,7 +131,7 @@ def gains(
     z_candidate: ArrayLike,
     z_true: ArrayLike,
     threshold: float = OUTLIER_THRESHOLD,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Gain]:
     """`paired_bootstrap` of every point metric: `nmad`, `outlier_fraction`, `bias`.
 
     Parameters

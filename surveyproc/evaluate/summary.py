@@ -1,8 +1,9 @@
-"""All metrics of one matched sample as one JSON-able document."""
+"""All metrics of one matched sample."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,40 @@ LEAST_IN_BIN = 20
 """Objects a bin, on average, below which there are fewer bins."""
 
 
-def summarise(
+@dataclass(frozen=True, kw_only=True)
+class SampleMetrics:
+    """What predicted redshifts are worth.
+
+    Attributes
+    ----------
+    threshold : float
+        That of `outlier_fraction`.
+    thresholds : list of float
+        Those of `outlier_fractions`.
+    all : dict
+        The keys of `redshift_metrics`, `bootstrap_errors` and `outlier_fractions`.
+    bins : dict of str to list of dict
+        For each quantity the rows of `binned_metrics`; none if it does not vary.
+    unflagged : dict, optional
+        As `all`, of the objects without a flag.
+    pdf : dict, optional
+        `levels`, and `all` and `unflagged` with the keys of `pdf_metrics`.
+    """
+
+    threshold: float
+    thresholds: list[float]
+    all: dict[str, Any]
+    bins: dict[str, list[dict[str, Any]]]
+    unflagged: dict[str, Any] | None = None
+    pdf: dict[str, Any] | None = None
+
+    @property
+    def samples(self) -> dict[str, dict[str, Any]]:
+        """`all`, and `unflagged` if it is there."""
+        return {"all": self.all} | ({"unflagged": self.unflagged} if self.unflagged else {})
+
+
+def sample_metrics(
     z_pred: Float,
     z_true: Float,
     *,
@@ -34,7 +68,7 @@ def summarise(
     quantiles: Float | None = None,
     levels: Levels = (),
     threshold: float = OUTLIER_THRESHOLD,
-) -> dict[str, Any]:
+) -> SampleMetrics:
     """Point metrics with standard errors, in bins of given quantities, and PDF metrics.
 
     Parameters
@@ -51,39 +85,39 @@ def summarise(
         Probabilities of the quantiles.
     threshold : float
         |dz| above which an object is an outlier; reported beside `OUTLIER_THRESHOLDS`.
-
-    Returns
-    -------
-    dict
-        `threshold`, that of `outlier_fraction`; `thresholds`, those of `outlier_fractions`; `all`
-        and, given `good`, `unflagged`: the keys of `redshift_metrics`, `bootstrap_errors` and
-        `outlier_fractions`; `bins`: for each quantity the rows of `binned_metrics`, none if it does
-        not vary; given `quantiles`, `pdf`: `levels`, and `all` and `unflagged` with the keys of
-        `pdf_metrics`.
     """
     samples = {"all": np.ones(len(z_true), bool)}
     if good is not None:
         samples["unflagged"] = good
     thresholds = list(dict.fromkeys((*OUTLIER_THRESHOLDS, threshold)))
-    document: dict[str, Any] = {"threshold": threshold, "thresholds": thresholds, "bins": {}}
+    points: dict[str, dict[str, Any]] = {}
     for name, rows in samples.items():
         inner = (z_pred[rows], z_true[rows])
-        document[name] = {
+        points[name] = {
             **redshift_metrics(*inner, threshold),
             **bootstrap_errors(*inner, threshold),
             **outlier_fractions(*inner, thresholds),
         }
+    bins = {}
     for name, column in binned.items():
-        bins = min(MOST_BINS, max(1, len(z_true) // LEAST_IN_BIN))
-        edges = equal_count_edges(column, bins)
-        document["bins"][name] = (
+        most = min(MOST_BINS, max(1, len(z_true) // LEAST_IN_BIN))
+        edges = equal_count_edges(column, most)
+        bins[name] = (
             binned_metrics(z_pred, z_true, column, edges, threshold, thresholds=thresholds)
             if len(edges) > 1
             else []
         )
+    pdf: dict[str, Any] | None = None
     if quantiles is not None:
-        document["pdf"] = {"levels": list(levels)} | {
+        pdf = {"levels": list(levels)} | {
             name: pdf_metrics(quantiles[rows], levels, z_true[rows])
             for name, rows in samples.items()
         }
-    return document
+    return SampleMetrics(
+        threshold=threshold,
+        thresholds=thresholds,
+        bins=bins,
+        pdf=pdf,
+        all=points["all"],
+        unflagged=points.get("unflagged"),
+    )

@@ -77,13 +77,41 @@ class TilesSummary:
     kept: list[str] = field(default_factory=list)
     complete: bool = True
 
-    def count(self, outcomes: Sequence[dict[str, Any]]) -> None:
+    def count(self, outcomes: Sequence[TileOutcome]) -> None:
         """Add up what was made of the tiles."""
         for outcome in outcomes:
-            self.bytes += outcome["bytes"]
-            if outcome["row"] is not None:
-                self.written += outcome["written"]
-                self.unchanged += not outcome["written"]
+            self.bytes += outcome.nbytes
+            if outcome.row is not None:
+                self.written += outcome.written
+                self.unchanged += not outcome.written
+
+
+@dataclass(frozen=True)
+class TileOutcome:
+    """What became of a tile.
+
+    Attributes
+    ----------
+    tile : str
+        Its id.
+    row : dict or None
+        Its row in the table of tiles; None if there is no cube.
+    written : bool
+        Whether the cube was made now.
+    nbytes : int
+        Bytes of its files.
+    problems : list of str
+        What in its files could not be used.
+    failure : str
+        Why it may succeed another time: a store failed, or its process died. Empty if not so.
+    """
+
+    tile: str
+    row: dict[str, Any] | None = None
+    written: bool = False
+    nbytes: int = 0
+    problems: list[str] = field(default_factory=list)
+    failure: str = ""
 
 
 def ingest_tiles(survey: Survey, places: Places, *, keep_last: bool = False) -> TilesSummary:
@@ -119,18 +147,16 @@ def ingest_tiles(survey: Survey, places: Places, *, keep_last: bool = False) -> 
     before = _former_rows(store, survey.name)
     failures = _unread(problems, before)
     outcomes = _make_cubes(_items(groups, failures), survey, places)
-    failures |= {
-        one["tile"]: f"tile {one['tile']}: {one['failure']}" for one in outcomes if one["failure"]
-    }
+    failures |= {one.tile: f"tile {one.tile}: {one.failure}" for one in outcomes if one.failure}
     summary = TilesSummary(
         problems=_problems(problems, groups, failures, outcomes), notes=notes(aside)
     )
     summary.count(outcomes)
-    rows = [one["row"] for one in outcomes if one["row"] is not None]
+    rows = [one.row for one in outcomes if one.row is not None]
     rows += [before[tile] for tile in failures if tile in before]
     if keep_last:
         troubled = {one.tile for one in problems}
-        troubled |= {one["tile"] for one in outcomes if one["problems"]}
+        troubled |= {one.tile for one in outcomes if one.problems}
         rows = _keep_last(survey, rows, before, troubled, summary)
         _excuse(failures, before, summary)
         failures = {}
@@ -148,22 +174,22 @@ def _items(groups: Groups, failures: dict[str, str]) -> list[Item]:
     ]
 
 
-def _make_cubes(items: Sequence[Item], survey: Survey, places: Places) -> list[dict[str, Any]]:
-    """The outcome of every tile, see `_TileWorker.nothing`, in any order."""
+def _make_cubes(items: Sequence[Item], survey: Survey, places: Places) -> list[TileOutcome]:
+    """The outcome of every tile, in any order."""
     outcomes = []
     ledger = Ledger(survey.store, layout.TILES_BEGUN)
     stage = Stage(
         "tiles",
         _TileWorker,
         (survey.store.url, survey.config.images.mask_bits),
-        died=_TileWorker.nothing,
+        died=_TileWorker.died,
         ledger=ledger,
     )
     results = places.stream(items, stage)
     with Meter("ingest, images", objects=len(items), units=len(items), noun="tiles") as meter:
         for outcome in results:
             outcomes.append(outcome)
-            meter.advance(objects=1, nbytes=outcome["bytes"])
+            meter.advance(objects=1, nbytes=outcome.nbytes)
     ledger.clear()
     return outcomes
 
@@ -172,7 +198,7 @@ def _problems(
     problems: Sequence[Problem],
     groups: Groups,
     failures: dict[str, str],
-    outcomes: Sequence[dict[str, Any]],
+    outcomes: Sequence[TileOutcome],
 ) -> list[str]:
     """What of the files could not be used, but for those that could not be read."""
     told = [one.message for one in problems if not one.unread]
@@ -181,7 +207,7 @@ def _problems(
         for tile, bands in groups.items()
         if not bands and tile not in failures
     ]
-    return sorted(told + [message for one in outcomes for message in one["problems"]])
+    return sorted(told + [message for one in outcomes for message in one.problems])
 
 
 def _keep_last(
@@ -298,35 +324,25 @@ class _TileWorker:
         # may find other bytes in a file that looks the same.
         self.checksum = lru_cache(maxsize=1024)(lambda path, state: checksum(path))
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        outcome = self.nothing(item, "")
+    def __call__(self, item: dict[str, Any]) -> TileOutcome:
+        tile = item["tile"]
         try:
-            outcome |= _make_tile(
-                self.store, item["tile"], item["planes"], self.mask_bits, self.checksum
-            )
+            return _make_tile(self.store, tile, item["planes"], self.mask_bits, self.checksum)
         except InputError as error:
-            outcome["problems"] = [f"tile {item['tile']}: {error}"]
+            return TileOutcome(tile, problems=[f"tile {tile}: {error}"])
         except UnreachableError:
             raise  # every other tile would wait as long
         except StoreError as error:
-            outcome["failure"] = str(error)
+            return TileOutcome(tile, failure=str(error))
         except MemoryError:
             raise
         except Exception as error:  # whatever its files hold, it is this tile's problem only
-            outcome["problems"] = [f"tile {item['tile']}: {unforeseen(error)}"]
-        return outcome
+            return TileOutcome(tile, problems=[f"tile {tile}: {unforeseen(error)}"])
 
     @staticmethod
-    def nothing(item: dict[str, Any], failure: str = DIED) -> dict[str, Any]:
-        """The result of a tile of which nothing is known but, perhaps, what failed."""
-        return {
-            "tile": item["tile"],
-            "failure": failure,
-            "row": None,
-            "written": False,
-            "bytes": 0,
-            "problems": [],
-        }
+    def died(item: dict[str, Any]) -> TileOutcome:
+        """What became of a tile whose process died."""
+        return TileOutcome(item["tile"], failure=DIED)
 
 
 def _make_tile(
@@ -335,7 +351,7 @@ def _make_tile(
     planes: list[Plane],
     mask_bits: int | None,
     checksum_of: Callable[[str, tuple[Any, ...]], tuple[str, int]],
-) -> dict[str, Any]:
+) -> TileOutcome:
     """The cube of one tile and its row in the table of tiles."""
     paths = sorted({plane.path for plane in planes})
     before = {path: _state(path) for path in paths}
@@ -358,12 +374,7 @@ def _make_tile(
     key = layout.cube(tile, version)
     record = read_record(store, key)
     if record is not None:
-        return {
-            "row": record["row"],
-            "written": False,
-            "bytes": nbytes,
-            "problems": record["problems"],
-        }
+        return TileOutcome(tile, record["row"], False, nbytes, record["problems"])
     bands: dict[str, dict[str, Plane]] = {}
     for plane in planes:
         bands.setdefault(plane.band, {})[plane.use] = plane
@@ -387,9 +398,9 @@ def _make_tile(
             problems.append(f"tile {tile}, band {error.band} left out: {error}")
             del bands[error.band]
         else:
-            return {"row": made["row"], "written": True, "bytes": nbytes, "problems": problems}
+            return TileOutcome(tile, made["row"], True, nbytes, problems)
     problems.append(f"tile {tile}: no usable band; skipped")
-    return {"problems": problems, "bytes": nbytes}
+    return TileOutcome(tile, nbytes=nbytes, problems=problems)
 
 
 def _electron_flux(image: Plane) -> float | None:

@@ -37,8 +37,8 @@ _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 _ONLY = "only safetensors packages are loaded, because a pickle can run any code"
 
 
-class _Inputs(BaseModel):
-    """`inputs` of model.json."""
+class _Reads(BaseModel):
+    """`inputs` of model.json: the fields of `models.base.Reads`, and the scale of the pixels."""
 
     features: list[str]
     images: list[str]
@@ -68,7 +68,7 @@ class _Document(BaseModel):
     settings: dict[str, Any]
     members: PositiveInt
     bands: list[str]
-    inputs: _Inputs
+    inputs: _Reads
     absent_bands: Literal["mask", "refuse"]
     normalisation: dict[str, Any] | None
     outputs: _Outputs

@@ -27,6 +27,25 @@ ABANDONED = datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where work ran, and why.
+
+    Attributes
+    ----------
+    what : str
+        The items, in the plural: `units`, `tiles`.
+    place : str
+        `here`, `ray` or `apart`.
+    why : str
+        Why there.
+    """
+
+    what: str
+    place: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Item:
     """One piece of work.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from surveyproc.config.sections import RunSection
 from surveyproc.errors import ConfigError
-from surveyproc.places.base import Item, Stage
+from surveyproc.places.base import Item, Placement, Stage
 from surveyproc.places.here import Here
 
 # Who works here imports no Ray.
@@ -223,17 +223,9 @@ class Places:
         # Units that are tried again are no news.
         self._told.setdefault((what, place), why)
 
-    def told(self) -> list[dict[str, str]]:
-        """What was decided since this was last asked, in order.
-
-        Returns
-        -------
-        list of dict
-            `what` (the items: `units`, `tiles`), `place` (`here`, `ray` or `apart`) and `why`.
-        """
-        told = [
-            {"what": what, "place": where, "why": why} for (what, where), why in self._told.items()
-        ]
+    def told(self) -> list[Placement]:
+        """What was decided since this was last asked, in order."""
+        told = [Placement(what, where, why) for (what, where), why in self._told.items()]
         self._told.clear()
         return told
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from surveyproc.images import build
@@ -25,7 +25,7 @@ from surveyproc.train.cube import RECORD
 STAGED = datetime.timedelta(hours=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cleaned:
     """What a cleaning removed, or would remove.
 
@@ -33,17 +33,18 @@ class Cleaned:
     ----------
     removed : dict of str to int
         Folder or object under the root to its bytes.
+    bytes : int
+        Of all of them.
     left : list of str
         What was left alone, and why.
+    dry_run : bool
+        Whether nothing was removed, only said.
     """
 
-    removed: dict[str, int] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that was removed."""
-        return sum(self.removed.values())
+    removed: dict[str, int]
+    bytes: int
+    left: list[str]
+    dry_run: bool
 
 
 def clean(store: Store, *, dry_run: bool = False) -> Cleaned:
@@ -61,25 +62,26 @@ def clean(store: Store, *, dry_run: bool = False) -> Cleaned:
     StoreError
         If the store cannot be read, or a record of it is damaged: then nothing is removed.
     """
-    done = Cleaned()
+    left = []
     plans = dict(_plans(store))
     unknown = sorted(run for run, plan in plans.items() if "tiles" not in plan)
     unwanted = list(_stagings(store))
     if is_under_way(store, "ingest"):
-        done.left.append("cubes, since an ingest is under way")
+        left.append("cubes, since an ingest is under way")
     elif unknown:
-        done.left.append(f"cubes, since release {unknown[0]} does not say which it was made from")
+        left.append(f"cubes, since release {unknown[0]} does not say which it was made from")
     else:
         unwanted += _cubes(store, plans)
     if is_under_way(store, "train"):
-        done.left.append("training cubes, since a network is being trained")
+        left.append("training cubes, since a network is being trained")
     else:
         unwanted += _training_cubes(store, plans)
+    removed = {}
     for key in unwanted:
-        done.removed[key] = sum(store.sizes(key).values())
+        removed[key] = sum(store.sizes(key).values())
         if not dry_run:
             store.remove(key)
-    return done
+    return Cleaned(removed, sum(removed.values()), left, dry_run)
 
 
 def _plans(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:

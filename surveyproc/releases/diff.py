@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,131 @@ from numpy.typing import NDArray
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.errors import InputError
-from surveyproc.evaluate.ratio import bounds, counted, log_ratios, median
+from surveyproc.releases.flux_ratios import TileRatio, TileRatios, flux_columns
+from surveyproc.releases.record import finished
 from surveyproc.run import commit
-from surveyproc.run.plan import read_done
-from surveyproc.schemas import flag
 from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
 Int = NDArray[np.int64]
 
 
-def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ColumnChange:
+    """What changed in a column of rows that both sides have.
+
+    Attributes
+    ----------
+    changed, lost, gained : int
+        Rows with another value; of them those whose value became null, or was null.
+    largest : float or None
+        Largest absolute difference of numbers; None of others.
+    """
+
+    changed: int
+    lost: int
+    gained: int
+    largest: float | None
+
+    def __add__(self, other: ColumnChange) -> ColumnChange:
+        largest = [one for one in (self.largest, other.largest) if one is not None]
+        return ColumnChange(
+            self.changed + other.changed,
+            self.lost + other.lost,
+            self.gained + other.gained,
+            max(largest, default=None),
+        )
+
+
+@dataclass(frozen=True)
+class RowChanges:
+    """Rows that differ.
+
+    Attributes
+    ----------
+    added, removed, changed : int
+        Rows of the second side alone, of the first alone, and with a change in any column.
+    columns : dict of str to ColumnChange
+        What changed in every column that both sides have, and that changed.
+    """
+
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+    columns: dict[str, ColumnChange] = field(default_factory=dict)
+
+    def __add__(self, other: RowChanges) -> RowChanges:
+        columns = dict(self.columns)
+        for name, change in other.columns.items():
+            columns[name] = columns[name] + change if name in columns else change
+        return RowChanges(
+            self.added + other.added,
+            self.removed + other.removed,
+            self.changed + other.changed,
+            columns,
+        )
+
+
+@dataclass(frozen=True)
+class TableChange:
+    """How a table beside a release differs.
+
+    Attributes
+    ----------
+    rows : (int, int)
+        Of both.
+    changed : int
+        Partitions that are not the same.
+    """
+
+    rows: tuple[int, int]
+    changed: int
+
+
+@dataclass(frozen=True)
+class PixelChange:
+    """How an array of pixels beside a release differs: partitions that are not the same."""
+
+    changed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(RowChanges):
+    """What two releases say differently.
+
+    Attributes
+    ----------
+    first, second : str
+        The releases.
+    tolerance : float
+        Largest relative difference of two floats that counts as none.
+    rows : (int, int)
+        Of both.
+    columns_added, columns_removed : list of str
+        Columns of one of them alone.
+    leaves_read : int
+        Leaves that were read to know it.
+    flux_ratios : dict of str to dict of str to TileRatio
+        Column of fluxes to tile to how they differ there.
+    tables : dict of str to TableChange
+        Tables beside the releases.
+    pixels : dict of str to PixelChange
+        Arrays of pixels beside them.
+    """
+
+    first: str
+    second: str
+    tolerance: float
+    rows: tuple[int, int]
+    columns_added: list[str]
+    columns_removed: list[str]
+    leaves_read: int
+    flux_ratios: dict[str, dict[str, TileRatio]]
+    tables: dict[str, TableChange]
+    pixels: dict[str, PixelChange]
+
+
+def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -> Difference:
     """Rows added, removed and changed from release `first` to release `second`.
 
     A row is the object of that id (the n-th with it, in the order of the leaf, where ids repeat)
@@ -39,15 +154,6 @@ def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -
     tolerance : float
         Largest relative difference of two floats that counts as none. Integers and text must be
         equal.
-
-    Returns
-    -------
-    dict
-        `first`, `second`, `tolerance`; `rows` of both, `added`, `removed`, `changed` (rows with a
-        change in any column); `columns`: for every column that both have and that changed,
-        `changed` rows, of them `lost` (value to null) and `gained` (null to value), and `largest`,
-        the largest absolute difference; `columns_added`, `columns_removed`; `leaves_read`;
-        `flux_ratios`, as `TileRatios.summary` says; `tables` and `pixels`, as `beside` says.
 
     Raises
     ------
@@ -67,49 +173,48 @@ def difference(
     one_records: Sequence[commit.Commit],
     other_records: Sequence[commit.Commit],
     tolerance: float,
-) -> dict[str, Any]:
+) -> Difference:
     """What `diff` says, of two releases whose records are known, published or not."""
     one_leaves = [record.leaf for record in one_records]
     other_leaves = [record.leaf for record in other_records]
     one_key, other_key = (layout.release(survey, release) for release in releases)
-    document: dict[str, Any] = {
-        "first": releases[0],
-        "second": releases[1],
-        "tolerance": tolerance,
-        "rows": [sum(leaf.rows for leaf in side) for side in (one_leaves, other_leaves)],
-        **{name: 0 for name in ("added", "removed", "changed", "leaves_read")},
-        "columns": {},
-    }
     names = _names(store, one_key, one_leaves), _names(store, other_key, other_leaves)
-    document["columns_added"] = [name for name in names[1] if name not in names[0]]
-    document["columns_removed"] = [name for name in names[0] if name not in names[1]]
     shared = [name for name in names[0] if name in names[1]]
     ratios = TileRatios(flux_columns(shared))
+    total, leaves_read = RowChanges(), 0
     for before, after in differing(one_leaves, other_leaves):
         if not (before and after):
-            document["removed"] += sum(leaf.rows for leaf in before)
-            document["added"] += sum(leaf.rows for leaf in after)
+            total += RowChanges(added=_rows(after), removed=_rows(before))
             continue
         one, other = _read(store, one_key, before, shared), _read(store, other_key, after, shared)
-        document["leaves_read"] += len(before) + len(after)
+        leaves_read += len(before) + len(after)
         both = _both(one, other)
-        _add(document, compare(one, other, tolerance, both))
+        total += compare(one, other, tolerance, both)
         ratios.add(one.take(both[0]), other.take(both[1]))
-    document["flux_ratios"] = ratios.summary()
-    return document | beside(one_records, other_records)
+    tables, pixels = beside(one_records, other_records)
+    return Difference(
+        **vars(total),
+        first=releases[0],
+        second=releases[1],
+        tolerance=tolerance,
+        rows=(_rows(one_leaves), _rows(other_leaves)),
+        columns_added=[name for name in names[1] if name not in names[0]],
+        columns_removed=[name for name in names[0] if name not in names[1]],
+        leaves_read=leaves_read,
+        flux_ratios=ratios.summary(),
+        tables=tables,
+        pixels=pixels,
+    )
+
+
+def _rows(leaves: Iterable[Leaf]) -> int:
+    return sum(leaf.rows for leaf in leaves)
 
 
 def beside(
     first: Iterable[commit.Commit], second: Iterable[commit.Commit]
-) -> dict[str, dict[str, Any]]:
-    """What differs in the tables and pixels beside two releases, by checksums.
-
-    Returns
-    -------
-    dict
-        `tables`: table to `rows` in both and `changed`, its partitions that are not the same;
-        `pixels`: array to `changed`.
-    """
+) -> tuple[dict[str, TableChange], dict[str, PixelChange]]:
+    """What differs in the tables and pixels beside two releases, by checksums."""
     rows: dict[str, list[int]] = {}
     marks: list[dict[tuple[str, str, int, int], Any]] = [{}, {}]
     for side, records in enumerate((first, second)):
@@ -126,12 +231,11 @@ def beside(
         if marks[0].get(place) != marks[1].get(place)
     )
     arrays = {name for side in marks for kind, name, *_ in side if kind == "pixels"}
-    return {
-        "tables": {
-            name: {"rows": both, "changed": changed["tables", name]} for name, both in rows.items()
-        },
-        "pixels": {name: {"changed": changed["pixels", name]} for name in sorted(arrays)},
+    tables = {
+        name: TableChange((one, other), changed["tables", name])
+        for name, (one, other) in rows.items()
     }
+    return tables, {name: PixelChange(changed["pixels", name]) for name in sorted(arrays)}
 
 
 def records_of(store: Store, survey: str, release: str) -> list[commit.Commit]:
@@ -144,8 +248,7 @@ def records_of(store: Store, survey: str, release: str) -> list[commit.Commit]:
     StoreError
         If a record is damaged.
     """
-    done = read_done(store, release)
-    if done is None:
+    if finished(store, release) is None:
         raise InputError(
             f"no finished release of {survey} is called {release!r}: `surveyproc releases` lists "
             "them"
@@ -167,18 +270,13 @@ def compare(
     second: pa.Table,
     tolerance: float,
     both: tuple[pa.Array, pa.Array] | None = None,
-) -> dict[str, Any]:
+) -> RowChanges:
     """Rows added, removed and changed between two tables with the same columns.
 
     Parameters
     ----------
     both : (pyarrow.Array, pyarrow.Array), optional
         Places of the rows that both have, if they are known.
-
-    Returns
-    -------
-    dict
-        `added`, `removed`, `changed` and `columns`, as `diff` says.
     """
     left, right = both or _both(first, second)
     any_change = np.zeros(len(left), bool)
@@ -188,85 +286,12 @@ def compare(
         any_change |= changed
         if changed.any():
             columns[name] = found
-    return {
-        "added": second.num_rows - len(right),
-        "removed": first.num_rows - len(left),
-        "changed": int(any_change.sum()),
-        "columns": columns,
-    }
-
-
-def flux_columns(names: Sequence[str]) -> list[str]:
-    """What stands behind `flux_` in the names of fluxes that photometry measured.
-
-    Examples
-    --------
-    >>> flux_columns(["photometry_tile", "flux_r", "flux_err_r", "photometry_flag_r", "flux_old"])
-    ['r']
-    """
-    if "photometry_tile" not in names:
-        return []
-    ends = [name.removeprefix("photometry_flag_") for name in names if name.startswith("photo")]
-    return [end for end in ends if {f"flux_{end}", f"flux_err_{end}"} <= set(names)]
-
-
-class TileRatios:
-    """Median ratios of the fluxes of two tables of the same objects, by column and tile.
-
-    Parameters
-    ----------
-    ends : sequence of str
-        What stands behind `flux_`, `flux_err_` and `photometry_flag_` in the names of the columns.
-    """
-
-    def __init__(self, ends: Sequence[str]) -> None:
-        self.ends = tuple(ends)
-        self.counts: dict[str, dict[str, Int]] = {end: {} for end in ends}
-
-    def add(self, first: pa.Table, second: pa.Table) -> None:
-        """Count the objects of two tables, row by row the same, by the tile of the second.
-
-        Objects whose flux has a flag in one of them do not count; `background_errors` is none of
-        the flux.
-        """
-        if not self.ends:
-            return
-        tiles = pc.dictionary_encode(second["photometry_tile"]).combine_chunks()
-        number, names = tiles.indices.to_numpy(), tiles.dictionary.to_pylist()
-        for end in self.ends:
-            values = (
-                table[f"{kind}_{end}"].to_numpy().astype(np.float64)
-                for table in (first, second)
-                for kind in ("flux", "flux_err")
-            )
-            ratios = log_ratios(*values)
-            flags = (table[f"photometry_flag_{end}"].to_numpy() for table in (first, second))
-            ratios[np.bitwise_or(*flags) & ~flag("background_errors") != 0] = np.nan
-            for place, tile in enumerate(names):
-                found = counted(ratios[number == place])
-                if found.any():
-                    self.counts[end][tile] = self.counts[end].get(tile, 0) + found
-
-    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """For every flux column, and every tile with bright objects in it.
-
-        Returns
-        -------
-        dict
-            Column to tile to `objects` (bright ones), `ratio` (the median of second over first) and
-            `between` (two bounds of the true median, or None of too few objects).
-        """
-        return {
-            f"flux_{end}": {
-                tile: {
-                    "objects": int(counts.sum()),
-                    "ratio": median(counts),
-                    "between": bounds(counts),
-                }
-                for tile, counts in sorted(tiles.items())
-            }
-            for end, tiles in self.counts.items()
-        }
+    return RowChanges(
+        added=second.num_rows - len(right),
+        removed=first.num_rows - len(left),
+        changed=int(any_change.sum()),
+        columns=columns,
+    )
 
 
 def differing(
@@ -331,7 +356,7 @@ def _repeats(ids: Int) -> Int:
 
 def _column(
     first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float
-) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+) -> tuple[ColumnChange, NDArray[np.bool_]]:
     """What changed in a column whose rows belong together, and in which rows."""
     null = first.is_null().to_numpy(), second.is_null().to_numpy()
     lost, gained = ~null[0] & null[1], null[0] & ~null[1]
@@ -341,13 +366,7 @@ def _column(
     )
     rows = lost | gained
     rows[both] |= changed
-    found = {
-        "changed": int(rows.sum()),
-        "lost": int(lost.sum()),
-        "gained": int(gained.sum()),
-        "largest": largest,
-    }
-    return found, rows
+    return ColumnChange(int(rows.sum()), int(lost.sum()), int(gained.sum()), largest), rows
 
 
 def _values_differ(
@@ -400,14 +419,3 @@ def _largest(one: NDArray[Any], other: NDArray[Any]) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(other.astype(np.float64) - one.astype(np.float64))
     return float(np.max(difference, initial=0.0, where=np.isfinite(difference)))
-
-
-def _add(document: dict[str, Any], part: dict[str, Any]) -> None:
-    for name in ("added", "removed", "changed"):
-        document[name] += part[name]
-    for name, found in part["columns"].items():
-        into = document["columns"].setdefault(name, {**found, "changed": 0, "lost": 0, "gained": 0})
-        for count in ("changed", "lost", "gained"):
-            into[count] += found[count]
-        if found["largest"] is not None:
-            into["largest"] = max(into["largest"] or 0.0, found["largest"])

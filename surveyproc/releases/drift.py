@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from surveyproc import schemas
 from surveyproc.catalogs.labels import match_catalog, read_labels
 from surveyproc.config.sections import NightlySection
 from surveyproc.evaluate.histogram import add, distance, unpack
 from surveyproc.evaluate.redshift import bootstrap_errors, redshift_metrics
+from surveyproc.releases.flux_ratios import TileRatio
 from surveyproc.releases.release import Reason
 from surveyproc.run.commit import Commit
 from surveyproc.survey import Survey
@@ -170,7 +170,7 @@ def columns_gone(last: Profile, new: Profile) -> list[Reason]:
 
 
 def flux_shifts(
-    ratios: Mapping[str, Mapping[str, Mapping[str, Any]]], limits: NightlySection
+    ratios: Mapping[str, Mapping[str, TileRatio]], limits: NightlySection
 ) -> list[Reason]:
     """Reasons not to publish: the fluxes of a tile differ from those of the last release.
 
@@ -186,9 +186,9 @@ def flux_shifts(
     reasons = []
     for column, tiles in ratios.items():
         for tile, one in tiles.items():
-            low, high = one["between"] or (1.0, 1.0)
+            low, high = one.between or (1.0, 1.0)
             if low > most or high < 1 / most:
-                found = f"{one['ratio']:.4f} of {one['objects']} bright objects"
+                found = f"{one.ratio:.4f} of {one.objects} bright objects"
                 allowed = f"{1 / most:.4f} to {most:.4f}"
                 reasons.append(Reason("flux ratio", f"{column} of tile {tile}", found, allowed))
     return reasons

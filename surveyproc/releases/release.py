@@ -5,20 +5,15 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from surveyproc.catalogs import hats
 from surveyproc.config.sections import GatesSection
 from surveyproc.errors import GateError, InputError, StoreError
+from surveyproc.releases.record import ListedRelease, Release, finished, parsed, pointed_to
 from surveyproc.run import commit, stacks
-from surveyproc.run.plan import (
-    Plan,
-    read_done,
-    release_names,
-    table_columns,
-)
+from surveyproc.run.plan import Plan, release_names, table_columns
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, as_json, digest
 
@@ -87,8 +82,8 @@ def _last_line(record: commit.Commit) -> str:
 
 def is_published(store: Store, plan: Plan) -> bool:
     """Whether readers are already sent to the release of this plan and no leaf of it is gone."""
-    current = store.read_json(layout.pointer(plan.survey))
-    if current is None or current["release"] != plan.run:
+    current = pointed_to(store, plan.survey)
+    if current is None or current.release != plan.run:
         return False
     expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
     return expected <= set(hats.leaf_keys(store, plan.release_key))
@@ -96,9 +91,10 @@ def is_published(store: Store, plan: Plan) -> bool:
 
 def published_gaps(store: Store, plan: Plan) -> list[str]:
     """Quarantined units that the published release lacks, if it is of the inputs of this plan."""
-    current = store.read_json(layout.pointer(plan.survey)) or {"release": ""}
-    same_inputs = current["release"].partition(".")[0] == plan.run.partition(".")[0]
-    return list(current.get("quarantined", [])) if same_inputs else []
+    current = pointed_to(store, plan.survey)
+    if current is None or current.release.partition(".")[0] != plan.run.partition(".")[0]:
+        return []
+    return current.quarantined
 
 
 def publish(
@@ -107,7 +103,7 @@ def publish(
     commits: Sequence[commit.Commit],
     gates: GatesSection,
     more: Sequence[Reason] = (),
-) -> dict[str, Any]:
+) -> Release:
     """Write the release's metadata beside its leaves, check it, and swap the pointer.
 
     Parameters
@@ -116,11 +112,6 @@ def publish(
         As `refusals` wants them.
     more : sequence of Reason
         What other gates found.
-
-    Returns
-    -------
-    dict
-        The content of `current.json`, and the catalog's `url`.
 
     Raises
     ------
@@ -136,7 +127,7 @@ def publish(
             + "\n".join(str(reason) for reason in reasons),
             reasons,
         )
-    done = read_done(store, plan.run)
+    done = finished(store, plan.run)
     url = store.url_of(plan.release_key)
     if damaged := commit.forget_damaged(store, plan):
         raise StoreError(
@@ -147,7 +138,7 @@ def publish(
     if done is not None and not hats.metadata_problems(store, plan.release_key, leaves):
         # Published before, and immutable since: only the pointer moves.
         point_to(store, plan.survey, pointer, done)
-        return {**done, "url": url}
+        return done
     drop_strangers(store, plan, commits)
     hats.finish_catalog(
         store,
@@ -165,29 +156,30 @@ def publish(
             f"release {plan.run} is not published: {url} is not a valid HATS catalog ({listed}): "
             "repeat the command"
         )
-    current = {
-        "release": plan.run,
-        "path": plan.release_key,
-        "rows": plan.rows,
-        "rejected": plan.catalog.rejected,
-        "duplicates": plan.catalog.duplicates,
-        "partitions": len(plan.units),
-        "kinds": plan.kinds,
-        "tables": tables,
-        "pixels": sorted(plan.pixels),
-        "rows_per_second": _rate(commits),
-        "products": {product.name: product.version for product in plan.products},
-        "flags": commit.total_flags(one.flags for one in commits),
-        "band_flags": commit.total_flags(one.band_flags for one in commits),
-        "quarantined": sorted(record.unit for record in commits if record.quarantined),
+    made = Release(
+        release=plan.run,
+        url=url,
+        path=plan.release_key,
+        rows=plan.rows,
+        rejected=plan.catalog.rejected,
+        duplicates=plan.catalog.duplicates,
+        partitions=len(plan.units),
+        kinds=plan.kinds,
+        tables=tables,
+        pixels=sorted(plan.pixels),
+        rows_per_second=_rate(commits),
+        products={product.name: product.version for product in plan.products},
+        flags=commit.total_flags(one.flags for one in commits),
+        band_flags=commit.total_flags(one.band_flags for one in commits),
+        quarantined=sorted(record.unit for record in commits if record.quarantined),
         # Small releases follow one another within a second, and their order counts.
-        "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-    }
-    if not store.create(layout.done(plan.run), as_json(current)):
+        published=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+    )
+    if not store.create(layout.done(plan.run), as_json(made.record)):
         # Another driver of this run was first: what it says of the release stands.
-        current = read_done(store, plan.run) or current
-    point_to(store, plan.survey, pointer, current)
-    return {**current, "url": url}
+        made = finished(store, plan.run) or made
+    point_to(store, plan.survey, pointer, made)
+    return made
 
 
 def _rate(commits: Sequence[commit.Commit]) -> float:
@@ -217,9 +209,7 @@ def finish_tables(store: Store, plan: Plan, commits: Sequence[commit.Commit]) ->
     return rows
 
 
-def point_to(
-    store: Store, survey: str, before: bytes | None, release_record: dict[str, Any]
-) -> None:
+def point_to(store: Store, survey: str, before: bytes | None, to: Release) -> None:
     """Send readers to a release, unless the pointer no longer says what it said `before`.
 
     Raises
@@ -228,18 +218,18 @@ def point_to(
         If another driver sent them to another release meanwhile.
     """
     key = layout.pointer(survey)
-    if store.swap(key, before, as_json(release_record)):
+    if store.swap(key, before, as_json(to.record)):
         return
-    found = (store.read_json(key) or {}).get("release")
-    if found != release_record["release"]:
+    found = pointed_to(store, survey)
+    name = "none" if found is None else found.release
+    if name != to.release:
         raise StoreError(
-            f"{store.url_of(key)}: another driver published {found} meanwhile, so release "
-            f"{release_record['release']} is complete but not published: repeat the command if it "
-            "should be"
+            f"{store.url_of(key)}: another driver published {name} meanwhile, so release "
+            f"{to.release} is complete but not published: repeat the command if it should be"
         )
 
 
-def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
+def rollback(store: Store, survey: str, release: str) -> Release:
     """Send readers to another finished release; what `current_release` then says.
 
     The release that they leave, if it is the later one, is withdrawn: its inputs do not publish it
@@ -252,37 +242,36 @@ def rollback(store: Store, survey: str, release: str) -> dict[str, Any]:
     StoreError
         If it lacks a leaf, or its metadata are damaged.
     """
-    done = read_done(store, release)
-    if done is None or done["path"] != layout.release(survey, release):
-        known = ", ".join(str(one["release"]) for one in list_releases(store, survey)) or "none"
+    done = finished(store, release)
+    if done is None or done.path != layout.release(survey, release):
+        known = ", ".join(one.release for one in list_releases(store, survey)) or "none"
         raise InputError(
             f"no finished release of {survey} is called {release!r} (there are: {known})"
         )
-    url = store.url_of(done["path"])
     records = commit.read_units(
         store, layout.run(release), commit.recorded(store, layout.run(release))
     )
     for file in (file for record in records for file in record.files):
-        key = done["path"] + file.key
+        key = done.path + file.key
         if store.size(key) != file.nbytes:
             raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
-    if not is_valid(url):
-        raise StoreError(f"{url} is not a valid HATS catalog: roll back to another one")
+    if not is_valid(done.url):
+        raise StoreError(f"{done.url} is not a valid HATS catalog: roll back to another one")
     pointer = store.read_if_there(layout.pointer(survey))
-    left = store.parsed(layout.pointer(survey), pointer) or done
+    left = parsed(store, layout.pointer(survey), pointer) or done
     marks = store.read_if_there(layout.withdrawn(survey))
     withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
     withdrawn.pop(release, None)
-    if left["release"] != release and left["published"] >= done["published"]:
+    if left.release != release and left.published >= done.published:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        withdrawn[left["release"]] = {"at": now, "for": release}
+        withdrawn[left.release] = {"at": now, "for": release}
     if not store.swap(layout.withdrawn(survey), marks, as_json(withdrawn)):
         raise StoreError(
             f"{store.url_of(layout.withdrawn(survey))}: somebody else rolled back meanwhile: look "
             "at `surveyproc releases`, then repeat the command if it should be"
         )
     point_to(store, survey, pointer, done)
-    return {**done, "url": url}
+    return done
 
 
 def read_withdrawn(store: Store, survey: str) -> dict[str, dict[str, str]]:
@@ -308,11 +297,11 @@ def prune(store: Store, survey: str, keep: int) -> list[str]:
     Unfinished ones (refused by a gate, interrupted) go when nobody has worked on them for a week.
     """
     removed = []
-    listed = [str(one["release"]) for one in list_releases(store, survey)]
+    listed = [one.release for one in list_releases(store, survey)]
     for name in listed[:-keep]:
         # Somebody may roll back while we work.
-        current = store.read_json(layout.pointer(survey)) or {}
-        if name != current.get("release"):
+        current = pointed_to(store, survey)
+        if current is None or name != current.release:
             remove_release(store, survey, name)
             removed.append(name)
     week_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=7)
@@ -367,35 +356,32 @@ def is_valid(url: str) -> bool:
         return False  # damaged metadata
 
 
-def current_release(store: Store, survey: str) -> dict[str, Any]:
-    """What `current.json` says.
+def current_release(store: Store, survey: str) -> Release:
+    """The release that readers are sent to.
 
     Raises
     ------
     InputError
         If nothing was published yet.
     """
-    current: dict[str, Any] | None = store.read_json(layout.pointer(survey))
+    current = pointed_to(store, survey)
     if current is None:
         raise InputError(
             f"no release of {survey} under {store.url}: `surveyproc run` makes the first one"
         )
-    return {**current, "url": store.url_of(current["path"])}
+    return current
 
 
-def list_releases(store: Store, survey: str) -> list[dict[str, Any]]:
-    """Every finished release, oldest first, the published one with `current` true."""
-    pointer = store.read_json(layout.pointer(survey)) or {}
-    found = []
-    for name in release_names(store, survey):
-        done = read_done(store, name)
-        if done is not None:
-            here = {"url": store.url_of(done["path"]), "current": name == pointer.get("release")}
-            found.append({**done, **here})
-    return sorted(found, key=lambda release: (str(release["published"]), str(release["release"])))
+def list_releases(store: Store, survey: str) -> list[ListedRelease]:
+    """Every finished release, oldest first."""
+    current = pointed_to(store, survey)
+    published = "" if current is None else current.release
+    done = (finished(store, name) for name in release_names(store, survey))
+    listed = (ListedRelease(**vars(one), current=one.release == published) for one in done if one)
+    return sorted(listed, key=lambda one: (one.published, one.release))
 
 
-def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
+def validate(store: Store, release: Release) -> list[str]:
     """Problems of a published release: HATS validity, and every leaf against its commit record.
 
     Returns
@@ -403,16 +389,14 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
     list of str
         Empty if the release is intact.
     """
-    release = str(release_record["release"])
     problems = []
-    key = str(release_record["path"])
-    url = store.url_of(key)
-    tables = [name for name, count in release_record.get("tables", {}).items() if count]
-    for place in (url, *(store.url_of(layout.table(key, name)) for name in tables)):
+    key = release.path
+    tables = [name for name, count in release.tables.items() if count]
+    for place in (release.url, *(store.url_of(layout.table(key, name)) for name in tables)):
         if not is_valid(place):
             problems.append(f"{place} is not a valid HATS catalog (strict)")
     rows = 0
-    records = layout.run(release)
+    records = layout.run(release.release)
     for record in commit.read_units(store, records, commit.recorded(store, records)):
         for file in record.files:
             place = key + file.key
@@ -421,8 +405,6 @@ def validate(store: Store, release_record: dict[str, Any]) -> list[str]:
             elif digest(store.read(place)) != file.sha256:
                 problems.append(f"{place} differs from its commit record")
         rows += record.leaf.rows
-    if rows != release_record["rows"]:
-        problems.append(
-            f"commit records hold {rows} rows, the release says {release_record['rows']}"
-        )
+    if rows != release.rows:
+        problems.append(f"commit records hold {rows} rows, the release says {release.rows}")
     return problems

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from surveyproc.catalogs import hats
 from surveyproc.releases.release import current_release
-from surveyproc.report.sections.base import Release, Section
+from surveyproc.report.sections.base import Section, Shown
 from surveyproc.report.sections.choice import choose
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, store_error
 from surveyproc.survey import Survey
 
 
-def write_report(survey: Survey, out: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reported:
+    """A page that was written.
+
+    Attributes
+    ----------
+    report : str
+        Where it is.
+    release : str
+        The release that it shows.
+    rows, rejected : int
+        Objects of it, and rows of the source beside the catalog.
+    """
+
+    report: str
+    release: str
+    rows: int
+    rejected: int
+
+
+def write_report(survey: Survey, out: Path | None = None) -> Reported:
     """Write the page of the published release.
 
     Parameters
@@ -29,11 +49,6 @@ def write_report(survey: Survey, out: Path | None = None) -> dict[str, Any]:
     out : Path, optional
         The file to write, and nothing under the root; by default `runs/<run>/report.html` there.
 
-    Returns
-    -------
-    dict
-        `report`: where the page is; `release`: what it shows.
-
     Raises
     ------
     InputError
@@ -42,13 +57,13 @@ def write_report(survey: Survey, out: Path | None = None) -> dict[str, Any]:
         If the page cannot be written.
     """
     store = survey.store
-    release = _published(survey)
-    current = release.current
-    places = choose(release)
-    gather(store, str(current["path"]), list(chain(*places.values())))
-    page = render(release, places)
+    shown = _published(survey)
+    current = shown.current
+    places = choose(shown)
+    gather(store, current.path, list(chain(*places.values())))
+    page = render(shown, places)
     if out is None:
-        target = layout.report(str(current["release"]))
+        target = layout.report(current.release)
         store.put(target, page.encode())
         where = store.url_of(target)
     else:
@@ -57,22 +72,17 @@ def write_report(survey: Survey, out: Path | None = None) -> dict[str, Any]:
             out.write_text(page, encoding="utf-8")
         except OSError as error:
             raise store_error(error, where) from error
-    return {
-        "report": where,
-        "release": current["release"],
-        "rows": current["rows"],
-        "rejected": current["rejected"],
-    }
+    return Reported(where, current.release, current.rows, current.rejected)
 
 
-def _published(survey: Survey) -> Release:
+def _published(survey: Survey) -> Shown:
     store = survey.store
     current = current_release(store, survey.name)
-    key = str(current["path"])
+    key = current.path
     names = hats.leaf_schema(store, f"{key}/{hats.leaf_keys(store, key)[0]}").names
-    flags = ["catalog_flag", *(f"{product}_flag" for product in current["flags"])]
+    flags = ["catalog_flag", *(f"{product}_flag" for product in current.flags)]
     # The source's own columns follow the last flag.
-    return Release(survey.config, current, names[: max(map(names.index, flags)) + 1], flags)
+    return Shown(survey.config, current, names[: max(map(names.index, flags)) + 1], flags)
 
 
 def gather(store: Store, key: str, sections: Sequence[Section]) -> None:
@@ -90,7 +100,7 @@ def gather(store: Store, key: str, sections: Sequence[Section]) -> None:
                 add(table.select(columns))
 
 
-def render(release: Release, places: dict[str, list[Section]]) -> str:
+def render(shown: Shown, places: dict[str, list[Section]]) -> str:
     """The page, from sections that have gathered what they show."""
     environment = Environment(
         loader=PackageLoader("surveyproc.report"),
@@ -100,12 +110,12 @@ def render(release: Release, places: dict[str, list[Section]]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_url"] = _data_url
-    shown = {
-        place: [environment.get_template(one.template).render(one.values()) for one in sections]
-        for place, sections in places.items()
+    sections = {
+        place: [environment.get_template(one.template).render(one.values()) for one in those]
+        for place, those in places.items()
     }
     page = environment.get_template("page.html")
-    return page.render(survey=release.config.survey.name, current=release.current, **shown)
+    return page.render(survey=shown.config.survey.name, current=shown.current, **sections)
 
 
 def _data_url(png: bytes) -> str:

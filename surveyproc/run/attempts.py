@@ -1,31 +1,59 @@
 """Failed attempts at units, kept in the store, so that they count whichever driver made them.
 
-The record of a unit is a list of errors, gone as soon as an attempt succeeds. It stays beside the
+The record of a unit is a list of failures, gone as soon as an attempt succeeds. It stays beside the
 commit record of a quarantined unit, whose rows hold nulls; the next run starts over with such a
 unit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from surveyproc.places import DIED
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan
 from surveyproc.store import layout
+from surveyproc.store.documents import document
 from surveyproc.store.storage import Store
 
 
-def record(store: Store, run: str, unit: str, errors: list[str]) -> None:
+@dataclass(frozen=True)
+class Failure:
+    """An attempt that failed.
+
+    Attributes
+    ----------
+    error : str
+        Why.
+    died : bool
+        Whether its process died with it.
+    """
+
+    error: str
+    died: bool = False
+
+
+def record(store: Store, run: str, unit: str, failures: Sequence[Failure]) -> None:
     """Keep why all attempts at a unit of the run in that folder failed, in order, if any did."""
-    if errors:
-        store.put_json(_key(run, unit), errors)
+    if failures:
+        store.put_json(_key(run, unit), document(failures))
     else:
         store.remove(_key(run, unit))
 
 
-def recorded(store: Store, run: str) -> dict[str, list[str]]:
-    """Unit to the errors of its attempts. One listing if no unit has failed."""
+def recorded(store: Store, run: str) -> dict[str, list[Failure]]:
+    """Unit to its failed attempts. One listing if no unit has failed."""
     units = [name.removesuffix(".json") for name in store.names(f"{run}/attempts")]
-    return {unit: list(store.read_json(_key(run, unit)) or []) for unit in units}
+    return {
+        unit: [_failure(one) for one in store.read_json(_key(run, unit)) or ()] for unit in units
+    }
+
+
+def _failure(found: Any) -> Failure:
+    # Records once held the errors alone.
+    return Failure(found, found == DIED) if isinstance(found, str) else Failure(**found)
 
 
 def release_quarantined(store: Store, plan: Plan) -> set[str]:
@@ -39,14 +67,18 @@ def release_quarantined(store: Store, plan: Plan) -> set[str]:
     done = set(commit.recorded(store, plan.run_key))
     filled = _edition_before(plan.run)
     before = recorded(store, layout.run(filled)) if filled else {}
-    killers = {unit for unit, errors in before.items() if DIED in errors}
-    for unit, errors in recorded(store, plan.run_key).items():
+    killers = {unit for unit, failures in before.items() if _killed(failures)}
+    for unit, failures in recorded(store, plan.run_key).items():
         if unit in done:
             if commit.read(store, plan.run_key, unit).quarantined:
                 store.remove(commit.record_key(plan.run_key, unit))
-                killers |= {unit} if DIED in errors else set()
+                killers |= {unit} if _killed(failures) else set()
             record(store, plan.run_key, unit, [])
     return killers
+
+
+def _killed(failures: Sequence[Failure]) -> bool:
+    return any(one.died for one in failures)
 
 
 def _edition_before(run: str) -> str:

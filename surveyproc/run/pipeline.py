@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from surveyproc.errors import ClusterError, UnitsFailedError
-from surveyproc.places import DIED, Item, Ledger, Places, Stage
+from surveyproc.places import Item, Ledger, Places, Stage
 from surveyproc.products.base import wants_device
 from surveyproc.progress import Meter
 from surveyproc.run import attempts, carry, commit
 from surveyproc.run.adopt import adopt
+from surveyproc.run.attempts import Failure
 from surveyproc.run.carry import Donor
 from surveyproc.run.cost import COLUMNS_S, expected_seconds, seconds_per_object
 from surveyproc.run.plan import Plan
@@ -112,8 +113,8 @@ class Work:
         Objects computed.
     quarantined, failed : list of str
         Units given up, and units for which the store failed, with the reason.
-    errors : dict of str to list of str
-        Unit to the errors of its attempts, of units that are not done.
+    failures : dict of str to list of Failure
+        Unit to its failed attempts, of units that are not done.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Work:
         self.rows = 0
         self.quarantined: list[str] = []
         self.failed: list[str] = []
-        self.errors = attempts.recorded(self.store, plan.run_key)
+        self.failures = attempts.recorded(self.store, plan.run_key)
 
     def _expected(self) -> dict[str, float]:
         """Seconds of one core that each unit is expected to need."""
@@ -163,14 +164,14 @@ class Work:
         """The next attempt at each unit, or its quarantine if it has had them all."""
         most = self.survey.config.run.attempts
         return [
-            Task(name, _reason(self.errors.get(name, ()), most), self.donors.get(name, ()))
+            Task(name, _reason(self.failures.get(name, ()), most), self.donors.get(name, ()))
             for name in units
         ]
 
     def item(self, task: Task) -> Item:
         """The task as work to be done somewhere."""
-        errors = self.errors.get(task.unit, ())
-        apart = task.unit in self.killers or DIED in errors
+        failures = self.failures.get(task.unit, ())
+        apart = task.unit in self.killers or any(one.died for one in failures)
         return Item(task.unit, task, self.seconds[task.unit], apart)
 
     def attempt(self, tasks: list[Task], meter: Meter, *, alone: bool = False) -> list[Outcome]:
@@ -188,7 +189,7 @@ class Work:
         )
         for outcome in self.places.stream([*map(self.item, tasks)], stage, alone=alone):
             reason = given_up.get(outcome.unit, "")
-            dead = [*dead, outcome.unit] if outcome.error == DIED else []
+            dead = [*dead, outcome.unit] if outcome.died else []
             if outcome.error and not reason:
                 self.note_failure(outcome)
             workers = 1 if alone else self.places.workers
@@ -211,15 +212,15 @@ class Work:
 
     def note_failure(self, outcome: Outcome) -> None:
         """Count a failed attempt."""
-        errors = self.errors.setdefault(outcome.unit, [])
-        errors.append(outcome.error)
-        attempts.record(self.store, self.plan.run_key, outcome.unit, errors)
+        failures = self.failures.setdefault(outcome.unit, [])
+        failures.append(Failure(outcome.error, outcome.died))
+        attempts.record(self.store, self.plan.run_key, outcome.unit, failures)
 
     def forgive(self, units: list[str]) -> None:
         """Take back the last failure of units that are not to blame for it."""
         for name in units:
-            del self.errors[name][-1]
-            attempts.record(self.store, self.plan.run_key, name, self.errors[name])
+            del self.failures[name][-1]
+            attempts.record(self.store, self.plan.run_key, name, self.failures[name])
 
     def note_done(self, outcome: Outcome, reason: str) -> None:
         """Count a unit that has its leaf; `reason` is why it was given up, if it was."""
@@ -227,13 +228,15 @@ class Work:
             self.quarantined.append(f"{outcome.unit}: {reason}")
             return
         self.rows += outcome.rows
-        if self.errors.pop(outcome.unit, None):
+        if self.failures.pop(outcome.unit, None):
             attempts.record(self.store, self.plan.run_key, outcome.unit, [])
 
 
-def _reason(errors: Sequence[str], most: int) -> str:
-    """Why a unit with these errors is given up; empty if it has attempts left."""
-    return f"{len(errors)} attempts failed, the last: {errors[-1]}" if len(errors) >= most else ""
+def _reason(failures: Sequence[Failure], most: int) -> str:
+    """Why a unit that failed so is given up; empty if it has attempts left."""
+    if len(failures) < most:
+        return ""
+    return f"{len(failures)} attempts failed, the last: {failures[-1].error}"
 
 
 def write_log(store: Store, plan: Plan, done: Computed, work: Work) -> None:

@@ -154,12 +154,6 @@ def release_names(store: Store, survey: str) -> list[str]:
     return [name for name in found if not name.endswith(".json") and "-" not in name]
 
 
-def read_done(store: Store, run: str) -> dict[str, Any] | None:
-    """The record of a run's finished release; None if it was not published."""
-    done: dict[str, Any] | None = store.read_json(layout.done(run))
-    return done
-
-
 def make_plan(survey: Survey) -> Plan:
     """Plan a run over the ingested catalog and tiles with the configured products.
 
@@ -248,7 +242,7 @@ def _edition(store: Store, survey: str, inputs: str) -> str:
     found = (pattern.fullmatch(name) for name in release_names(store, survey))
     last = max((int(match[1] or 0) for match in found if match), default=0)
     run = f"{inputs}.{last}" if last else inputs
-    done = read_done(store, run)
+    done = store.read_json(layout.done(run))
     return f"{inputs}.{last + 1}" if done and done.get("quarantined") else run
 
 

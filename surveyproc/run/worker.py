@@ -54,6 +54,8 @@ class Outcome:
         Whether it may succeed if it has the machine to itself: it died, or memory ran out.
     outside : bool
         Whether the store failed, not the unit: the next run may find it well.
+    died : bool
+        Whether its process died with it.
     """
 
     unit: str
@@ -62,6 +64,7 @@ class Outcome:
     error: str = ""
     crowded: bool = False
     outside: bool = False
+    died: bool = False
 
     @classmethod
     def of(cls, unit: str, error: Exception) -> Outcome:
@@ -141,7 +144,7 @@ class UnitWorker(Divided):
     @staticmethod
     def died(task: Task) -> Outcome:
         """What became of a task whose process died."""
-        return Outcome(task.unit, error=DIED, crowded=True)
+        return Outcome(task.unit, error=DIED, crowded=True, died=True)
 
 
 class Attempt:

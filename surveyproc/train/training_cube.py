@@ -61,7 +61,7 @@ class CutoutProduct:
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class _Content:
     """Everything that decides a cube's content."""
 
     catalog: CatalogInfo
@@ -114,21 +114,21 @@ def build_training_cube(
     SurveyError
         If the inputs changed while the cube was built.
     """
-    inputs = _inputs(survey, section, bands, cutout)
-    if survey.store.exists(f"{inputs.key}/{cube.RECORD}"):
-        return TrainingCube.open(survey.store, inputs.key)
+    content = _content(survey, section, bands, cutout)
+    if survey.store.exists(f"{content.key}/{cube.RECORD}"):
+        return TrainingCube.open(survey.store, content.key)
     # LSDB takes seconds to import; a cube that is there needs none.
     from surveyproc.catalogs.match import match_labels
 
-    taken = _catalog_columns(survey.config, inputs.catalog, inputs.products)
-    matched = match_labels(survey.store, inputs.catalog.key, inputs.labels, taken, places)
+    taken = _catalog_columns(survey.config, content.catalog, content.products)
+    matched = match_labels(survey.store, content.catalog.key, content.labels, taken, places)
     starts = range(0, matched.num_rows, SHARD)
     # Taken, not sliced: a slice is pickled with all of the table behind it.
     tables = [
         matched.take(pa.array(range(start, min(start + SHARD, matched.num_rows))))
         for start in starts
     ]
-    seconds = sum(expected_seconds(one) for one in inputs.products) + (IMAGE_S if cutout else 0.0)
+    seconds = sum(expected_seconds(one) for one in content.products) + (IMAGE_S if cutout else 0.0)
     items = [
         Item(str(number), (number, table), table.num_rows * seconds)
         for number, table in enumerate(tables)
@@ -136,11 +136,11 @@ def build_training_cube(
     stage = Stage(
         "shards",
         ShardWorker,
-        (survey, section, inputs.key, tuple(bands), cutout),
-        ledger=Ledger(survey.store, f"{inputs.key}/begun"),
+        (survey, section, content.key, tuple(bands), cutout),
+        ledger=Ledger(survey.store, f"{content.key}/begun"),
     )
     if cutout:
-        cube.write_header(survey.store, inputs.key, matched.num_rows, len(bands), cutout)
+        cube.write_header(survey.store, content.key, matched.num_rows, len(bands), cutout)
     parts: dict[int, pa.Table] = {}
     with Meter("training cube", objects=matched.num_rows, units=len(items)) as meter:
         for number, table, nbytes in places.stream(items, stage):
@@ -155,7 +155,7 @@ def build_training_cube(
                 "images and catalog cover the same sky"
             )
         scale = float(np.nanmedian(index["pixel_scale"].to_numpy()))
-    if _inputs(survey, section, bands, cutout).key != inputs.key:
+    if _content(survey, section, bands, cutout).key != content.key:
         raise SurveyError(
             f"products.{section.name}: catalog, tiles, labels or models changed while the training "
             "cube was built: repeat the command"
@@ -167,21 +167,21 @@ def build_training_cube(
         "cutout": cutout,
         "pixel_scale": scale,
         "label_source": public_url(section.training.source),
-        "label_radius": inputs.labels.radius,
-        "labels": len(inputs.labels),
-        "targets": sorted(inputs.labels.targets),
-        "labels_dropped": inputs.labels.dropped,
+        "label_radius": content.labels.radius,
+        "labels": len(content.labels),
+        "targets": sorted(content.labels.targets),
+        "labels_dropped": content.labels.dropped,
         "without_image": pc.sum(index["no_image"]).as_py() if cutout else None,
         "provenance": {
             "surveyproc_version": surveyproc.__version__,
             "surveyproc_revision": OUTPUT_REVISION,
-            "catalog": inputs.catalog.fingerprint,
-            "tiles": fingerprint([[tile.id, tile.version] for tile in inputs.tiles]),
-            "labels": inputs.labels.checksum,
-            **{f"{one.name}_version": one.version for one in inputs.products},
+            "catalog": content.catalog.fingerprint,
+            "tiles": fingerprint([[tile.id, tile.version] for tile in content.tiles]),
+            "labels": content.labels.checksum,
+            **{f"{one.name}_version": one.version for one in content.products},
         },
     }
-    return cube.finish(survey.store, inputs.key, index, record)
+    return cube.finish(survey.store, content.key, index, record)
 
 
 class ShardWorker:
@@ -233,12 +233,12 @@ class ShardWorker:
         return pa.table(columns)
 
 
-def _inputs(
+def _content(
     survey: Survey,
     section: ModelSection,
     bands: Sequence[str],
     cutout: int,
-) -> _Inputs:
+) -> _Content:
     if section.training is None:
         raise ConfigError(f"products.{section.name}: add a [products.training] section to train it")
     if unknown := [band for band in bands if band not in survey.config.images.bands]:
@@ -267,7 +267,7 @@ def _inputs(
             "cutout": cutout,
         }
     )
-    return _Inputs(catalog, tiles, labels, products, layout.training_cube(section.name, version))
+    return _Content(catalog, tiles, labels, products, layout.training_cube(section.name, version))
 
 
 def _flux_columns(config: SurveyConfig) -> list[str]:

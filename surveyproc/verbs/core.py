@@ -1,4 +1,4 @@
-"""The verbs as functions: configuration in, a machine-readable result out. Nothing is printed.
+"""The verbs as functions: a survey in, a result with typed fields out. Nothing is printed.
 
 What takes long to import is imported by the verbs that need it, so that the others answer at once.
 """
@@ -7,24 +7,51 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from surveyproc.catalogs.labels import read_labels
 from surveyproc.config.sections import TOLERANCE, ModelSection
 from surveyproc.errors import ConfigError, InputError, StoreError, UnreachableError
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD
-from surveyproc.places import Places, opened, under_way
+from surveyproc.places import Placement, Places, opened, under_way
 from surveyproc.releases import release
+from surveyproc.releases.diff import Difference
 from surveyproc.releases.diff import diff as compare_releases
+from surveyproc.releases.record import ListedRelease, Release
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
 from surveyproc.run.plan import Plan
 from surveyproc.survey import Survey
 from surveyproc.verbs import checks
-from surveyproc.verbs import evaluation as steps
+
+if TYPE_CHECKING:
+    from surveyproc.catalogs.ingest import CatalogSummary
+    from surveyproc.images.ingest import TilesSummary
+    from surveyproc.releases.clean import Cleaned
+    from surveyproc.verbs.evaluation import Evaluation
 
 
-def ingest(survey: Survey) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingest did.
+
+    Attributes
+    ----------
+    tiles : TilesSummary
+        With the images.
+    catalog : CatalogSummary
+        With the source catalog.
+    places : list of Placement
+        Where the work ran, and why.
+    """
+
+    tiles: TilesSummary
+    catalog: CatalogSummary
+    places: list[Placement]
+
+
+def ingest(survey: Survey) -> Ingested:
     """Tiles to cubes and the source catalog to HATS; what is there already is left alone.
 
     Raises
@@ -41,21 +68,44 @@ def ingest(survey: Survey) -> dict[str, Any]:
     checks.before_ingest(survey)
     survey.store.clear_staging()
     with under_way(survey.store, "ingest"), opened(survey.config.run) as places:
-        tiles = failure = None
         try:
             tiles = ingest_tiles(survey, places)
         except UnreachableError:
             raise
-        except (InputError, StoreError) as error:
-            failure = error
+        except (InputError, StoreError):
+            ingest_catalog(survey, places)
+            raise
         catalog = ingest_catalog(survey, places)
-    if failure is not None:
-        raise failure
-    return {"tiles": tiles, "catalog": catalog, "places": places.told()}
+    return Ingested(tiles, catalog, places.told())
 
 
-def train(survey: Survey, name: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What a training made.
+
+    Attributes
+    ----------
+    model, version : str
+        The model package.
+    metrics : dict
+        Rows (`held_out` and others) to task to what the network is worth on them.
+    places : list of Placement
+        Where the work ran, and why.
+    """
+
+    model: str
+    version: str
+    metrics: dict[str, Any]
+    places: list[Placement]
+
+
+def train(survey: Survey, name: str | None = None) -> dict[str, Trained]:
     """Train the network of product `name`, or of every product with a training section.
+
+    Returns
+    -------
+    dict of str to Trained
+        By name of the product.
 
     Raises
     ------
@@ -69,7 +119,7 @@ def train(survey: Survey, name: str | None = None) -> dict[str, Any]:
         return {section.name: _train_one(survey, section, places) for section in sections}
 
 
-def _train_one(survey: Survey, section: ModelSection, places: Places) -> dict[str, Any]:
+def _train_one(survey: Survey, section: ModelSection, places: Places) -> Trained:
     from surveyproc.train.data import from_labels
     from surveyproc.train.labels import measured_training_set
     from surveyproc.train.loop import train as train_network
@@ -89,40 +139,99 @@ def _train_one(survey: Survey, section: ModelSection, places: Places) -> dict[st
         survey=survey.name,
         places=places,
     )
-    return {
-        "model": section.model,
-        "version": package.version,
-        "metrics": package.metrics,
-        "places": places.told(),
-    }
+    return Trained(section.model, package.version, package.metrics, places.told())
 
 
-def plan(survey: Survey) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What a run would do.
+
+    Attributes
+    ----------
+    run : str
+        Its name, which will be that of its release.
+    rows, rejected : int
+        Objects, and rows of the source that are none.
+    units : int
+        In all.
+    adoptable_units : int
+        Those to copy from other releases.
+    pending_units, pending_rows : int
+        Those to compute, and their objects.
+    published : bool
+        Whether there is nothing to do.
+    """
+
+    run: str
+    rows: int
+    rejected: int
+    units: int
+    adoptable_units: int
+    pending_units: int
+    pending_rows: int
+    published: bool
+
+
+def plan(survey: Survey) -> Planned:
     """What `run` would do: units in all, to copy from other releases, to compute. Reads no data."""
     planned = checks.planned(survey)
     copied = adoptable(survey.store, planned)
     stale = [unit for unit in commit.pending(survey.store, planned) if unit.name not in copied]
-    return {
-        "run": planned.run,
-        "rows": planned.rows,
-        "rejected": planned.catalog.rejected,
-        "units": len(planned.units),
-        "adoptable_units": len(copied),
-        "pending_units": len(stale),
-        "pending_rows": sum(unit.rows for unit in stale),
-        "published": release.is_published(survey.store, planned),
-    }
+    return Planned(
+        run=planned.run,
+        rows=planned.rows,
+        rejected=planned.catalog.rejected,
+        units=len(planned.units),
+        adoptable_units=len(copied),
+        pending_units=len(stale),
+        pending_rows=sum(unit.rows for unit in stale),
+        published=release.is_published(survey.store, planned),
+    )
 
 
 MoreGates = Callable[[Plan, list[commit.Commit]], Sequence[release.Reason]]
 
 
-def run(survey: Survey, more_gates: MoreGates | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Release):
+    """The release that is published after a run, and what the run did.
+
+    Attributes
+    ----------
+    did : str
+        `published`, or `nothing`; then there is nothing more to tell than the seconds.
+    seconds : float
+        In all.
+    places : list of Placement, optional
+        Where the work ran, and why; None if nothing had to be computed.
+    units, units_resumed, units_adopted, units_computed : int, optional
+        Units in all, found finished, copied from other releases, and computed.
+    rows_computed : int, optional
+        Objects of those that were computed.
+    by_product : dict of str to dict of str to int, optional
+        Product to units whose values were `computed`, `carried` over, or `kept`.
+    seconds_computing : float, optional
+        Without planning and publishing.
+    """
+
+    did: str
+    seconds: float
+    places: list[Placement] | None = None
+    units: int | None = None
+    units_resumed: int | None = None
+    units_adopted: int | None = None
+    units_computed: int | None = None
+    rows_computed: int | None = None
+    by_product: dict[str, dict[str, int]] | None = None
+    seconds_computing: float | None = None
+
+
+def run(survey: Survey, more_gates: MoreGates | None = None) -> RunResult:
     """Plan, infer, check and publish; resume what was interrupted; do nothing if all is done.
 
     Parameters
     ----------
-    config : SurveyConfig
+    survey : Survey
         The survey.
     more_gates : callable, optional
         Reasons not to publish beside those of the [gates] section.
@@ -131,7 +240,7 @@ def run(survey: Survey, more_gates: MoreGates | None = None) -> dict[str, Any]:
     planned = checks.planned(survey)
     if release.is_published(survey.store, planned):
         current = release.current_release(survey.store, planned.survey)
-        return {**current, "did": "nothing", "seconds": time.monotonic() - started}
+        return RunResult(**vars(current), did="nothing", seconds=time.monotonic() - started)
     release.refuse_withdrawn(survey.store, planned)
     checks.writable(survey.store)
     survey.store.clear_staging()
@@ -146,22 +255,22 @@ def run(survey: Survey, more_gates: MoreGates | None = None) -> dict[str, Any]:
         release.remove_release(survey.store, planned.survey, planned.run)
         current = release.current_release(survey.store, planned.survey)
         seconds = time.monotonic() - started
-        return {**current, "did": "nothing", "places": places.told(), "seconds": seconds}
+        return RunResult(**vars(current), did="nothing", places=places.told(), seconds=seconds)
     more = more_gates(planned, commits) if more_gates is not None else ()
     current = release.publish(survey.store, planned, commits, survey.config.gates, more)
-    return {
-        **current,
-        "did": "published",
-        "units": len(planned.units),
-        "units_resumed": computed.resumed,
-        "units_adopted": computed.adopted,
-        "units_computed": computed.units,
-        "rows_computed": computed.rows,
-        "by_product": commit.by_product(commits, computed.todo),
-        "seconds_computing": computed.seconds,
-        "places": places.told(),
-        "seconds": time.monotonic() - started,
-    }
+    return RunResult(
+        **vars(current),
+        did="published",
+        units=len(planned.units),
+        units_resumed=computed.resumed,
+        units_adopted=computed.adopted,
+        units_computed=computed.units,
+        rows_computed=computed.rows,
+        by_product=commit.by_product(commits, computed.todo),
+        seconds_computing=computed.seconds,
+        places=places.told(),
+        seconds=time.monotonic() - started,
+    )
 
 
 def evaluate(
@@ -171,7 +280,7 @@ def evaluate(
     column: str | None = None,
     baseline: str | None = None,
     magnitude: str | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Redshift metrics of a published catalog against the table of the [truth] section.
 
     Point estimates are by default the medians of the first PDFs, `*_z_median`. Metrics are binned
@@ -195,12 +304,6 @@ def evaluate(
         Column to bin in: AB magnitudes, or `flux_<band>` in nJy; by default the flux of the
         reddest band that has one.
 
-    Returns
-    -------
-    dict
-        What `surveyproc.evaluate.summary.summarise` gives, and where it comes from; with a
-        baseline, `against`: its `column`, and the `gains` over it.
-
     Raises
     ------
     ConfigError
@@ -209,6 +312,8 @@ def evaluate(
     InputError
         If there is no such catalog, or it holds no object of the table.
     """
+    from surveyproc.verbs import evaluation as steps
+
     config = survey.config
     if config.truth is None:
         raise ConfigError("evaluate needs a [truth] section: source, redshift, ra, dec")
@@ -217,51 +322,77 @@ def evaluate(
     names = steps.column_names(judged)
     columns = steps.choose_columns(names, judged.url, config.bands, column, baseline, magnitude)
     values, redshift = steps.matched(judged, labels, columns, config.truth.source)
-    return {
-        **judged.facts,
-        **steps.gains_over_baseline(columns, values, redshift, outlier),
-        "column": columns.point,
-        "labels": len(labels),
-        "labels_dropped": labels.dropped,
-        "matched": len(redshift),
-        **steps.metrics(columns, values, redshift, outlier),
-    }
+    published = judged.release
+    return steps.Evaluation(
+        **vars(steps.metrics(columns, values, redshift, outlier)),
+        catalog=judged.url,
+        release=published.release if published else None,
+        rows=published.rows if published else None,
+        rejected=published.rejected if published else None,
+        against=steps.gains_over_baseline(columns, values, redshift, outlier),
+        column=columns.point,
+        labels=len(labels),
+        labels_dropped=labels.dropped,
+        matched=len(redshift),
+    )
 
 
-def validate(survey: Survey) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Validated(Release):
+    """The published release, and whether it is what was committed.
+
+    Attributes
+    ----------
+    problems : list of str
+        What is wrong with it; empty if nothing is.
+    """
+
+    problems: list[str]
+
+
+def validate(survey: Survey) -> Validated:
     """Problems of the published release; none if it is what was committed."""
     current = release.current_release(survey.store, survey.name)
-    return {**current, "problems": release.validate(survey.store, current)}
+    return Validated(**vars(current), problems=release.validate(survey.store, current))
 
 
-def releases(survey: Survey) -> dict[str, Any]:
-    """Every release and the published one."""
-    return {
-        "current": release.current_release(survey.store, survey.name),
-        "releases": release.list_releases(survey.store, survey.name),
-    }
+@dataclass(frozen=True)
+class Releases:
+    """The releases of a survey.
 
-
-def clean(survey: Survey, *, dry_run: bool = False) -> dict[str, Any]:
-    """Remove cubes that nothing refers to, of all surveys under the root: `releases.clean`.
-
-    Returns
-    -------
-    dict
-        `removed` (folder to bytes), `bytes` of them all, `left` (what was left alone, and why).
+    Attributes
+    ----------
+    current : Release
+        The published one.
+    releases : list of ListedRelease
+        All that are finished, oldest first.
     """
+
+    current: Release
+    releases: list[ListedRelease]
+
+
+def releases(survey: Survey) -> Releases:
+    """Every release and the published one."""
+    return Releases(
+        current=release.current_release(survey.store, survey.name),
+        releases=release.list_releases(survey.store, survey.name),
+    )
+
+
+def clean(survey: Survey, *, dry_run: bool = False) -> Cleaned:
+    """Remove cubes that nothing refers to, of all surveys under the root: `releases.clean`."""
     from surveyproc.releases.clean import clean as remove_unwanted
 
-    done = remove_unwanted(survey.store, dry_run=dry_run)
-    return {"removed": done.removed, "bytes": done.nbytes, "left": done.left, "dry_run": dry_run}
+    return remove_unwanted(survey.store, dry_run=dry_run)
 
 
-def diff(survey: Survey, first: str, second: str, tolerance: float | None = None) -> dict[str, Any]:
+def diff(survey: Survey, first: str, second: str, tolerance: float | None = None) -> Difference:
     """Rows added, removed and changed between two releases; see `surveyproc.releases.diff.diff`."""
     least = TOLERANCE if tolerance is None else tolerance
     return compare_releases(survey.store, survey.name, first, second, least)
 
 
-def rollback(survey: Survey, to: str) -> dict[str, Any]:
+def rollback(survey: Survey, to: str) -> Release:
     """Send readers to an earlier release; see `surveyproc.releases.release.rollback`."""
     return release.rollback(survey.store, survey.name, to)

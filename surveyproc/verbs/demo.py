@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from surveyproc import verbs
 from surveyproc.config import load
@@ -13,6 +13,7 @@ from surveyproc.places import opened
 from surveyproc.report.page import write_report
 from surveyproc.simulate import simulate
 from surveyproc.survey import Survey
+from surveyproc.verbs.evaluation import Evaluation
 
 IMAGES = """
 # GaZNet-1 with few channels: the r image beside the catalog.
@@ -34,7 +35,27 @@ epochs = 8
 COLUMNS = ("gaznet_c9_z_median", "gaznet_1_z_median")
 
 
-def demo(out: Path, *, objects: int, seed: int, root: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Demonstrated:
+    """Where the results of a demo are.
+
+    Attributes
+    ----------
+    catalog, report : str
+        The published catalog, and the page about it.
+    metrics : list of Evaluation
+        Of the catalog's network and of the one that sees images too.
+    seconds : float
+        In all.
+    """
+
+    catalog: str
+    report: str
+    metrics: list[Evaluation]
+    seconds: float
+
+
+def demo(out: Path, *, objects: int, seed: int, root: str) -> Demonstrated:
     """Run every verb once and say where the results are.
 
     Parameters
@@ -43,12 +64,6 @@ def demo(out: Path, *, objects: int, seed: int, root: str) -> dict[str, Any]:
         Folder of the survey.
     objects, seed, root : int, int, str
         As for `simulate`.
-
-    Returns
-    -------
-    dict
-        `catalog`, `report` (where they are), `metrics` (as `evaluate` gives them, of the catalog's
-        network and of the one that sees images too), `seconds`.
     """
     started = time.monotonic()
 
@@ -71,9 +86,4 @@ def demo(out: Path, *, objects: int, seed: int, root: str) -> dict[str, Any]:
     metrics = [verbs.evaluate(survey, column=column) for column in COLUMNS]
     page = write_report(survey)
     say("done")
-    return {
-        "catalog": done["url"],
-        "report": page["report"],
-        "metrics": metrics,
-        "seconds": time.monotonic() - started,
-    }
+    return Demonstrated(done.url, page.report, metrics, time.monotonic() - started)

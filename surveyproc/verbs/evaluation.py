@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +13,63 @@ from surveyproc import schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.labels import Labels, match_catalog
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.evaluate.compare import Gain, gains
+from surveyproc.evaluate.summary import SampleMetrics, sample_metrics
 from surveyproc.releases import release
+from surveyproc.releases.record import Release
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
 Values = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Against:
+    """Another column on the same objects.
+
+    Attributes
+    ----------
+    column : str
+        Its name.
+    gains : dict of str to Gain
+        Metric to what is gained over the other column.
+    """
+
+    column: str
+    gains: dict[str, Gain]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(SampleMetrics):
+    """What a column of redshifts of a catalog is worth.
+
+    Attributes
+    ----------
+    catalog : str
+        Path or URL.
+    column : str
+        The redshifts.
+    labels, matched : int
+        Known redshifts, and those of objects of the catalog.
+    labels_dropped : dict of str to int
+        Why rows of the table of known redshifts were left out, and how many.
+    release : str, optional
+        The release, if it is the survey's published one.
+    rows, rejected : int, optional
+        Of that release.
+    against : Against, optional
+        The comparison with another column, if one was named.
+    """
+
+    catalog: str
+    column: str
+    labels: int
+    matched: int
+    labels_dropped: dict[str, int]
+    release: str | None = None
+    rows: int | None = None
+    rejected: int | None = None
+    against: Against | None = None
 
 
 @dataclass(frozen=True)
@@ -29,21 +80,16 @@ class Catalog:
     ----------
     store, key : Store, str
         Where it lies.
-    facts : dict
-        What the result says of it: `catalog`, its path or URL, and more of a release.
-    published : bool
-        Whether it is the survey's published release.
+    url : str
+        Path or URL, as the result and messages call it.
+    release : Release, optional
+        The survey's published release, if it is that.
     """
 
     store: Store
     key: str
-    facts: dict[str, Any]
-    published: bool
-
-    @property
-    def url(self) -> str:
-        """What messages call it."""
-        return str(self.facts["catalog"])
+    url: str
+    release: Release | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +136,7 @@ def find_catalog(survey: Survey, catalog: str | None) -> Catalog:
     """
     if catalog is None:
         current = release.current_release(survey.store, survey.name)
-        facts = {name: current[name] for name in ("release", "rows", "rejected")}
-        return Catalog(survey.store, current["path"], {"catalog": current["url"], **facts}, True)
+        return Catalog(survey.store, current.path, current.url, current)
     url = catalog.rstrip("/") if "://" in catalog else str(Path(catalog).absolute())
     store, key = _located(url)
     main = hats.main_table(store, key)
@@ -99,7 +144,7 @@ def find_catalog(survey: Survey, catalog: str | None) -> Catalog:
         store, key = _located(main)
     elif main:
         key = f"{key}/{main.strip('/')}"
-    return Catalog(store, key, {"catalog": url}, False)
+    return Catalog(store, key, url)
 
 
 def _located(url: str) -> tuple[Store, str]:
@@ -177,7 +222,7 @@ def matched(
     """
     # Our own leaves are known; of others, the properties say where the positions are.
     position = ("ra", "dec")
-    if not catalog.published:
+    if catalog.release is None:
         position = hats.position_columns(catalog.store, catalog.key)
     values, targets = match_catalog(catalog.store, catalog.key, labels, columns.all, position)
     redshift = targets["redshift"]
@@ -194,32 +239,28 @@ def matched(
 
 def gains_over_baseline(
     columns: Columns, values: Values, redshift: NDArray[np.float64], outlier: float
-) -> dict[str, Any]:
-    """`against`: the baseline's `column`, and the `gains` over it; nothing without a baseline."""
-    from surveyproc.evaluate.compare import gains
-
+) -> Against | None:
+    """The gains over the baseline, if there is one."""
     if not columns.baseline:
-        return {}
+        return None
     found = gains(values[columns.baseline], values[columns.point], redshift, outlier)
-    return {"against": {"column": columns.baseline, "gains": found}}
+    return Against(columns.baseline, found)
 
 
 def metrics(
     columns: Columns, values: Values, redshift: NDArray[np.float64], outlier: float
-) -> dict[str, Any]:
-    """What `surveyproc.evaluate.summary.summarise` gives of the matched objects.
+) -> SampleMetrics:
+    """Metrics of the matched objects.
 
     PDFs are judged if their quantiles are those of schemas/photoz.toml.
     """
-    from surveyproc.evaluate.summary import summarise
-
     point = values[columns.point]
     binned = {"true_redshift": redshift, "predicted_redshift": point}
     if columns.brightness:
         binned |= _magnitudes(columns.brightness, values[columns.brightness])
     levels = schemas.pdf_levels()
     known = bool(columns.pdfs) and values[columns.pdfs].shape[1:] == (len(levels),)
-    return summarise(
+    return sample_metrics(
         point,
         redshift,
         good=values[columns.flag] == 0 if columns.flag else None,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 from surveyproc import interrupt, verbs
@@ -16,18 +17,124 @@ from surveyproc.catalogs.ingest import record_key
 from surveyproc.config.sections import TOLERANCE
 from surveyproc.errors import GateError, InputError, StoreError, SurveyError
 from surveyproc.images.cube import is_ingested, read_tiles
-from surveyproc.places import Places, opened, under_way
+from surveyproc.places import Placement, Places, opened, under_way
 from surveyproc.releases import diff, drift, release
 from surveyproc.releases.clean import clean
+from surveyproc.releases.diff import Difference
+from surveyproc.releases.drift import Change
+from surveyproc.releases.release import Reason
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan
 from surveyproc.store import layout
+from surveyproc.store.documents import document
 from surveyproc.store.storage import fingerprint
 from surveyproc.survey import Survey
 from surveyproc.verbs import checks, sources
 
 
-def nightly(survey: Survey) -> dict[str, Any]:
+@dataclass(frozen=True)
+class NightUnits:
+    """Units of a night.
+
+    Attributes
+    ----------
+    total, affected : int
+        In all, and those that the last release does not have as they are now.
+    computed, adopted, resumed, quarantined : int
+        How they came by their leaves.
+    """
+
+    total: int
+    affected: int
+    computed: int = 0
+    adopted: int = 0
+    resumed: int = 0
+    quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Cubes and leftovers that nothing referred to, and that were removed."""
+
+    folders: int
+    bytes: int
+
+
+@dataclass(kw_only=True)
+class Night:
+    """What a night did, filled in as it goes on; what it did not come to is None.
+
+    Attributes
+    ----------
+    survey, started : str
+        Its name, and when, ISO 8601, UTC.
+    before, release : str or None
+        The releases that were published before the night and after it.
+    did : str
+        `nothing`, `published`, `refused` or `failed`.
+    exit_code : int
+        For the scheduler. Problems alone make it 2, whatever was published.
+    error : str
+        What went wrong; empty if nothing did.
+    seconds : float
+        In all.
+    summary : str
+        Where this lies, as JSON.
+    files, tiles : Changes, optional
+        Input files, and tiles, that are new, changed or gone.
+    kept, problems, notes : list of str, optional
+        What stays as it was since its files are broken; what could not be used; what one should
+        know.
+    places : list of Placement, optional
+        Where the work ran, and why.
+    units : NightUnits, optional
+        How many there are, and how they came by their leaves.
+    products : dict of str to dict of str to int, optional
+        Product to units whose values were `computed`, `carried` over from the last release, or
+        `kept` as they are.
+    quarantined : list of str, optional
+        Units that the published release lacks.
+    gates : list of Reason, optional
+        Why a release was refused.
+    compared : list of Change, optional
+        Every quantity held against the last release.
+    diff : Difference, optional
+        From the last release to the new one.
+    removed : list of str, optional
+        Old releases.
+    cleaned : Swept, optional
+        Cubes that nothing refers to.
+    unsaved : str, optional
+        Why the store could not take the summary.
+    """
+
+    survey: str
+    started: str
+    before: str | None
+    release: str | None
+    did: str = "failed"
+    exit_code: int = 1
+    error: str = ""
+    seconds: float = 0.0
+    summary: str
+    files: sources.Changes | None = None
+    tiles: sources.Changes | None = None
+    kept: list[str] | None = None
+    problems: list[str] | None = None
+    notes: list[str] | None = None
+    places: list[Placement] | None = None
+    units: NightUnits | None = None
+    products: dict[str, dict[str, int]] | None = None
+    quarantined: list[str] | None = None
+    gates: list[Reason] | None = None
+    compared: list[Change] | None = None
+    diff: Difference | None = None
+    removed: list[str] | None = None
+    cleaned: Swept | None = None
+    unsaved: str | None = None
+
+
+def nightly(survey: Survey) -> Night:
     """Bring the published release up to date with the survey's files, models and configuration.
 
     A file that is broken tonight does not undo what it gave before: its tile keeps its last good
@@ -37,102 +144,88 @@ def nightly(survey: Survey) -> dict[str, Any]:
 
     Returns
     -------
-    dict
-        What lies in `runs/nightly/<time>.json`: `did` (`nothing`, `published`, `refused` or
-        `failed`), `exit_code`, `error`, `seconds`, `release` and `before` (published after and
-        before the night), `files` and `tiles` (new, changed, gone), `kept`, `problems`, `notes`,
-        `units` (in all, affected, adopted, computed, resumed, quarantined), `products` (units whose
-        values were computed, carried over from the last release, or kept as they are), `places`
-        (where the work ran, and why), `quarantined` (names of the units that the published release
-        lacks), `gates` (reasons), `compared` (every quantity held against the last release),
-        `diff`, `removed` (old releases),
-        `cleaned` (cubes that nothing refers to: how many `folders`, and their `bytes`).
-        An error is in it, not raised, because the scheduler wants both. Problems alone give the
-        exit code 2, whatever was published. If the store cannot take
-        the summary, `unsaved` says why.
+    Night
+        What lies in `runs/nightly/<time>.json`. An error is in it, not raised, because the
+        scheduler wants both.
     """
     started = time.monotonic()
     now = datetime.datetime.now(datetime.UTC)
-    summary: dict[str, Any] = {
-        "survey": survey.name,
-        "did": "failed",
-        "started": now.isoformat(timespec="seconds"),
-        "exit_code": 1,
-        "error": "",
-        "before": None,
-        "release": None,
-    }
+    key = f"{layout.NIGHTLY}/{now:%Y%m%dT%H%M%S.%f}.json"
+    night = Night(
+        survey=survey.name,
+        started=now.isoformat(timespec="seconds"),
+        before=None,
+        release=None,
+        summary=survey.store.url_of(key),
+    )
     try:
-        summary["before"] = _published(survey)
+        night.before = _published(survey)
         checks.before_night(survey)
         with opened(survey.config.run) as places:
-            _night(survey, summary, places)
+            _night(survey, night, places)
         # The night is done; a scheduler still has to learn that files could not be used.
-        summary["exit_code"] = InputError.exit_code if summary["problems"] else 0
+        night.exit_code = InputError.exit_code if night.problems else 0
     except SurveyError as error:
-        summary["did"] = "refused" if isinstance(error, GateError) else "failed"
-        summary["exit_code"], summary["error"] = error.exit_code, str(error)
+        night.did = "refused" if isinstance(error, GateError) else "failed"
+        night.exit_code, night.error = error.exit_code, str(error)
         if isinstance(error, GateError):
-            summary["gates"] = [asdict(reason) for reason in error.reasons]
+            night.gates = list(error.reasons)
     except KeyboardInterrupt:
-        summary["exit_code"], summary["error"] = interrupt.STATUS, "interrupted"
+        night.exit_code, night.error = interrupt.STATUS, "interrupted"
         raise
     except Exception:
-        summary["error"] = traceback.format_exc()
+        night.error = traceback.format_exc()
         raise
     finally:
-        key = f"{layout.NIGHTLY}/{now:%Y%m%dT%H%M%S.%f}.json"
-        summary["summary"] = survey.store.url_of(key)
-        summary["seconds"] = time.monotonic() - started
+        night.seconds = time.monotonic() - started
         try:
-            summary["release"] = _published(survey)
-            survey.store.put_json(key, summary)
+            night.release = _published(survey)
+            survey.store.put_json(key, document(night))
         except StoreError as error:
-            summary["unsaved"] = str(error)
-            summary["exit_code"] = summary["exit_code"] or error.exit_code
-            summary["error"] = summary["error"] or str(error)
-    return summary
+            night.unsaved = str(error)
+            night.exit_code = night.exit_code or error.exit_code
+            night.error = night.error or str(error)
+    return night
 
 
-def _night(survey: Survey, summary: dict[str, Any], places: Places) -> None:
-    record = _refresh(survey, summary, places)
-    summary["places"] = places.told()
+def _night(survey: Survey, night: Night, places: Places) -> None:
+    record = _refresh(survey, night, places)
+    night.places = places.told()
     plan = make_plan(survey)
-    last = summary["before"]
+    last = night.before
     known = set(commit.recorded(survey.store, layout.run(last))) if last else set()
-    summary["units"] = {
-        "total": len(plan.units),
-        "affected": sum(unit.name not in known for unit in plan.units),
-        **{name: 0 for name in ("computed", "adopted", "resumed", "quarantined")},
-    }
+    affected = sum(unit.name not in known for unit in plan.units)
+    night.units = NightUnits(len(plan.units), affected)
     if gaps := release.published_gaps(survey.store, plan):
-        summary["did"], summary["quarantined"], summary["units"]["affected"] = "nothing", gaps, 0
+        night.did, night.quarantined = "nothing", gaps
+        night.units = replace(night.units, affected=0)
     else:
-        _publish(survey, plan, summary)
+        _publish(survey, plan, night)
     # Only a night that ended well sets what the next one is held against.
     key = layout.sources(survey.name)
     if survey.store.read_json(key) != record:
         survey.store.put_json(key, record)
 
 
-def _publish(survey: Survey, plan: Plan, summary: dict[str, Any]) -> None:
+def _publish(survey: Survey, plan: Plan, night: Night) -> None:
     """Compute what is pending, hold it against the last release, publish, remove old releases."""
     pending = {unit.name for unit in commit.pending(survey.store, plan)}
 
-    def gates(plan: Plan, commits: list[commit.Commit]) -> list[release.Reason]:
-        for one in commits:
-            summary["units"][_how(one, pending)] += 1
-        return _against_last(survey, plan, commits, summary)
+    def gates(plan: Plan, commits: list[commit.Commit]) -> list[Reason]:
+        assert night.units is not None
+        counts = Counter(_how(one, pending) for one in commits)
+        night.units = replace(night.units, **counts)
+        return _against_last(survey, plan, commits, night)
 
     done = verbs.run(survey, gates)
-    summary["did"], summary["quarantined"] = done["did"], done.get("quarantined", [])
-    summary["places"] += done.get("places", [])
-    summary["products"] = done.get("by_product", {})
-    if done["did"] == "published":
+    night.did, night.quarantined = done.did, done.quarantined
+    night.places = [*(night.places or []), *(done.places or [])]
+    night.products = done.by_product or {}
+    if done.did == "published":
         keep = survey.config.nightly.keep_releases
-        summary["removed"] = release.prune(survey.store, survey.name, keep)
+        night.removed = release.prune(survey.store, survey.name, keep)
         cleaned = clean(survey.store)
-        summary["cleaned"] = {"folders": len(cleaned.removed), "bytes": cleaned.nbytes}
+        night.cleaned = Swept(len(cleaned.removed), cleaned.bytes)
 
 
 def _how(record: commit.Commit, pending: set[str]) -> str:
@@ -146,12 +239,12 @@ def _how(record: commit.Commit, pending: set[str]) -> str:
 
 def _published(survey: Survey) -> str | None:
     try:
-        return str(release.current_release(survey.store, survey.name)["release"])
+        return release.current_release(survey.store, survey.name).release
     except InputError:
         return None
 
 
-def _refresh(survey: Survey, summary: dict[str, Any], places: Places) -> dict[str, Any]:
+def _refresh(survey: Survey, night: Night, places: Places) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
     last = survey.store.read_json(layout.sources(survey.name)) or {"files": {}, "tiles": {}}
     seen = {
@@ -170,9 +263,8 @@ def _refresh(survey: Survey, summary: dict[str, Any], places: Places) -> dict[st
     else:
         kept, problems, notes, complete = _ingest(survey, places)
     tiles = {tile.id: tile.version for tile in read_tiles(survey.store, survey.name)}
-    summary["files"] = asdict(changed)
-    summary["tiles"] = _tile_changes(last["tiles"], tiles)
-    summary["kept"], summary["problems"], summary["notes"] = kept, problems, notes
+    night.files, night.tiles = changed, _tile_changes(last["tiles"], tiles)
+    night.kept, night.problems, night.notes = kept, problems, notes
     return {
         "settings": settings,
         "complete": complete,
@@ -204,27 +296,27 @@ def _ingest(survey: Survey, places: Places) -> tuple[list[str], list[str], list[
     return kept, tiles.problems, notes, tiles.complete
 
 
-def _tile_changes(last: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:
+def _tile_changes(last: dict[str, str], now: dict[str, str]) -> sources.Changes:
     both = last.keys() & now.keys()
-    return {
-        "new": sorted(now.keys() - last.keys()),
-        "changed": sorted(tile for tile in both if last[tile] != now[tile]),
-        "gone": sorted(last.keys() - now.keys()),
-    }
+    return sources.Changes(
+        new=sorted(now.keys() - last.keys()),
+        changed=sorted(tile for tile in both if last[tile] != now[tile]),
+        gone=sorted(last.keys() - now.keys()),
+    )
 
 
 def _against_last(
     survey: Survey,
     plan: Plan,
     commits: list[commit.Commit],
-    summary: dict[str, Any],
-) -> list[release.Reason]:
+    night: Night,
+) -> list[Reason]:
     """Reasons of the [nightly] section; everything compared, and the difference, in the summary."""
-    last = summary["before"]
+    last = night.before
     if last is None:
         return []
     records = diff.records_of(survey.store, plan.survey, last)
-    summary["diff"] = diff.difference(
+    night.diff = diff.difference(
         survey.store, plan.survey, (last, plan.run), records, commits, TOLERANCE
     )
     before, after = drift.profile(records), drift.profile(commits)
@@ -235,9 +327,9 @@ def _against_last(
         plan.release_key,
         before.columns.keys() & after.columns.keys(),
     )
-    summary["compared"] = [asdict(one) for one in found]
+    night.compared = found
     return [
         *drift.refusals((before.rows, after.rows), found, survey.config.nightly),
-        *drift.flux_shifts(summary["diff"]["flux_ratios"], survey.config.nightly),
+        *drift.flux_shifts(night.diff.flux_ratios, survey.config.nightly),
         *drift.columns_gone(before, after),
     ]

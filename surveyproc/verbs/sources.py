@@ -47,7 +47,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Changes:
-    """Files, sorted, that are new, changed or gone since the last look."""
+    """Files, or tiles, that are new, changed or gone since the last look.
+
+    Attributes
+    ----------
+    new, changed, gone : list of str
+        Their names, sorted.
+    """
 
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)

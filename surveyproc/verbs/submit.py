@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,29 @@ STOP_S = 60.0
 
 _PACKAGE = Path(__file__).parent.parent
 _IGNORED = ("__pycache__", ".*")
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended.
+
+    Attributes
+    ----------
+    job, address : str
+        Its id, and the URL of the cluster's dashboard.
+    status : str
+        `SUCCEEDED`, `FAILED` or `STOPPED`.
+    exit_code : int or None
+        Of its command, as shells say it; None if the cluster does not know.
+    message : str
+        What the cluster says of it.
+    """
+
+    job: str
+    address: str
+    status: str
+    exit_code: int | None
+    message: str
 
 
 class Cluster:
@@ -122,7 +146,7 @@ class Cluster:
                     runtime_env={**environment, "working_dir": folder},
                 )
 
-    def follow(self, job: str, show: Callable[[str], None]) -> dict[str, Any]:
+    def follow(self, job: str, show: Callable[[str], None]) -> JobEnd:
         """Hand the job's log to `show` as it grows; when the job has ended, say how.
 
         Raises
@@ -141,7 +165,7 @@ class Cluster:
                 time.sleep(POLL_S)
         return outcome
 
-    def stop(self, job: str) -> dict[str, Any]:
+    def stop(self, job: str) -> JobEnd:
         """End the job, wait until it has ended and say how; nothing happens if it had already.
 
         Raises
@@ -158,7 +182,7 @@ class Cluster:
                 time.sleep(POLL_S)
         return outcome
 
-    def _outcome(self, job: str) -> dict[str, Any] | None:
+    def _outcome(self, job: str) -> JobEnd | None:
         """How the job ended; None if it goes on."""
         info = self._client.get_job_info(job)
         if not info.status.is_terminal():
@@ -168,13 +192,7 @@ class Cluster:
             code = 128 - code  # a signal, as shells say it
         # What follows is the end of the log.
         message = (info.message or "").partition(", last available logs")[0]
-        return {
-            "job": job,
-            "address": self.address,
-            "status": str(info.status),
-            "exit_code": code,
-            "message": message.strip(),
-        }
+        return JobEnd(job, self.address, str(info.status), code, message.strip())
 
     @contextmanager
     def _talking(self, job: str | None = None) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,108 @@ from command import surveyproc
 from surveyproc import verbs
 from surveyproc.cli import app as cli
 from surveyproc.config import load
+from surveyproc.evaluate.compare import Gain
+from surveyproc.places import Placement
+from surveyproc.releases.diff import ColumnChange, Difference
+from surveyproc.releases.flux_ratios import TileRatio
+from surveyproc.report.page import Reported
 from surveyproc.survey import Survey
+from surveyproc.verbs.core import RunResult, Trained
+from surveyproc.verbs.demo import Demonstrated
+from surveyproc.verbs.evaluation import Evaluation
+from surveyproc.verbs.nightly import Night, NightUnits, Swept
+from surveyproc.verbs.sources import Changes
+from surveyproc.verbs.submit import JobEnd
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "validate", "releases", "evaluate"])
-def test_verbs_on_a_published_survey_answer_in_json(published_survey, verb):
-    done = surveyproc(verb, published_survey, "--json")
+def words(text: str) -> set[str]:
+    return set(text.split())
+
+
+RELEASE = words(
+    "release url path rows rejected duplicates partitions kinds tables pixels rows_per_second "
+    "products flags band_flags quarantined published"
+)
+EVALUATION = words(
+    "catalog release rows rejected column labels labels_dropped matched threshold thresholds all "
+    "unflagged bins pdf"
+)
+NIGHT = words("survey started before release did exit_code error seconds summary")
+
+
+@pytest.mark.parametrize(
+    ("verb", "keys"),
+    [
+        ("ingest", words("tiles catalog places")),
+        (
+            "plan",
+            words("run rows rejected units adoptable_units pending_units pending_rows published"),
+        ),
+        ("run", RELEASE | words("did seconds")),
+        ("validate", RELEASE | words("problems")),
+        ("releases", words("current releases")),
+        ("evaluate", EVALUATION),
+        ("clean", words("removed bytes left dry_run")),
+    ],
+)
+def test_verbs_on_a_published_survey_answer_in_json(published_survey, verb, keys):
+    options = ["--dry-run"] if verb == "clean" else []
+    done = surveyproc(verb, published_survey, "--json", *options)
     assert done.returncode == 0, done.stderr
-    assert isinstance(json.loads(done.stdout), dict)
+    found = json.loads(done.stdout)
+    assert found.keys() == keys
+    if verb == "releases":
+        assert found["current"].keys() == RELEASE
+        assert [one.keys() for one in found["releases"]] == [RELEASE | {"current"}]
+
+
+@pytest.mark.parametrize(
+    ("result", "keys"),
+    [
+        (
+            RunResult,
+            RELEASE
+            | words(
+                "did seconds places units units_resumed units_adopted units_computed "
+                "rows_computed by_product seconds_computing"
+            ),
+        ),
+        (Evaluation, EVALUATION | {"against"}),
+        (Gain, words("n n_missing baseline candidate delta gain p_value resamples")),
+        (
+            Difference,
+            words(
+                "first second tolerance rows added removed changed columns columns_added "
+                "columns_removed leaves_read flux_ratios tables pixels"
+            ),
+        ),
+        (ColumnChange, words("changed lost gained largest")),
+        (TileRatio, words("objects ratio between")),
+        (
+            Night,
+            NIGHT
+            | words(
+                "files tiles kept problems notes places units products quarantined gates compared "
+                "diff removed cleaned unsaved"
+            ),
+        ),
+        (NightUnits, words("total affected computed adopted resumed quarantined")),
+        (Changes, words("new changed gone")),
+        (Swept, words("folders bytes")),
+        (Placement, words("what place why")),
+        (Trained, words("model version metrics places")),
+        (Demonstrated, words("catalog report metrics seconds")),
+        (Reported, words("report release rows rejected")),
+        (JobEnd, words("job address status exit_code message")),
+    ],
+)
+def test_documents_have_all_the_keys_that_others_rely_on(result, keys):
+    assert {one.name for one in fields(result)} == keys
+
+
+def test_a_night_that_came_to_nothing_says_what_it_knows():
+    night = Night(survey="a", started="now", before=None, release=None, summary="there")
+    assert json.loads(cli._as_json(night)).keys() == NIGHT
 
 
 def test_current_release_is_one_line_that_lsdb_opens(published_survey):
@@ -54,7 +149,7 @@ def test_a_magnitude_that_is_not_there_is_named(published_survey):
 
 
 def test_a_column_against_another_one_is_printed(published_survey):
-    column = verbs.evaluate(Survey(load(published_survey)))["column"]
+    column = verbs.evaluate(Survey(load(published_survey))).column
     other = column.replace("_median", "_mean")
     done = surveyproc("evaluate", published_survey, "--column", column, "--baseline", other)
     _, _, table = done.stdout.partition(f"against {other}, outliers: |dz| > 0.15:")
@@ -127,7 +222,7 @@ def test_bad_rows_and_a_truncated_tile_are_named_and_cost_nothing_else(survey_co
     done = surveyproc("run", survey_copy)
     assert done.returncode == 0, done.stderr
     assert "241 objects, 3 rejected rows" in done.stdout
-    flags = verbs.run(Survey(load(survey_copy)))["flags"]
+    flags = verbs.run(Survey(load(survey_copy))).flags
     assert flags["photometry"]["missing_band"] > 0
 
 

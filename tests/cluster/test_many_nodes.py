@@ -81,7 +81,7 @@ def test_a_node_dies_while_its_unit_is_at(stage, place, nodes, survey_copy, publ
     # One JSON document, whatever Ray has to say of the node.
     assert json.loads(ended(driver))["did"] == "published"
     assert leaves(survey_copy) == leaves(published_survey)
-    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
+    assert verbs.validate(Survey(load(survey_copy))).problems == []
 
 
 def test_a_node_that_comes_late_takes_part(nodes, survey_copy, published_survey):
@@ -157,7 +157,7 @@ def test_the_head_dies_and_the_same_command_finishes(survey_copy, published_surv
     finally:
         nodes.end()
     done = verbs.run(Survey(load(survey_copy)))
-    assert done["units_resumed"] > 0
+    assert done.units_resumed > 0
     assert leaves(survey_copy) == leaves(published_survey)
 
 

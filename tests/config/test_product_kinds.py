@@ -67,11 +67,8 @@ def test_a_kind_of_another_package_brings_its_own_section(tmp_path, package):
         config(tmp_path, "stars", 'threshold = "high"')
     with pytest.raises(ConfigError, match=r"unknown key 'products.stars.aperture'"):
         config(tmp_path, "stars", "aperture = 1.0")
-    listed = {one["kind"]: one for one in kinds.listing()}
-    assert listed["stars"] == {
-        "kind": "stars", "package": "stars_one", "reads": "nothing", "writes": "nothing",
-        "error": "",
-    }  # fmt: skip
+    listed = {one.kind: one for one in kinds.listing()}
+    assert listed["stars"] == kinds.InstalledKind("stars", "stars_one", "nothing", "nothing")
 
 
 @pytest.mark.parametrize("name", ["photometri", "unknown_thing"])
@@ -105,7 +102,7 @@ def test_a_kind_that_is_no_use_is_named_with_its_package(tmp_path, package, valu
     package("stars_one", {"stars": value}, code)
     with pytest.raises(ConfigError, match=rf"package stars_one \({value}\) {words}"):
         config(tmp_path, "stars")
-    assert next(one for one in kinds.listing() if one["kind"] == "stars")["error"]
+    assert next(one for one in kinds.listing() if one.kind == "stars").error
 
 
 def test_a_key_that_was_renamed_says_its_new_name(tmp_path):

@@ -1,5 +1,6 @@
 """Catalogs that others wrote: whatever LSDB makes can be evaluated, under any names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -64,13 +65,12 @@ def test_a_collection_as_lsdb_writes_it(config, frame, tmp_path, web):
     folder = write(frame, tmp_path / "collection")
     assert Path(folder, "collection.properties").is_file()
     found = verbs.evaluate(Survey(config), folder, column="photo_z_best")
-    assert (found["matched"], found["all"]["n"], found["catalog"]) == (ROWS, ROWS, folder)
+    assert (found.matched, found.all["n"], found.catalog) == (ROWS, ROWS, folder)
     remote = "memory://test-collection/theirs"
     fsspec.filesystem("memory").put(folder, remote.removeprefix("memory:/"), recursive=True)
     for url in (remote, f"{web(tmp_path)}/collection", f"file://{folder}/"):
-        assert verbs.evaluate(Survey(config), url, column="photo_z_best") == found | {
-            "catalog": url.rstrip("/")
-        }
+        again = verbs.evaluate(Survey(config), url, column="photo_z_best")
+        assert again == replace(found, catalog=url.rstrip("/"))
 
 
 def test_a_collection_whose_main_catalog_lies_elsewhere(config, frame, tmp_path):
@@ -80,7 +80,7 @@ def test_a_collection_whose_main_catalog_lies_elsewhere(config, frame, tmp_path)
     text = properties.read_text()
     for main in (elsewhere, elsewhere.as_uri()):
         properties.write_text(text.replace("table_url=theirs", f"table_url={main}"))
-        assert verbs.evaluate(Survey(config), folder, column="photo_z_best")["matched"] == ROWS
+        assert verbs.evaluate(Survey(config), folder, column="photo_z_best").matched == ROWS
     properties.write_text(text.replace("table_url=theirs", "table_url=nowhere"))
     with pytest.raises(InputError, match="no HATS catalog"):
         verbs.evaluate(Survey(config), folder, column="photo_z_best")
@@ -102,13 +102,13 @@ def test_leaves_of_all_forms(config, frame, tmp_path, suffix, web):
         Path(whole.parent, ".part-a.parquet.crc").write_bytes(b"crc")
     for url in (folder, f"{web(tmp_path)}/catalog"):
         found = verbs.evaluate(Survey(config), url, column="photo_z_best")
-        assert found["matched"] == found["all"]["n"] == ROWS
+        assert found.matched == found.all["n"] == ROWS
 
 
 def test_a_column_that_looks_like_ours_is_not(config, frame, tmp_path):
     folder = write(frame, tmp_path / "catalog")
     found = verbs.evaluate(Survey(config), folder, column="photo_z_best")
-    assert not {"unflagged", "pdf"} & set(found)
+    assert found.unflagged is found.pdf is None
     with pytest.raises(ConfigError, match="no redshifts of ours"):
         verbs.evaluate(Survey(config), folder)
     with pytest.raises(InputError, match="'kind' is not numeric"):
@@ -127,22 +127,22 @@ def test_only_the_flag_of_its_own_product_belongs_to_a_column(config, frame, tmp
     ours["star_flag"] = 1
     both = pd.concat([frame.drop(columns="star_flag"), pd.DataFrame(ours)], axis=1)
     folder = write(both, tmp_path / "catalog")
-    assert verbs.evaluate(Survey(config), folder)["column"] == "net_z_median"
+    assert verbs.evaluate(Survey(config), folder).column == "net_z_median"
     for column, good in (("net_z_mean", 200), ("other_z_z_median", 300)):
         found = verbs.evaluate(Survey(config), folder, column=column)
-        assert found["unflagged"]["n"] == good
-        assert found["pdf"]["all"]["n"] == ROWS
+        assert found.unflagged["n"] == good
+        assert found.pdf["all"]["n"] == ROWS
     found = verbs.evaluate(Survey(config), folder, column="theirs_z_median")
-    assert not {"unflagged", "pdf"} & set(found)
+    assert found.unflagged is found.pdf is None
 
 
 def test_outliers_at_both_usual_limits_and_at_a_free_one(config, frame, tmp_path):
     folder = write(frame, tmp_path / "catalog")
     found = verbs.evaluate(Survey(config), folder, 0.1, "photo_z_best")
-    assert (found["threshold"], found["thresholds"]) == (0.1, [0.15, 0.05, 0.1])
-    assert found["all"]["outlier_fractions"] == [0.25, 0.75, 0.5]
-    assert found["all"]["outlier_fraction"] == 0.5
-    for row in (found["all"], *found["bins"]["true_redshift"]):
+    assert (found.threshold, found.thresholds) == (0.1, [0.15, 0.05, 0.1])
+    assert found.all["outlier_fractions"] == [0.25, 0.75, 0.5]
+    assert found.all["outlier_fraction"] == 0.5
+    for row in (found.all, *found.bins["true_redshift"]):
         share, n = np.array(row["outlier_fractions"]), row["n"]
         binomial = np.sqrt(share * (1 - share) / n)
         np.testing.assert_allclose(row["outlier_fractions_err"], binomial, rtol=0.3)
@@ -150,8 +150,8 @@ def test_outliers_at_both_usual_limits_and_at_a_free_one(config, frame, tmp_path
         assert row["outlier_fractions_err"][2] == row["outlier_fraction_err"]
     for given in (0.15, 0.05):
         found = verbs.evaluate(Survey(config), folder, given, "photo_z_best")
-        assert found["thresholds"] == [0.15, 0.05]
-        assert found["threshold"] == given
+        assert found.thresholds == [0.15, 0.05]
+        assert found.threshold == given
 
 
 def test_bins_of_the_magnitude_that_is_named(config, frame, tmp_path):
@@ -159,9 +159,9 @@ def test_bins_of_the_magnitude_that_is_named(config, frame, tmp_path):
     frame["flux_r"] = np.where(frame["mag_i"] < 21, 1.0, 2.0)
     folder = write(frame, tmp_path / "catalog")
     column = "photo_z_best"
-    assert "magnitude_r" in verbs.evaluate(Survey(config), folder, column=column)["bins"]
-    magnitudes = verbs.evaluate(Survey(config), folder, column=column, magnitude="mag_i")["bins"]
-    fluxes = verbs.evaluate(Survey(config), folder, column=column, magnitude="flux_i")["bins"]
+    assert "magnitude_r" in verbs.evaluate(Survey(config), folder, column=column).bins
+    magnitudes = verbs.evaluate(Survey(config), folder, column=column, magnitude="mag_i").bins
+    fluxes = verbs.evaluate(Survey(config), folder, column=column, magnitude="flux_i").bins
     assert set(magnitudes) - set(fluxes) == {"mag_i"}
     assert set(fluxes) - set(magnitudes) == {"magnitude_i"}
     low, nmad = (
@@ -187,10 +187,10 @@ def test_codes_in_the_table_of_the_truth_are_left_out_and_counted(published_surv
     pq.write_table(changed, tmp_path / "coded.parquet")
     config = load(published_survey, [f"truth.source={tmp_path / 'coded.parquet'}"])
     found = verbs.evaluate(Survey(config))
-    more = len(coded) + clean["labels_dropped"].get("labels without a redshift", 0)
-    assert found["labels_dropped"]["labels without a redshift"] == more
-    assert found["labels"] == clean["labels"] - len(coded)
-    assert found["all"]["outlier_fraction"] < clean["all"]["outlier_fraction"] + 0.1
+    more = len(coded) + clean.labels_dropped.get("labels without a redshift", 0)
+    assert found.labels_dropped["labels without a redshift"] == more
+    assert found.labels == clean.labels - len(coded)
+    assert found.all["outlier_fraction"] < clean.all["outlier_fraction"] + 0.1
 
 
 def test_columns_that_are_no_redshifts_are_named(published_survey):
@@ -199,4 +199,4 @@ def test_columns_that_are_no_redshifts_are_named(published_survey):
         verbs.evaluate(Survey(config), column="photometry_tile")
     with pytest.raises(ConfigError, match="'gaznet_c9_z_quantiles' holds lists"):
         verbs.evaluate(Survey(config), column="gaznet_c9_z_quantiles")
-    assert verbs.evaluate(Survey(config), column="ra", baseline="ra")["column"] == "ra"
+    assert verbs.evaluate(Survey(config), column="ra", baseline="ra").column == "ra"

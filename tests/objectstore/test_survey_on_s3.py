@@ -33,12 +33,13 @@ from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.errors import SurveyError
 from surveyproc.places import opened
+from surveyproc.store.documents import document
 from surveyproc.survey import Survey
 config = load(sys.argv[1], sys.argv[2].split())
 try:
     with opened(config.run):
         verbs.ingest(Survey(config))
-        print(json.dumps(verbs.run(Survey(config))))
+        print(json.dumps(document(verbs.run(Survey(config)))))
 except SurveyError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -107,7 +108,7 @@ def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, ex
     assert is_valid_catalog(UPath(done["url"]), strict=True)
     assert len(lsdb.open_catalog(UPath(done["url"])).compute()) == OBJECTS
     config = load(remote_survey)
-    assert verbs.validate(Survey(config))["problems"] == []
+    assert verbs.validate(Survey(config)).problems == []
     # A leaf, its record: one request each. The rest is sources, cubes, metadata and plans.
     written = proxy.counts(f"store/releases/simulated/{done['release']}/dataset/Norder")
     assert written["PUT"] == done["units"]
@@ -115,7 +116,7 @@ def test_everything_on_s3_gives_the_same_leaves(remote_survey, bucket, proxy, ex
     # Seven units share what a run asks for once.
     assert per_unit < 55
     proxy.requests.clear()
-    assert verbs.run(Survey(config))["did"] == "nothing"
+    assert verbs.run(Survey(config)).did == "nothing"
     assert len(proxy.requests) < 20
     assert not proxy.counts()["PUT"]
 
@@ -139,8 +140,8 @@ def test_two_drivers_at_once_make_one_valid_release(survey, bucket, expected, pl
     assert done[0]["url"] == done[1]["url"]
     assert sums(root, is_leaf) == expected
     config = load(survey, [f"survey.root={root}"])
-    assert verbs.validate(Survey(config))["problems"] == []
-    assert len(verbs.releases(Survey(config))["releases"]) == 1
+    assert verbs.validate(Survey(config)).problems == []
+    assert len(verbs.releases(Survey(config)).releases) == 1
 
 
 @pytest.mark.slow
@@ -204,14 +205,14 @@ def test_nights_difference_and_rollback(remote_survey, bucket, proxy, tmp_path):
     assert json.loads(told.stdout)["changed"] == second["diff"]["changed"]
     assert surveyproc("releases", remote_survey, "--rollback", releases[0]).returncode == 0
     listed = verbs.releases(Survey(load(remote_survey)))
-    assert listed["current"]["release"] == releases[0]
-    assert len(lsdb.open_catalog(UPath(listed["current"]["url"])).compute()) == OBJECTS
+    assert listed.current.release == releases[0]
+    assert len(lsdb.open_catalog(UPath(listed.current.url)).compute()) == OBJECTS
     status, refused = night(remote_survey)
     assert (status, [one["gate"] for one in refused["gates"]]) == (3, ["withdrawn"])
     wider = ("products.photometry.aperture=1.4", "nightly.max_flux_shift=1.0")
     status, third = night(remote_survey, *wider, "nightly.keep_releases=2")
     assert (status, third["removed"]) == (0, releases[:1])
-    assert verbs.validate(Survey(load(remote_survey)))["problems"] == []
+    assert verbs.validate(Survey(load(remote_survey))).problems == []
 
 
 def test_a_night_without_its_store_still_says_what_happened(remote_survey, proxy, monkeypatch):
@@ -219,9 +220,9 @@ def test_a_night_without_its_store_still_says_what_happened(remote_survey, proxy
     proxy.gone = True
     done = nightly(Survey(load(remote_survey)))
     proxy.gone = False
-    assert (done["did"], done["exit_code"]) == ("failed", 1)
-    assert "could not be reached" in done["error"]
-    assert "could not be reached" in done["unsaved"]
+    assert (done.did, done.exit_code) == ("failed", 1)
+    assert "could not be reached" in done.error
+    assert "could not be reached" in done.unsaved
 
 
 def test_tiles_of_a_web_server_are_read(

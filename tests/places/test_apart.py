@@ -17,6 +17,7 @@ from surveyproc.errors import ClusterError, InputError
 from surveyproc.places import Item, Places, Stage
 from surveyproc.places.apart import PARTS, Apart, _Call, _Flow, _Job, _Process
 from surveyproc.places.sides import Network
+from surveyproc.store.documents import document
 
 pytestmark = pytest.mark.slow
 
@@ -163,9 +164,9 @@ def test_forced_apart_other_work_is_on_ray(ray_session, folder):
     assert sums(stream(found, stage(folder))) == EXPECTED
     list(found.stream([Item("1", 1)], Stage("tiles", Squarer, (7,))))
     units, tiles = found.told()
-    assert (units["place"], tiles["place"]) == ("apart", "ray")
-    assert units["why"] == "run.place = 'apart': networks 1, GPUs 0, readers 1 at most"
-    assert tiles["why"] == "run.place = 'apart', but tiles are not read and computed apart"
+    assert (units.place, tiles.place) == ("apart", "ray")
+    assert units.why == "run.place = 'apart': networks 1, GPUs 0, readers 1 at most"
+    assert tiles.why == "run.place = 'apart', but tiles are not read and computed apart"
 
 
 @pytest.mark.ray
@@ -198,7 +199,7 @@ def main():
     one = stage(Path(folder), device=True)
     items = [Item(str(number), number, seconds=100) for number in NUMBERS]
     found = sorted(places.stream(items, one), key=lambda found: found["number"])
-    print(json.dumps({"results": found, "told": places.told()}))
+    print(json.dumps({"results": found, "told": document(places.told())}))
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def test_small_work_runs_here_and_large_work_on_ray(seconds, workers, place):
     assert found.choose("units", seconds, found.threads) == place
     (told,) = found.told()
     assert found.told() == []
-    assert (told["what"], told["place"]) == ("units", place)
-    assert "of work" in told["why"]
+    assert (told.what, told.place) == ("units", place)
+    assert "of work" in told.why
 
 
 def test_the_configuration_beats_the_size(monkeypatch):
@@ -78,8 +78,8 @@ def test_work_that_takes_longer_than_expected_goes_on_at_ray(ray_session, monkey
     here = [number for number, process in got if process == os.getpid()]
     assert 2 <= len(here) < 20
     told = found.told()
-    assert [one["place"] for one in told] == ["here", "ray"]
-    assert f"the last {100 - len(here)}," in told[-1]["why"]
+    assert [one.place for one in told] == ["here", "ray"]
+    assert f"the last {100 - len(here)}," in told[-1].why
 
 
 def test_a_slow_beginning_proves_nothing():

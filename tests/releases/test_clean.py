@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_cubes_of_tables_and_releases_stay(store):
     assert sorted(told.removed) == ["images/t/v1", "images/t/v2"]
     assert all(nbytes > 100 for nbytes in told.removed.values())
     assert store.names("images/t") == ["v1", "v2", "v3", "v4", "v5"]
-    assert clean(store) == told
+    assert clean(store) == replace(told, dry_run=False)
     assert store.names("images/t") == ["v3", "v4", "v5"]
     assert clean(store).removed == {}
 

@@ -12,7 +12,8 @@ from surveyproc import verbs
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.config import load
 from surveyproc.errors import InputError
-from surveyproc.releases.diff import TileRatios, compare, differing, flux_columns
+from surveyproc.releases.diff import ColumnChange, RowChanges, compare, differing
+from surveyproc.releases.flux_ratios import TileRatios, flux_columns
 from surveyproc.survey import Survey
 
 ROW = st.tuples(
@@ -56,15 +57,15 @@ def test_exact_comparison_finds_what_a_dictionary_finds(first, second):
     found = compare(table(first), table(second), 0.0)
     one, other = by_key(first), by_key(second)
     both = one.keys() & other.keys()
-    assert found["added"] == len(other.keys() - both)
-    assert found["removed"] == len(one.keys() - both)
-    assert found["changed"] == sum(one[key] != other[key] for key in both)
+    assert found.added == len(other.keys() - both)
+    assert found.removed == len(one.keys() - both)
+    assert found.changed == sum(one[key] != other[key] for key in both)
     for place, name in enumerate(SCHEMA.names):
         changed = [key for key in both if one[key][place] != other[key][place]]
-        counted = found["columns"].get(name, {"changed": 0, "lost": 0, "gained": 0})
-        assert counted["changed"] == len(changed)
-        assert counted["lost"] == sum(other[key][place] is None for key in changed)
-        assert counted["gained"] == sum(one[key][place] is None for key in changed)
+        counted = found.columns.get(name, ColumnChange(0, 0, 0, None))
+        assert counted.changed == len(changed)
+        assert counted.lost == sum(other[key][place] is None for key in changed)
+        assert counted.gained == sum(one[key][place] is None for key in changed)
 
 
 @given(st.lists(ROW, max_size=15), st.randoms())
@@ -72,7 +73,7 @@ def test_a_table_does_not_differ_from_itself(rows, random):
     unique = list({row[0]: row for row in rows}.values())
     shuffled = random.sample(unique, len(unique))
     found = compare(table(unique), table(shuffled), 0.0)
-    assert found == {"added": 0, "removed": 0, "changed": 0, "columns": {}}
+    assert found == RowChanges()
 
 
 def test_tolerance_is_relative_and_nan_equals_nan():
@@ -88,14 +89,9 @@ def test_tolerance_is_relative_and_nan_equals_nan():
         (3, 0.0, None, 8, "", []),
     ]
     found = compare(table(rows), table(other), 1e-3)
-    assert found["changed"] == 2
-    assert found["columns"].keys() == {"flux", "flag"}
-    assert found["columns"]["flux"] == {
-        "changed": 1,
-        "lost": 0,
-        "gained": 0,
-        "largest": pytest.approx(1.0),
-    }
+    assert found.changed == 2
+    assert found.columns.keys() == {"flux", "flag"}
+    assert found.columns["flux"] == ColumnChange(1, 0, 0, pytest.approx(1.0))
 
 
 @st.composite
@@ -166,10 +162,10 @@ def test_ratios_of_fluxes_tile_by_tile_add_up_over_leaves():
         parts.add(first.slice(start, 7), second.slice(start, 7))
     assert whole.summary() == parts.summary()
     found = whole.summary()["flux_r"]
-    assert [one["objects"] for one in found.values()] == [38, 19]
-    assert found["a"]["ratio"] == pytest.approx(1.0, abs=1e-9)
-    assert found["b"]["ratio"] == pytest.approx(1.05, abs=0.002)
-    low, high = found["b"]["between"]
+    assert [one.objects for one in found.values()] == [38, 19]
+    assert found["a"].ratio == pytest.approx(1.0, abs=1e-9)
+    assert found["b"].ratio == pytest.approx(1.05, abs=0.002)
+    low, high = found["b"].between
     assert 1.045 < low < 1.05 < high < 1.055
 
 
@@ -178,7 +174,7 @@ def test_flagged_fluxes_and_tiles_of_few_objects():
     ratios.add(fluxes([100.0] * 20, ["a"] * 20, flags=2), fluxes([200.0] * 20, ["a"] * 20))
     assert ratios.summary() == {"flux_r": {}}
     ratios.add(fluxes([100.0] * 3, ["a"] * 3), fluxes([200.0] * 3, ["a"] * 3))
-    assert ratios.summary()["flux_r"]["a"]["between"] is None
+    assert ratios.summary()["flux_r"]["a"].between is None
 
 
 def test_every_aperture_and_no_other_flux_is_compared():
@@ -191,9 +187,9 @@ def test_every_aperture_and_no_other_flux_is_compared():
 
 def test_a_release_does_not_differ_from_itself_and_an_unknown_one_is_named(published_survey):
     config = load(published_survey)
-    release = verbs.releases(Survey(config))["current"]["release"]
+    release = verbs.releases(Survey(config)).current.release
     found = verbs.diff(Survey(config), release, release, 0.0)
-    assert (found["changed"], found["leaves_read"]) == (0, 0)
-    assert found["rows"] == [240, 240]
+    assert (found.changed, found.leaves_read) == (0, 0)
+    assert found.rows == (240, 240)
     with pytest.raises(InputError, match="no finished release of simulated is called 'rx'"):
         verbs.diff(Survey(config), release, "rx", 0.0)

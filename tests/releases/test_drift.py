@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from surveyproc.catalogs.hats import Leaf
 from surveyproc.config.sections import NightlySection
 from surveyproc.releases import drift
+from surveyproc.releases.flux_ratios import TileRatio
 from surveyproc.run.commit import Commit, column_stats
 from surveyproc.schemas import Column
 
@@ -109,18 +110,15 @@ def test_growth_of_a_survey_is_no_drift():
 
 
 def test_a_shift_of_one_tile_is_a_reason_and_one_that_noise_allows_is_not():
-    def one(objects, ratio, between):
-        return {"objects": objects, "ratio": ratio, "between": between}
-
     found = {
         "flux_r": {
-            "t0": one(40, 1.0, (0.999, 1.001)),
-            "t1": one(40, 1.05, (1.048, 1.052)),
-            "t2": one(40, 0.95, (0.948, 0.952)),
-            "t3": one(40, 1.05, (1.01, 1.09)),
-            "t4": one(3, 1.05, None),
+            "t0": TileRatio(40, 1.0, (0.999, 1.001)),
+            "t1": TileRatio(40, 1.05, (1.048, 1.052)),
+            "t2": TileRatio(40, 0.95, (0.948, 0.952)),
+            "t3": TileRatio(40, 1.05, (1.01, 1.09)),
+            "t4": TileRatio(3, 1.05, None),
         },
-        "flux_r_2p0": {"t0": one(40, 1.02, (1.019, 1.021))},
+        "flux_r_2p0": {"t0": TileRatio(40, 1.02, (1.019, 1.021))},
     }
     reasons = drift.flux_shifts(found, LIMITS)
     assert [one.where for one in reasons] == ["flux_r of tile t1", "flux_r of tile t2"]

@@ -38,22 +38,22 @@ def survey(two_releases, tmp_path):
 
 def names(survey):
     """All releases, the published one first."""
-    listed = verbs.releases(Survey(load(survey)))["releases"]
-    return [one["release"] for one in sorted(listed, key=lambda one: not one["current"])]
+    listed = verbs.releases(Survey(load(survey))).releases
+    return [one.release for one in sorted(listed, key=lambda one: not one.current)]
 
 
 def test_a_release_that_was_rolled_back_from_is_not_published_again_by_itself(survey):
     second, first = names(survey)
-    assert verbs.rollback(Survey(load(survey)), first)["release"] == first
+    assert verbs.rollback(Survey(load(survey)), first).release == first
     assert names(survey) == [first, second]
     with pytest.raises(GateError, match=rf"{second} is not published: it was withdrawn") as caught:
         verbs.run(Survey(load(survey, [OTHER])))
     assert caught.value.exit_code == 3
-    assert verbs.run(Survey(load(survey)))["did"] == "nothing"
-    assert verbs.rollback(Survey(load(survey)), second)["release"] == second
-    assert verbs.run(Survey(load(survey, [OTHER])))["did"] == "nothing"
+    assert verbs.run(Survey(load(survey))).did == "nothing"
+    assert verbs.rollback(Survey(load(survey)), second).release == second
+    assert verbs.run(Survey(load(survey, [OTHER]))).did == "nothing"
     assert (
-        verbs.run(Survey(load(survey)))["release"] == first
+        verbs.run(Survey(load(survey))).release == first
     )  # going back by configuration is no rollback
 
 
@@ -76,7 +76,7 @@ def test_rollback_past_a_damaged_document_names_it(survey, key_of):
     with pytest.raises(StoreError, match=rf"{key} is not JSON .*; remove it"):
         verbs.rollback(Survey(load(survey)), first)
     store.remove(key)
-    assert verbs.rollback(Survey(load(survey)), first)["release"] == first
+    assert verbs.rollback(Survey(load(survey)), first).release == first
 
 
 def test_pruning_keeps_the_newest_and_the_published_one(survey):
@@ -89,7 +89,7 @@ def test_pruning_keeps_the_newest_and_the_published_one(survey):
     assert release.prune(store, "simulated", 1) == [first]
     assert names(survey) == [second]
     assert not store.exists(f"runs/{first}")
-    assert verbs.validate(Survey(load(survey)))["problems"] == []
+    assert verbs.validate(Survey(load(survey))).problems == []
 
 
 def test_unfinished_releases_go_after_a_week(survey, monkeypatch):
@@ -115,7 +115,7 @@ from surveyproc.config import load
 from surveyproc.survey import Survey
 survey, stop = Path(sys.argv[1]), Path(sys.argv[2])
 while not stop.exists():
-    url = verbs.releases(Survey(load(survey)))["current"]["url"]
+    url = verbs.releases(Survey(load(survey))).current.url
     rows = lsdb.open_catalog(url).compute()
     print(f"{len(rows)} {float(rows['flux_r'].sum()):.3f}", flush=True)
 """
@@ -138,7 +138,7 @@ def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_pat
     while reader.poll() is None and (len(seen) < 5 or len(set(seen)) < 2):
         verbs.rollback(Survey(load(survey)), (first, second)[swaps % 2])
         swaps += 1
-    third = verbs.run(Survey(load(survey, ["products.photometry.aperture=1.6"])))["release"]
+    third = verbs.run(Survey(load(survey, ["products.photometry.aperture=1.6"]))).release
     assert release.prune(Store(load(survey).root), "simulated", 3) == []
     stop.touch()
     listener.join()

@@ -13,8 +13,9 @@ from surveyproc import schemas, sky
 from surveyproc.catalogs import hats
 from surveyproc.config import SurveyConfig
 from surveyproc.evaluate.redshift import redshift_metrics
+from surveyproc.releases.record import Release
 from surveyproc.report.page import gather, write_report
-from surveyproc.report.sections.base import Release, Section
+from surveyproc.report.sections.base import Section, Shown
 from surveyproc.report.sections.known_redshifts import KnownRedshifts
 from surveyproc.report.sections.number_counts import EDGES, NumberCounts
 from surveyproc.report.sections.redshifts import Redshifts
@@ -26,6 +27,19 @@ from surveyproc.survey import Survey
 
 KEY = layout.release("test", "r1")
 ORDER = 6
+# What a release recorded before there were kinds of products.
+RECORD = {
+    "release": "r1",
+    "path": KEY,
+    "rows": 1234567,
+    "rejected": 3,
+    "duplicates": 0,
+    "partitions": 1,
+    "rows_per_second": 1234.5,
+    "products": {},
+    "published": "2026-01-01",
+    "flags": {},
+}
 
 
 class CountingStore(Store):
@@ -73,8 +87,8 @@ def survey(root, **more) -> SurveyConfig:
     )
 
 
-def told(config, columns, flags=("catalog_flag",)) -> Release:
-    return Release(config, {}, list(columns), list(flags))
+def told(config, columns, flags=("catalog_flag",)) -> Shown:
+    return Shown(config, Release(url="", **RECORD), list(columns), list(flags))
 
 
 class Probe(Section):
@@ -178,19 +192,7 @@ def test_known_redshifts_of_models_that_have_some(tmp_path):
 
 
 def publish(store, **facts) -> None:
-    current = {
-        "release": "r1",
-        "path": KEY,
-        "rows": 1234567,
-        "rejected": 3,
-        "duplicates": 0,
-        "partitions": 1,
-        "rows_per_second": 1234.5,
-        "products": {},
-        "published": "2026-01-01",
-        "flags": {},
-    }
-    store.put_json(layout.pointer("test"), current | facts)
+    store.put_json(layout.pointer("test"), RECORD | facts)
 
 
 def words_of(page: str) -> str:
@@ -221,7 +223,7 @@ def photometry_page(tmp_path) -> str:
             "photometry_flag_r": {"any": 5, "edge": 5},
         },
     )
-    return Path(write_report(Survey(survey(root)))["report"]).read_text()
+    return Path(write_report(Survey(survey(root))).report).read_text()
 
 
 def test_the_page_of_a_release_with_photometry_alone(photometry_page):
@@ -253,7 +255,7 @@ def test_the_page_of_a_product_without_a_section_and_an_old_record(tmp_path):
     write_leaves(store, np.linspace(10, 10.5, 5), np.zeros(5), shapes_flag=flag)
     publish(store, flags={"shapes": {"any": 0}})
     done = write_report(Survey(survey(tmp_path / "store")), tmp_path / "page.html")
-    page = Path(done["report"]).read_text()
+    page = Path(done.report).read_text()
     assert page.count("<img") == 1
     words = words_of(page)
     assert "0.0 % shapes flagged" in words

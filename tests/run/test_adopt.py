@@ -87,6 +87,6 @@ def test_one_lost_partition_of_many_is_the_only_one_computed(release):
     shutil.move(store.path(first.run_key), store.path("runs/rold"))
     store.remove(commit.record_key("runs/rold", unit.name))
     done = verbs.run(Survey(load(survey)))
-    assert (done["units_computed"], done["units_adopted"]) == (1, len(first.units) - 1)
+    assert (done.units_computed, done.units_adopted) == (1, len(first.units) - 1)
     assert leaves(survey) == before
-    assert verbs.validate(Survey(config))["problems"] == []
+    assert verbs.validate(Survey(config)).problems == []

@@ -48,8 +48,8 @@ def test_a_unit_that_fails_on_either_side_is_tried_again(
 ):
     store, plan = prepared(survey_copy, monkeypatch, how, 1, side)
     done = verbs.run(Survey(load(survey_copy, APART)))
-    assert {one["place"] for one in done["places"]} == {"apart"}
-    assert done["quarantined"] == []
+    assert {one.place for one in done.places} == {"apart"}
+    assert done.quarantined == []
     assert leaves(survey_copy) == leaves(published_survey)
     assert store.names(f"{plan.run_key}/attempts") == []
 
@@ -63,7 +63,7 @@ def test_a_unit_that_always_fails_is_quarantined_alone(
     store, plan = prepared(survey_copy, monkeypatch, how, 99, side)
     settings = ["gates.max_quarantined_share=0.5", "run.attempts=2"]
     done = verbs.run(Survey(load(survey_copy, [*APART, *settings])))
-    assert done["quarantined"] == [plan.units[SICK].name]
+    assert done.quarantined == [plan.units[SICK].name]
     record = commit.read(store, plan.run_key, plan.units[SICK].name)
     assert ("died" if how == "dies" else "ZeroDivisionError") in record.quarantined
     assert record.flags["photoz"]["quarantined"] == plan.units[SICK].rows

@@ -59,16 +59,16 @@ def forbid_pixels(monkeypatch):
 
 def test_a_new_photoz_model_reads_no_pixels_and_runs_no_other_product(survey, monkeypatch):
     opened = Survey(load(survey, ["run.place=here"]))
-    before = columns_of(opened, verbs.releases(opened)["current"]["url"])
+    before = columns_of(opened, verbs.releases(opened).current.url)
     new_model(opened)
     forbid_pixels(monkeypatch)
     done = verbs.run(opened)
     units = len(make_plan(opened).units)
-    assert done["by_product"] == {
+    assert done.by_product == {
         "photometry": {"computed": 0, "carried": units, "kept": 0},
         "photoz": {"computed": units, "carried": 0, "kept": 0},
     }
-    after = columns_of(opened, done["url"])
+    after = columns_of(opened, done.url)
     assert after.keys() == before.keys()
     changed = {
         name
@@ -77,7 +77,7 @@ def test_a_new_photoz_model_reads_no_pixels_and_runs_no_other_product(survey, mo
     }
     assert changed
     assert all("_z_" in name for name in changed - {"photoz_flag"})
-    assert verbs.validate(opened)["problems"] == []
+    assert verbs.validate(opened).problems == []
     records = list(commit.read_all(opened.store, make_plan(opened)))
     assert all(
         record.carried == {"photometry": records[0].carried["photometry"]} for record in records
@@ -105,7 +105,7 @@ def test_carried_or_computed_the_leaves_are_the_same_bytes(survey, tmp_path, mon
 
 def test_a_damaged_leaf_gives_nothing_and_is_computed(survey):
     opened = Survey(load(survey, ["run.place=here"]))
-    url = verbs.releases(opened)["current"]["url"]
+    url = verbs.releases(opened).current.url
     first = make_plan(opened).units[0]
     new_model(opened)
     path = f"{url}/{hats.leaf_key(first.order, first.pixel)}"
@@ -113,9 +113,9 @@ def test_a_damaged_leaf_gives_nothing_and_is_computed(survey):
         file.seek(200)
         file.write(b"\0\0\0\0")
     done = verbs.run(opened)
-    counts = done["by_product"]["photometry"]
+    counts = done.by_product["photometry"]
     assert (counts["computed"], counts["carried"]) == (1, len(make_plan(opened).units) - 1)
-    assert verbs.validate(opened)["problems"] == []
+    assert verbs.validate(opened).problems == []
 
 
 def test_another_description_recomputes_nothing(survey, monkeypatch):
@@ -126,10 +126,10 @@ def test_another_description_recomputes_nothing(survey, monkeypatch):
     monkeypatch.setattr(kind, "columns", property(lambda _self: reworded))
     forbid_pixels(monkeypatch)
     done = verbs.run(opened)
-    assert done["did"] == "published"
-    assert {counts["computed"] for counts in done["by_product"].values()} == {0}
+    assert done.did == "published"
+    assert {counts["computed"] for counts in done.by_product.values()} == {0}
     first = make_plan(opened).units[0]
-    footer = pq.read_schema(f"{done['url']}/{hats.leaf_key(first.order, first.pixel)}").metadata
+    footer = pq.read_schema(f"{done.url}/{hats.leaf_key(first.order, first.pixel)}").metadata
     assert b"Reworded." in footer[b"IVOA.VOTable-Parquet.content"]
 
 
@@ -139,8 +139,8 @@ def test_a_night_says_product_by_product_what_was_computed(survey, monkeypatch):
     new_model(opened)
     forbid_pixels(monkeypatch)
     night = nightly(opened)
-    assert night["error"] == ""
-    units = night["units"]["total"]
-    assert night["products"]["photometry"] == {"computed": 0, "carried": units, "kept": 0}
-    assert night["products"]["photoz"]["computed"] == units
-    assert np.isfinite(night["seconds"])
+    assert night.error == ""
+    units = night.units.total
+    assert night.products["photometry"] == {"computed": 0, "carried": units, "kept": 0}
+    assert night.products["photoz"]["computed"] == units
+    assert np.isfinite(night.seconds)

@@ -77,14 +77,14 @@ def config(tmp_path) -> SurveyConfig:
 
 def test_from_a_table_to_pdfs_and_through_a_night(config, tmp_path):
     done = verbs.ingest(Survey(config))
-    assert "made from the text column 'name'" in done["catalog"].notes[0]
+    assert "made from the text column 'name'" in done.catalog.notes[0]
     verbs.train(Survey(config))
-    assert verbs.plan(Survey(config))["pending_rows"] == 199
+    assert verbs.plan(Survey(config)).pending_rows == 199
     current = verbs.run(Survey(config))
-    assert verbs.validate(Survey(config))["problems"] == []
-    assert Path(write_report(Survey(config))["report"]).stat().st_size > 10_000
+    assert verbs.validate(Survey(config)).problems == []
+    assert Path(write_report(Survey(config)).report).stat().st_size > 10_000
 
-    found = lsdb.open_catalog(current["url"], columns="all").compute().set_index("name")
+    found = lsdb.open_catalog(current.url, columns="all").compute().set_index("name")
     assert len(found) == 199
     digest = hashlib.sha256(b"OBJ 005").digest()
     assert found.object_id["OBJ 005"] == int.from_bytes(digest[:8], "big") >> 1
@@ -94,14 +94,14 @@ def test_from_a_table_to_pdfs_and_through_a_night(config, tmp_path):
     assert one["source_flux_r"] == 5
     assert len(one["gaznet_c3_z_quantiles"]) == 21
     assert (np.diff(np.stack(found["gaznet_c3_z_quantiles"])) > 0).all()
-    assert current["flags"]["catalog_photometry"] == {"any": 1, "missing_band": 1}
+    assert current.flags["catalog_photometry"] == {"any": 1, "missing_band": 1}
     assert found.index[found["photoz_flag"] & 4 > 0].tolist() == ["OBJ 007"]
 
-    assert nightly(Survey(config))["did"] == "nothing"
+    assert nightly(Survey(config)).did == "nothing"
     write_table(tmp_path / "table.csv")
     night = nightly(Survey(config))
-    assert night["did"] == "published", night["error"]
-    assert (night["diff"]["added"], night["diff"]["removed"], night["diff"]["changed"]) == (1, 0, 0)
+    assert night.did == "published", night.error
+    assert (night.diff.added, night.diff.removed, night.diff.changed) == (1, 0, 0)
 
 
 def test_columns_are_checked_by_the_first_command(config, tmp_path):
@@ -121,5 +121,5 @@ def test_a_release_carries_the_columns_that_it_is_told(config, tmp_path, columns
     (tmp_path / "survey.toml").write_text(without)
     config = load(tmp_path / "survey.toml", [f"catalog.columns={columns}"])
     verbs.ingest(Survey(config))
-    names = lsdb.open_catalog(verbs.run(Survey(config))["url"]).columns.tolist()
+    names = lsdb.open_catalog(verbs.run(Survey(config)).url).columns.tolist()
     assert names[names.index("catalog_photometry_flag") + 1 :] == kept

@@ -40,7 +40,7 @@ SICK = 2
 
 
 def published(survey: Path) -> Path:
-    return Path(verbs.releases(Survey(load(survey)))["current"]["url"])
+    return Path(verbs.releases(Survey(load(survey))).current.url)
 
 
 def prepared(survey: Path, how: str, times: int, every: bool = False):
@@ -92,7 +92,7 @@ def test_a_unit_that_crashes_the_command_has_a_process_of_its_own_in_the_next_on
     under_way = Ledger(store, f"{plan.run_key}/begun").left()
     assert plan.units[SICK].name in under_way
     done = verbs.run(Survey(load(survey_copy, ["run.place=here"])))
-    assert (done["did"], done["quarantined"]) == ("published", [])
+    assert (done.did, done.quarantined) == ("published", [])
     assert store.names(f"{plan.run_key}/begun") == []
     assert leaves(survey_copy) == leaves(published_survey)
 
@@ -129,7 +129,7 @@ def test_a_unit_that_kills_every_process_is_quarantined_and_retried_by_the_next_
     assert again.returncode == 3, again.stderr
     # The trouble is over: only that unit is computed, and nothing shows that it ever was.
     done = verbs.run(Survey(load(survey_copy)))
-    assert (done["units_computed"], done["units_resumed"]) == (1, len(plan.units) - 1)
+    assert (done.units_computed, done.units_resumed) == (1, len(plan.units) - 1)
     assert leaves(survey_copy) == leaves(published_survey)
     assert store.names(f"{plan.run_key}/begun") == []
 
@@ -163,28 +163,24 @@ def test_published_with_a_gap_and_filled_later_in_a_release_of_its_own(
     store, plan = trouble(survey_copy, monkeypatch, "raises")
     allowed = load(survey_copy, ["gates.max_quarantined_share=0.5"])
     done = verbs.run(Survey(allowed))
-    assert done["quarantined"] == [plan.units[SICK].name]
-    assert done["flags"]["photometry"]["quarantined"] == plan.units[SICK].rows
-    assert (
-        "ZeroDivisionError" in commit.read(store, plan.run_key, done["quarantined"][0]).quarantined
-    )
-    assert verbs.validate(Survey(allowed))["problems"] == []
+    assert done.quarantined == [plan.units[SICK].name]
+    assert done.flags["photometry"]["quarantined"] == plan.units[SICK].rows
+    assert "ZeroDivisionError" in commit.read(store, plan.run_key, done.quarantined[0]).quarantined
+    assert verbs.validate(Survey(allowed)).problems == []
     first = published(survey_copy)
     before = sums(first)
     # It fails again: the release stays, and nothing is left of the attempt.
     again = verbs.run(Survey(allowed))
-    assert (again["did"], again["release"]) == ("nothing", done["release"])
-    assert [one["release"] for one in verbs.releases(Survey(allowed))["releases"]] == [
-        done["release"]
-    ]
+    assert (again.did, again.release) == ("nothing", done.release)
+    assert [one.release for one in verbs.releases(Survey(allowed)).releases] == [done.release]
     monkeypatch.undo()
     filled = verbs.run(Survey(load(survey_copy)))
-    assert filled["release"] == f"{done['release']}.1"
-    assert (filled["units_computed"], filled["units_adopted"]) == (1, len(plan.units) - 1)
+    assert filled.release == f"{done.release}.1"
+    assert (filled.units_computed, filled.units_adopted) == (1, len(plan.units) - 1)
     assert leaves(survey_copy) == leaves(published_survey)
     assert sums(first) == before
-    assert verbs.run(Survey(load(survey_copy)))["did"] == "nothing"
-    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
+    assert verbs.run(Survey(load(survey_copy))).did == "nothing"
+    assert verbs.validate(Survey(load(survey_copy))).problems == []
 
 
 @pytest.mark.ray
@@ -199,7 +195,7 @@ def test_a_machine_on_which_every_process_dies_is_not_held_against_the_units(
             verbs.run(Survey(load(survey_copy, ["run.workers=1", "run.place=ray"])))
     assert store.names(f"{plan.run_key}/attempts") == []
     monkeypatch.undo()
-    assert verbs.run(Survey(load(survey_copy)))["quarantined"] == []
+    assert verbs.run(Survey(load(survey_copy))).quarantined == []
     assert leaves(survey_copy) == leaves(published_survey)
 
 
@@ -213,7 +209,7 @@ def test_a_store_that_fails_run_after_run_ends_in_quarantine(survey_copy):
     with pytest.raises(GateError, match=r"2 attempts failed, the last: .*t00"):
         verbs.run(Survey(config))
     hidden.rename(cube)
-    assert verbs.run(Survey(config))["quarantined"] == []
+    assert verbs.run(Survey(config)).quarantined == []
 
 
 @pytest.mark.ray
@@ -224,4 +220,4 @@ def test_a_tile_that_kills_every_worker_fails_alone(survey_copy, monkeypatch, ra
         verbs.ingest(Survey(load(survey_copy, ["run.place=ray"])))
     assert "tile t01: its process died" in str(caught.value)
     monkeypatch.undo()
-    assert verbs.ingest(Survey(load(survey_copy)))["tiles"].written == 1
+    assert verbs.ingest(Survey(load(survey_copy))).tiles.written == 1

@@ -33,7 +33,7 @@ from surveyproc.survey import Survey
 
 
 def release_folder(survey: Path) -> Path:
-    return Path(verbs.releases(Survey(load(survey)))["current"]["url"])
+    return Path(verbs.releases(Survey(load(survey))).current.url)
 
 
 def published_rows(survey: Path):
@@ -85,8 +85,8 @@ def test_provenance_is_in_properties_and_commit_records(published_survey):
 def test_a_finished_run_repeated_touches_nothing(published_survey):
     store = published_survey.parent / "store"
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    assert verbs.run(Survey(load(published_survey)))["did"] == "nothing"
-    assert verbs.plan(Survey(load(published_survey)))["pending_units"] == 0
+    assert verbs.run(Survey(load(published_survey))).did == "nothing"
+    assert verbs.plan(Survey(load(published_survey))).pending_units == 0
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
 
@@ -103,7 +103,7 @@ def test_the_same_bytes_everywhere(published_survey, survey_copy, ray_session):
         shutil.rmtree(survey_copy.parent / "store/releases", ignore_errors=True)
         shutil.rmtree(survey_copy.parent / "store/runs")
         done = verbs.run(Survey(load(survey_copy, settings)))
-        where_units_ran = {one["place"] for one in done["places"] if one["what"] == "units"}
+        where_units_ran = {one.place for one in done.places if one.what == "units"}
         assert where_units_ran == {settings[0].removeprefix("run.place=")}
         assert leaves(survey_copy) == expected
 
@@ -119,7 +119,7 @@ def test_resume_computes_only_what_has_no_record(published_survey, tmp_path):
     # A leaf that a killed writer never finished is simply written again.
     leaf_of(plan, store, 2).write_bytes(b"half a leaf")
     done = verbs.run(Survey(config))
-    assert (done["units"] - done["units_resumed"]) == 1
+    assert (done.units - done.units_resumed) == 1
     assert leaves(survey) == expected
 
 
@@ -139,7 +139,7 @@ def test_a_leaf_damaged_after_its_record_is_not_published_but_made_again(
     store.remove(f"releases/{plan.survey}/current.json")
     leaf_of(plan, store, 1).write_bytes(b"cut")
     leaf_of(plan, store, 3).unlink()
-    assert verbs.run(Survey(config))["units_resumed"] == len(plan.units) - 2
+    assert verbs.run(Survey(config)).units_resumed == len(plan.units) - 2
     assert leaves(survey) == expected
 
 
@@ -148,11 +148,11 @@ def test_a_leaf_lost_after_publication_is_made_again(published_survey, tmp_path)
     survey = tmp_path / "copy" / "survey.toml"
     config, expected = load(survey), leaves(survey)
     leaf_of(make_plan(Survey(config)), Store(config.root), 0).unlink()
-    assert verbs.validate(Survey(config))["problems"]
+    assert verbs.validate(Survey(config)).problems
     done = verbs.run(Survey(config))
-    assert done["units_resumed"] == done["units"] - 1
+    assert done.units_resumed == done.units - 1
     assert leaves(survey) == expected
-    assert verbs.validate(Survey(config))["problems"] == []
+    assert verbs.validate(Survey(config)).problems == []
 
 
 def test_a_catalog_that_changes_under_a_plan_is_noticed(survey_copy):
@@ -188,7 +188,7 @@ def test_killed_here_at_any_moment_the_same_command_ends_in_the_same_bytes(
     done = subprocess.run([*command, *settings], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["did"] in ("published", "nothing")
     assert leaves(survey_copy) == leaves(published_survey)
-    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
+    assert verbs.validate(Survey(load(survey_copy))).problems == []
     assert not any(path.is_file() for path in commits.glob("r*/begun/*"))
 
 
@@ -197,7 +197,7 @@ def test_two_drivers_at_once_end_in_one_valid_release(survey_copy, published_sur
     command = [sys.executable, "-m", "surveyproc", "run", str(survey_copy), "--json"]
     drivers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [driver.wait(300) for driver in drivers] == [0, 0]
-    assert verbs.validate(Survey(load(survey_copy)))["problems"] == []
+    assert verbs.validate(Survey(load(survey_copy))).problems == []
     assert leaves(survey_copy) == leaves(published_survey)
 
 
@@ -210,7 +210,7 @@ def test_going_back_to_an_earlier_setting_publishes_the_same_release_untouched(
     properties = (first / "hats.properties").read_bytes()
     verbs.run(Survey(load(survey, ["products.photometry.aperture=1.5"])))
     assert release_folder(survey) != first
-    assert verbs.run(Survey(load(survey)))["rows_computed"] == 0
+    assert verbs.run(Survey(load(survey))).rows_computed == 0
     assert release_folder(survey) == first
     assert (first / "hats.properties").read_bytes() == properties
 
@@ -227,21 +227,21 @@ def test_a_gate_refuses_and_the_pointer_stays(published_survey, tmp_path):
     assert release_folder(survey) == before
     # The work is kept: with the gate opened only publishing is left.
     done = verbs.run(Survey(load(survey, ["products.photometry.aperture=1.5"])))
-    assert done["units_resumed"] == done["units"]
+    assert done.units_resumed == done.units
     assert release_folder(survey) != before
-    listed = verbs.releases(Survey(load(survey)))["releases"]
-    assert [one["current"] for one in listed] == [False, True]
+    listed = verbs.releases(Survey(load(survey))).releases
+    assert [one.current for one in listed] == [False, True]
 
 
 def test_validate_finds_a_changed_leaf(published_survey, tmp_path):
     shutil.copytree(published_survey.parent, tmp_path / "copy")
     survey = tmp_path / "copy" / "survey.toml"
-    assert verbs.validate(Survey(load(survey)))["problems"] == []
+    assert verbs.validate(Survey(load(survey))).problems == []
     leaf = next(release_folder(survey).glob("dataset/**/Npix*.parquet"))
     data = bytearray(leaf.read_bytes())
     data[100] ^= 0xFF
     leaf.write_bytes(bytes(data))
-    assert any("differs" in problem for problem in verbs.validate(Survey(load(survey)))["problems"])
+    assert any("differs" in problem for problem in verbs.validate(Survey(load(survey))).problems)
 
 
 def test_missing_band_is_null_and_flagged(published_survey):
@@ -275,8 +275,8 @@ def test_corrupt_chunk_flags_its_objects_and_loses_no_row(survey_copy):
     data[: len(data) // 2] = bytes(len(data) // 2)
     shard.write_bytes(bytes(data))
     done = verbs.run(Survey(load(survey_copy)))
-    assert done["rows"] == 240
-    assert 0 < done["flags"]["photometry"]["corrupt_data"] < 240
+    assert done.rows == 240
+    assert 0 < done.flags["photometry"]["corrupt_data"] < 240
 
 
 def test_missing_cube_fails_its_units_only_and_says_so(survey_copy):
@@ -287,20 +287,20 @@ def test_missing_cube_fails_its_units_only_and_says_so(survey_copy):
     assert "t00" in str(caught.value)
     hidden.rename(cube)
     done = verbs.run(Survey(load(survey_copy)))
-    assert done["units_resumed"] > 0
+    assert done.units_resumed > 0
 
 
 def test_evaluate_and_report(published_survey):
     metrics = verbs.evaluate(Survey(load(published_survey)))
-    assert metrics["matched"] > 50
-    assert np.isfinite([metrics["all"]["nmad"], metrics["unflagged"]["nmad_err"]]).all()
-    assert set(metrics["bins"]) == {"true_redshift", "predicted_redshift", "magnitude_K"}
-    for rows in metrics["bins"].values():
-        assert 0 < sum(row["n"] for row in rows) <= metrics["matched"]
-    assert metrics["pdf"]["all"]["n"] == metrics["all"]["n"]
-    assert 0 < metrics["pdf"]["all"]["crps"] < 2
-    assert 0.5 in metrics["pdf"]["levels"]
-    page = Path(write_report(Survey(load(published_survey)))["report"]).read_text()
+    assert metrics.matched > 50
+    assert np.isfinite([metrics.all["nmad"], metrics.unflagged["nmad_err"]]).all()
+    assert set(metrics.bins) == {"true_redshift", "predicted_redshift", "magnitude_K"}
+    for rows in metrics.bins.values():
+        assert 0 < sum(row["n"] for row in rows) <= metrics.matched
+    assert metrics.pdf["all"]["n"] == metrics.all["n"]
+    assert 0 < metrics.pdf["all"]["crps"] < 2
+    assert 0.5 in metrics.pdf["levels"]
+    page = Path(write_report(Survey(load(published_survey))).report).read_text()
     assert "240" in page
     assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page
@@ -310,31 +310,31 @@ def test_evaluate_and_report(published_survey):
 def test_a_column_of_any_name_against_another_one(published_survey, tmp_path):
     config = load(published_survey)
     own = verbs.evaluate(Survey(config))
-    copy = Path(shutil.copytree(own["catalog"], tmp_path / "theirs"))
+    copy = Path(shutil.copytree(own.catalog, tmp_path / "theirs"))
     random = np.random.default_rng(1)
     for leaf in (*copy.rglob("*.parquet"), *copy.rglob("_*metadata")):
         if leaf.name == "_metadata":
             leaf.unlink()
             continue
         table = pq.read_table(leaf)
-        mine = table.column_names.index(own["column"])
-        noisy = table[own["column"]].to_numpy() + random.normal(0, 0.3, table.num_rows)
-        renamed = table.set_column(mine, "zphot", table[own["column"]])
+        mine = table.column_names.index(own.column)
+        noisy = table[own.column].to_numpy() + random.normal(0, 0.3, table.num_rows)
+        renamed = table.set_column(mine, "zphot", table[own.column])
         pq.write_table(renamed.append_column("worse", pa.array(noisy)), leaf)
     with pytest.raises(ConfigError, match="no redshifts of ours"):
         verbs.evaluate(Survey(config), str(_without(copy, "_z_point", tmp_path / "bare")))
     with pytest.raises(ConfigError, match="no column 'nowhere'"):
         verbs.evaluate(Survey(config), str(copy), column="zphot", baseline="nowhere")
     found = verbs.evaluate(Survey(config), str(copy), column="zphot", baseline="worse")
-    assert found["all"] == own["all"]
-    assert not {"pdf", "unflagged"} & set(found)
-    gain = found["against"]["gains"]["nmad"]
-    assert gain["gain"] == pytest.approx(gain["delta"] / gain["baseline"])
-    assert gain["candidate"] == pytest.approx(own["all"]["nmad"])
-    assert gain["gain"] > 0
-    assert gain["p_value"] < 0.05
+    assert found.all == own.all
+    assert found.pdf is found.unflagged is None
+    gain = found.against.gains["nmad"]
+    assert gain.gain == pytest.approx(gain.delta / gain.baseline)
+    assert gain.candidate == pytest.approx(own.all["nmad"])
+    assert gain.gain > 0
+    assert gain.p_value < 0.05
     back = verbs.evaluate(Survey(config), str(copy), column="worse", baseline="zphot")
-    assert back["against"]["gains"]["nmad"]["delta"] == pytest.approx(-gain["delta"])
+    assert back.against.gains["nmad"].delta == pytest.approx(-gain.delta)
 
 
 def _without(catalog, ending, out):
@@ -349,18 +349,14 @@ def _without(catalog, ending, out):
 def test_any_catalog_can_be_evaluated(published_survey, tmp_path):
     config = load(published_survey)
     own = verbs.evaluate(Survey(config), outlier=0.05)
-    copy = shutil.copytree(own["catalog"], tmp_path / "elsewhere")
+    copy = shutil.copytree(own.catalog, tmp_path / "elsewhere")
     for catalog in (str(copy), f"file://{copy}/"):
         other = verbs.evaluate(Survey(config), catalog, 0.05)
-        assert set(own) - set(other) == {"release", "rows", "rejected"}
-        shared = sorted(set(other) - {"catalog"})
+        assert other.release is other.rows is other.rejected is None
+        expected = replace(own, catalog=other.catalog, release=None, rows=None, rejected=None)
         # As text, where NaN equals NaN.
-        assert json.dumps([own[key] for key in shared]) == json.dumps(
-            [other[key] for key in shared]
-        )
-    assert (
-        own["all"]["outlier_fraction"] > verbs.evaluate(Survey(config))["all"]["outlier_fraction"]
-    )
+        assert str(other) == str(expected)
+    assert own.all["outlier_fraction"] > verbs.evaluate(Survey(config)).all["outlier_fraction"]
     with pytest.raises(InputError, match="no HATS catalog"):
         verbs.evaluate(Survey(config), str(tmp_path / "nowhere"))
 

@@ -59,8 +59,8 @@ def with_product(survey, model, network, more=""):
 def test_images_to_published_redshifts(survey_copy, model, network, more):
     config = with_product(survey_copy, model, network, more)
     done = verbs.train(Survey(config), "photoz_images")["photoz_images"]
-    assert done["metrics"]["held_out"]["redshift"]["point"]["n"] > 0
-    assert ("test" in done["metrics"]) == ("test_share" in more)
+    assert done.metrics["held_out"]["redshift"]["point"]["n"] > 0
+    assert ("test" in done.metrics) == ("test_share" in more)
     store = Store(config.root)
     package = load_package(store, model)
     assert package.pixel_scale == pytest.approx(0.2, abs=0.2)
@@ -69,11 +69,11 @@ def test_images_to_published_redshifts(survey_copy, model, network, more):
     assert store.names(f"runs/train-{model}/{logs[0]}") == ["log"]
     again = surveyproc("train", survey_copy, "--product", "photoz_images")
     assert again.returncode == 0, again.stderr
-    assert f"version {done['version']}\n  held out: " in again.stdout
-    assert again.stdout.count("\n") == 1 + len(done["metrics"])
+    assert f"version {done.version}\n  held out: " in again.stdout
+    assert again.stdout.count("\n") == 1 + len(done.metrics)
     released = verbs.run(Survey(config))
-    assert released["did"] == "published"
-    table = pq.read_table(released["url"] + "/dataset")
+    assert released.did == "published"
+    table = pq.read_table(released.url + "/dataset")
     prefix = model.replace("-", "_")
     flags = table["photoz_images_flag"].to_numpy()
     regression = "regression" in network
@@ -83,12 +83,12 @@ def test_images_to_published_redshifts(survey_copy, model, network, more):
     if "bands" in more:
         assert package.bands == ("g", "r", "i", "K")
     assert (flags == 0).mean() > 0.5
-    assert table.num_rows == released["rows"] == 240
+    assert table.num_rows == released.rows == 240
     column = f"{prefix}_z_{'point' if regression else 'median'}"
     judged = verbs.evaluate(Survey(config), column=column)
-    assert judged["all"]["n"] > 100
-    assert ("pdf" in judged) != regression
-    assert column in Path(write_report(Survey(config))["report"]).read_text()
+    assert judged.all["n"] > 100
+    assert (judged.pdf is not None) != regression
+    assert column in Path(write_report(Survey(config)).report).read_text()
 
 
 def test_labels_beyond_the_bins_are_named(survey_copy):

@@ -171,10 +171,10 @@ def test_a_model_may_have_another_name_than_its_network(tmp_path):
     section = section.model_copy(update={"training": training})
     done = verbs.train(Survey(config.model_copy(update={"products": [section]})))["photoz"]
     package = load_package(store, "my-own")
-    assert (done["model"], done["version"]) == ("my-own", package.version)
+    assert (done.model, done.version) == ("my-own", package.version)
     assert package.document["architecture"] == "tabm"
     assert package.document["training"]["rows_training"] == [ROWS // 2]
-    assert done["metrics"] == {}
+    assert done.metrics == {}
 
 
 def test_fluxes_that_nobody_has_are_named(tmp_path):

@@ -275,19 +275,20 @@ def test_from_survey_toml_to_published_columns(tmp_path):
     )  # fmt: skip
     ingest_catalog(Survey(config), where.HERE)
     done = verbs.train(Survey(config))["photoz_types"]
-    assert done["metrics"]["held_out"]["class"]["accuracy"] > 0.7
+    assert done.metrics["held_out"]["class"]["accuracy"] > 0.7
     released = verbs.run(Survey(config))
-    assert released["did"] == "published"
-    rows = pq.read_table(released["url"] + "/dataset").to_pandas().set_index("name")
+    assert released.did == "published"
+    rows = pq.read_table(released.url + "/dataset").to_pandas().set_index("name")
     assert len(rows) == 300
     told = np.array([name is not None for name in kind])
     found = rows.loc[names, "test_types_class"].to_numpy()
     assert (found[told] == np.array(kind)[told]).mean() > 0.8
     assert rows["test_types_p_star"].between(0, 1).all()
     judged = verbs.evaluate(Survey(config))
-    assert judged["column"] == "test_types_z_median"
-    assert judged["matched"] == np.isfinite(data.targets["redshift"]).sum()
+    assert judged.column == "test_types_z_median"
+    assert judged.matched == np.isfinite(data.targets["redshift"]).sum()
     # PDFs and the flag behind columns of another task are found too.
-    assert {"pdf", "unflagged"} <= judged.keys()
+    assert judged.pdf is not None
+    assert judged.unflagged is not None
     package = load_package(Store(config.root), "test-types")
     assert all(torch.isfinite(tensor).all() for tensor in package.tensors.values())

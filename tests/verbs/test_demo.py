@@ -43,6 +43,6 @@ def test_this_process_and_ray_give_the_same_bytes(tmp_path, ray_session):
         for folder in ("releases", "runs", "images", "catalogs"):
             shutil.rmtree(survey.parent / "store" / folder)
         config = load(survey, [f"run.place={place}"])
-        assert {one["place"] for one in verbs.ingest(Survey(config))["places"]} == {place}
-        assert {one["place"] for one in verbs.run(Survey(config))["places"]} == {place}
+        assert {one.place for one in verbs.ingest(Survey(config)).places} == {place}
+        assert {one.place for one in verbs.run(Survey(config)).places} == {place}
         assert leaves(survey) == expected

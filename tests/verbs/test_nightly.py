@@ -19,9 +19,11 @@ from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
 from surveyproc.run import pipeline
 from surveyproc.run.plan import make_plan
+from surveyproc.store.documents import document
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
-from surveyproc.verbs.nightly import nightly
+from surveyproc.verbs.nightly import Night, NightUnits, nightly
+from surveyproc.verbs.sources import Changes
 
 # Tiles of a small survey are a quarter of it, and the network has seen one epoch: what would be
 # alarming elsewhere is usual here.
@@ -53,15 +55,11 @@ def near(survey: Path, *tiles: str) -> int:
     return int(met.sum())
 
 
-def counted(done: dict) -> dict[str, int]:
-    return {name: n for name, n in done["units"].items() if n}
-
-
-def row(name: str, affected: int, done: dict) -> str:
-    units = done["units"]
+def row(name: str, affected: int, done: Night) -> str:
+    units = done.units
     return (
-        f"{name:<14}{units['total']:>6}{affected:>9}{units['computed']:>9}{units['adopted']:>8}"
-        f"{done['seconds']:>8.1f}  {done['did']}"
+        f"{name:<14}{units.total:>6}{affected:>9}{units.computed:>9}{units.adopted:>8}"
+        f"{done.seconds:>8.1f}  {done.did}"
     )
 
 
@@ -82,10 +80,9 @@ def first_night(trained_survey, tmp_path_factory) -> Path:
     for path in folder.glob("tiles/t00_*"):
         path.rename(folder / "later" / path.name)
     done = nightly(Survey(config_of(folder / "survey.toml")))
-    assert done["did"] == "published"
-    assert counted(done) == {
-        name: done["units"]["total"] for name in ("total", "affected", "computed")
-    }
+    assert done.did == "published"
+    total = done.units.total
+    assert done.units == NightUnits(total, affected=total, computed=total)
     return folder / "survey.toml"
 
 
@@ -122,7 +119,7 @@ def two_tiles(tmp_path) -> Path:
         '[[products]]\nname = "photometry"\naperture = [1.0, 1.5]\n[run]\nplace = "here"\n'
         "[nightly]\nmax_drift = 1.0\n"
     )
-    assert nightly(Survey(load(tmp_path / "survey.toml")))["did"] == "published"
+    assert nightly(Survey(load(tmp_path / "survey.toml"))).did == "published"
     return tmp_path / "survey.toml"
 
 
@@ -133,19 +130,19 @@ def test_a_shift_of_one_tile_s_zero_point_does_not_pass_unseen(two_tiles, factor
     done = nightly(Survey(load(two_tiles)))
     for column in ("flux_r", "flux_r_1p5"):
         # The circles of the tiles are apart: only leaves of t1 differ.
-        assert done["diff"]["flux_ratios"][column]["t1"]["ratio"] == pytest.approx(factor, abs=2e-3)
+        assert done.diff.flux_ratios[column]["t1"].ratio == pytest.approx(factor, abs=2e-3)
     if passes:
-        assert done["did"] == "published"
+        assert done.did == "published"
         return
-    assert (done["did"], done["exit_code"]) == ("refused", 3)
-    found = {(gate["gate"], gate["where"]) for gate in done["gates"]}
+    assert (done.did, done.exit_code) == ("refused", 3)
+    found = {(gate.gate, gate.where) for gate in done.gates}
     assert found == {
         ("flux ratio", "flux_r of tile t1"),
         ("flux ratio", "flux_r_1p5 of tile t1"),
     }
-    assert "flux_r of tile t1" in done["error"]
+    assert "flux_r of tile t1" in done.error
     assert leaves(two_tiles) == before
-    assert nightly(Survey(load(two_tiles, ["nightly.max_flux_shift=0.1"])))["did"] == "published"
+    assert nightly(Survey(load(two_tiles, ["nightly.max_flux_shift=0.1"]))).did == "published"
 
 
 def test_five_nights(survey, capsys):
@@ -153,14 +150,14 @@ def test_five_nights(survey, capsys):
     total_leaves = states[0].keys()
     total = len(total_leaves)
 
-    def night(name: str, *tiles: str) -> dict:
+    def night(name: str, *tiles: str) -> Night:
         """One night, in which these tiles changed."""
         done = nightly(Survey(config_of(survey)))
-        assert (done["exit_code"], done["error"]) == (2 if done["problems"] else 0, "")
-        affected, units = near(survey, *tiles), done["units"]
+        assert (done.exit_code, done.error) == (2 if done.problems else 0, "")
+        affected, units = near(survey, *tiles), done.units
         table.append(row(name, affected, done))
-        assert units["affected"] == units["computed"] == affected
-        assert units["adopted"] == (total - affected if affected else 0)
+        assert units.affected == units.computed == affected
+        assert units.adopted == (total - affected if affected else 0)
         states.append(leaves(survey))
         moved = sum(states[-1][leaf] != states[-2][leaf] for leaf in total_leaves)
         assert moved <= affected
@@ -169,53 +166,53 @@ def test_five_nights(survey, capsys):
     # The copy's files have other paths: they are read, and nothing in them is new.
     nightly(Survey(config_of(survey)))
     done = night("nothing")
-    assert done["did"] == "nothing"
+    assert done.did == "nothing"
     assert states[-1] == states[-2]
 
     for path in folder.glob("later/*"):
         path.rename(folder / "tiles" / path.name)
     done = night("one new tile", "t00")
-    assert done["tiles"] == {"new": ["t00"], "changed": [], "gone": []}
-    assert 0 < done["units"]["computed"] < total
-    assert done["diff"]["changed"] > 0
-    assert done["diff"]["added"] == done["diff"]["removed"] == 0
-    assert done["diff"]["columns"]["flux_r"]["gained"] > 0
-    compared = {one["what"] for one in done["compared"]}
+    assert done.tiles == Changes(new=["t00"])
+    assert 0 < done.units.computed < total
+    assert done.diff.changed > 0
+    assert done.diff.added == done.diff.removed == 0
+    assert done.diff.columns["flux_r"].gained > 0
+    compared = {one.what for one in done.compared}
     assert compared == {"null share", "flag share", "drift", "nmad", "outlier_fraction"}
 
     brighten(folder / "tiles/t01_r.fits")
     done = night("a changed tile", "t01")
-    assert [Path(name).name for name in done["files"]["changed"]] == ["t01_r.fits"]
-    assert done["tiles"]["changed"] == ["t01"]
-    assert done["diff"]["columns"]["flux_r"]["changed"] > 0
-    assert "flux_i" not in done["diff"]["columns"]
+    assert [Path(name).name for name in done.files.changed] == ["t01_r.fits"]
+    assert done.tiles.changed == ["t01"]
+    assert done.diff.columns["flux_r"].changed > 0
+    assert "flux_i" not in done.diff.columns
 
     verbs.train(Survey(config_of(survey, "products.photoz.training.seed=5")))
     refused = nightly(Survey(config_of(survey, "nightly.max_drift=0.0")))
-    assert (refused["did"], refused["exit_code"]) == ("refused", 3)
-    assert {gate["gate"] for gate in refused["gates"]} == {"drift"}
-    assert all("gaznet_c9" in gate["where"] for gate in refused["gates"])
+    assert (refused.did, refused.exit_code) == ("refused", 3)
+    assert {gate.gate for gate in refused.gates} == {"drift"}
+    assert all("gaznet_c9" in gate.where for gate in refused.gates)
     assert leaves(survey) == states[-1]
     done = nightly(Survey(config_of(survey)))
-    assert done["exit_code"] == 0, done["error"]
+    assert done.exit_code == 0, done.error
     table.append(row("a new model", total, refused) + ", then allowed")
-    assert counted(done) == {"total": total, "affected": total, "resumed": total}
+    assert done.units == NightUnits(total, affected=total, resumed=total)
     states.append(leaves(survey))
 
     bad = folder / "tiles/t02_g.fits"
     good = bad.read_bytes()
     bad.write_bytes(good[: len(good) // 3])
     done = night("a broken tile")
-    assert done["did"] == "nothing"
-    (kept,) = done["kept"]
+    assert done.did == "nothing"
+    (kept,) = done.kept
     assert kept.startswith("tile t02: band g broken")
-    assert any("t02_g.fits" in problem for problem in done["problems"])
-    assert nightly(Survey(config_of(survey)))["kept"] == done["kept"]  # said again while it is so
+    assert any("t02_g.fits" in problem for problem in done.problems)
+    assert nightly(Survey(config_of(survey))).kept == done.kept  # said again while it is so
     bad.write_bytes(good)
-    assert nightly(Survey(config_of(survey)))["kept"] == []
+    assert nightly(Survey(config_of(survey))).kept == []
 
     # What the nights made piece by piece is what one run makes of the same files.
-    assert verbs.validate(Survey(load(survey)))["problems"] == []
+    assert verbs.validate(Survey(load(survey))).problems == []
     shutil.rmtree(folder / "store/releases")
     for run in folder.glob("store/runs/r*"):
         shutil.rmtree(run)
@@ -233,25 +230,26 @@ def test_rows_that_are_gone_are_refused_and_the_summary_lies_where_it_says(surve
     hdus.writeto(source, overwrite=True)
     before = leaves(survey)
     done = nightly(Survey(config_of(survey)))
-    assert done["exit_code"] == 3
-    assert [gate["gate"] for gate in done["gates"]] == ["rows lost"]
-    assert "rows lost" in done["error"]
+    assert done.exit_code == 3
+    assert [gate.gate for gate in done.gates] == ["rows lost"]
+    assert "rows lost" in done.error
     assert leaves(survey) == before
-    written = json.loads(Path(done["summary"]).read_text())
+    written = json.loads(Path(done.summary).read_text())
     assert written["did"] == "refused"
-    assert nightly(Survey(config_of(survey, "nightly.max_rows_lost=0.5")))["diff"]["removed"] == 40
+    assert written == document(done)
+    assert nightly(Survey(config_of(survey, "nightly.max_rows_lost=0.5"))).diff.removed == 40
 
 
 def test_a_broken_catalog_leaves_the_last_one(survey):
     source = survey.parent / "sources.fits"
     source.write_bytes(source.read_bytes()[:9000])
     done = nightly(Survey(config_of(survey)))
-    assert done["did"] == "nothing"
-    assert any(kept.startswith("catalog:") and "sources.fits" in kept for kept in done["kept"])
+    assert done.did == "nothing"
+    assert any(kept.startswith("catalog:") and "sources.fits" in kept for kept in done.kept)
 
 
 def test_old_releases_go_and_the_published_one_stays(survey):
-    made = [verbs.releases(Survey(load(survey)))["current"]["release"]]
+    made = [verbs.releases(Survey(load(survey))).current.release]
     for radius in ("1.3", "1.4"):
         done = nightly(
             Survey(
@@ -260,12 +258,12 @@ def test_old_releases_go_and_the_published_one_stays(survey):
                 )
             )
         )
-        made.append(done["release"])
-    listed = verbs.releases(Survey(load(survey)))["releases"]
-    assert [one["release"] for one in listed] == made[-2:]
+        made.append(done.release)
+    listed = verbs.releases(Survey(load(survey))).releases
+    assert [one.release for one in listed] == made[-2:]
     folder = survey.parent / "store"
     assert sorted(path.name for path in folder.glob("runs/r*")) == sorted(made[-2:])
-    assert verbs.validate(Survey(load(survey)))["problems"] == []
+    assert verbs.validate(Survey(load(survey))).problems == []
     assert Store(str(folder)).names("releases/simulated") == sorted([*made[-2:], "current.json"])
 
 
@@ -278,13 +276,13 @@ def test_a_published_gap_is_left_alone_until_somebody_runs(survey, monkeypatch):
     make_trouble(store, sick, "raises", 99)
     monkeypatch.setattr(pipeline, "UnitWorker", TroubledWorker)
     done = nightly(Survey(config))
-    assert (done["did"], done["quarantined"]) == ("published", [sick])
+    assert (done.did, done.quarantined) == ("published", [sick])
     tried = store.read_json(KEY)
     done = nightly(Survey(config))
-    assert (done["did"], done["quarantined"], done["units"]["affected"]) == ("nothing", [sick], 0)
+    assert (done.did, done.quarantined, done.units.affected) == ("nothing", [sick], 0)
     assert store.read_json(KEY) == tried
     monkeypatch.undo()
-    assert verbs.run(Survey(config))["quarantined"] == []
+    assert verbs.run(Survey(config)).quarantined == []
 
 
 def test_a_column_that_would_be_gone_is_refused(survey):
@@ -292,7 +290,7 @@ def test_a_column_that_would_be_gone_is_refused(survey):
     survey.write_text(text[: text.index('[[products]]\nname = "photoz"')])
     loose = [one for one in LOOSE if "photoz" not in one]
     done = nightly(Survey(load(survey, loose)))
-    assert done["exit_code"] == 3
-    assert {gate["gate"] for gate in done["gates"]} == {"columns gone"}
-    assert "gaznet_c9_z_median" in {gate["where"] for gate in done["gates"]}
-    assert verbs.run(Survey(load(survey, loose)))["did"] == "published"
+    assert done.exit_code == 3
+    assert {gate.gate for gate in done.gates} == {"columns gone"}
+    assert "gaznet_c9_z_median" in {gate.where for gate in done.gates}
+    assert verbs.run(Survey(load(survey, loose))).did == "published"

@@ -10,21 +10,22 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from surveyproc.config import SurveyConfig
+from surveyproc.releases.record import Release
 
 Pass = tuple[Sequence[str], Callable[[pa.Table], None]]
 """The columns to read of every leaf, and what takes them."""
 
 
 @dataclass(frozen=True)
-class Release:
-    """The release that the page shows.
+class Shown:
+    """What the page shows.
 
     Attributes
     ----------
     config : SurveyConfig
         The survey as it is configured now.
-    current : dict
-        What `surveyproc.releases.release.current_release` says.
+    current : Release
+        The published release.
     columns : list of str
         Columns of its leaves without those carried from the source.
     flags : list of str
@@ -32,7 +33,7 @@ class Release:
     """
 
     config: SurveyConfig
-    current: dict[str, Any]
+    current: Release
     columns: list[str]
     flags: list[str]
 
@@ -48,8 +49,8 @@ class Section(ABC):
 
     template: ClassVar[str]
 
-    def __init__(self, release: Release) -> None:
-        self.release = release
+    def __init__(self, shown: Shown) -> None:
+        self.shown = shown
 
     def gather(self) -> Iterator[Pass]:
         """One pass over the leaves after the other; none if the release's record says it all.

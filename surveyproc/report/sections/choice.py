@@ -7,7 +7,7 @@ A section for another kind of product is a module beside this one, a template, a
 from __future__ import annotations
 
 from surveyproc.config.kinds import kind_of
-from surveyproc.report.sections.base import Release, Section
+from surveyproc.report.sections.base import Section, Shown
 from surveyproc.report.sections.facts import Facts
 from surveyproc.report.sections.flags import BandFlags, Flags
 from surveyproc.report.sections.known_redshifts import KnownRedshifts
@@ -23,17 +23,17 @@ AGAINST_TRUTH: dict[str, type[Section]] = {"photoz": KnownRedshifts}
 """Kind of product to the section that holds it against the [truth] table."""
 
 
-def choose(release: Release) -> dict[str, list[Section]]:
+def choose(shown: Shown) -> dict[str, list[Section]]:
     """Place on the page (`first`, `distributions`, `last`) to its sections."""
     # Releases made before kinds were recorded have names that say them.
-    known = release.current.get("kinds", {})
-    kinds = {known.get(product) or kind_of(product, None) for product in release.current["flags"]}
+    known, products = shown.current.kinds, shown.current.flags
+    kinds = {known.get(product) or kind_of(product, None) for product in products}
     places: dict[str, list[type[Section]]] = {
         "first": [Facts, SkyMap],
         "distributions": [section for kind, section in SECTIONS.items() if kind in kinds],
         "last": [Flags, BandFlags, Opening],
     }
-    if release.config.truth is not None:
+    if shown.config.truth is not None:
         judged = [section for kind, section in AGAINST_TRUTH.items() if kind in kinds]
         places["last"] = [*judged, *places["last"]]
-    return {place: [one(release) for one in sections] for place, sections in places.items()}
+    return {place: [one(shown) for one in sections] for place, sections in places.items()}

@@ -14,7 +14,7 @@ class Facts(Section):
 
     def values(self) -> dict[str, Any]:
         """`current`, and `flagged`: product to the share of objects with any flag."""
-        current = self.release.current
-        rows = max(current["rows"], 1)
-        flagged = {product: counts["any"] / rows for product, counts in current["flags"].items()}
+        current = self.shown.current
+        rows = max(current.rows, 1)
+        flagged = {product: counts["any"] / rows for product, counts in current.flags.items()}
         return {"current": current, "flagged": flagged}

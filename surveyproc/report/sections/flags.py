@@ -15,7 +15,7 @@ class Flags(Section):
 
     def values(self) -> dict[str, Any]:
         """`rows`: product, flag, meaning, number and share of objects."""
-        current = self.release.current
+        current = self.shown.current
         meanings = schemas.flag_descriptions()
         rows = [
             {
@@ -23,9 +23,9 @@ class Flags(Section):
                 "flag": name,
                 "meaning": meanings[name],
                 "objects": count,
-                "share": count / max(current["rows"], 1),
+                "share": count / max(current.rows, 1),
             }
-            for product, counts in current["flags"].items()
+            for product, counts in current.flags.items()
             for name, count in counts.items()
             if name != "any"
         ]
@@ -39,7 +39,7 @@ class BandFlags(Section):
 
     def values(self) -> dict[str, Any]:
         """`found`: the flags that occur; `columns`: column to objects with any and each of them."""
-        columns = self.release.current.get("band_flags", {})
+        columns = self.shown.current.band_flags
         counts = columns.values()
         found = [name for name in schemas.flags() if any(name in one for one in counts)]
         table = {

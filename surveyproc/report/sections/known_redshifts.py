@@ -14,7 +14,7 @@ from surveyproc import schemas
 from surveyproc.catalogs.labels import Matches, read_labels
 from surveyproc.evaluate.redshift import OUTLIER_THRESHOLD, redshift_metrics
 from surveyproc.report import figures
-from surveyproc.report.sections.base import Pass, Release, Section
+from surveyproc.report.sections.base import Pass, Section, Shown
 
 
 class KnownRedshifts(Section):
@@ -22,10 +22,10 @@ class KnownRedshifts(Section):
 
     template = "known_redshifts.html"
 
-    def __init__(self, release: Release) -> None:
-        config = release.config
+    def __init__(self, shown: Shown) -> None:
+        config = shown.config
         assert config.truth is not None
-        self.columns = schemas.redshift_columns(release.columns)
+        self.columns = schemas.redshift_columns(shown.columns)
         self.matches = Matches(read_labels(config.truth, config), self.columns)
 
     def gather(self) -> Iterator[Pass]:

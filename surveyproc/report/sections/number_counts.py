@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from surveyproc.report import figures
-from surveyproc.report.sections.base import Pass, Release, Section
+from surveyproc.report.sections.base import Pass, Section, Shown
 from surveyproc.schemas import AB_ZEROPOINT_NJY
 
 EDGES = np.arange(14.0, 28.01, 0.2)
@@ -22,8 +22,8 @@ class NumberCounts(Section):
 
     template = "number_counts.html"
 
-    def __init__(self, release: Release) -> None:
-        bands = [band for band in release.config.bands if f"flux_{band}" in release.columns]
+    def __init__(self, shown: Shown) -> None:
+        bands = [band for band in shown.config.bands if f"flux_{band}" in shown.columns]
         self.counts = {band: np.zeros(len(EDGES) - 1) for band in bands}
 
     def gather(self) -> Iterator[Pass]:

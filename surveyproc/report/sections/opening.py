@@ -14,7 +14,7 @@ class Opening(Section):
 
     def values(self) -> dict[str, Any]:
         """`line`: what to type."""
-        url = str(self.release.current["url"])
+        url = self.shown.current.url
         line = f"import lsdb; lsdb.open_catalog({url!r}).compute()"
         if "://" in url:
             # Told a plain `s3://` URL, hats takes the bucket for a public one.

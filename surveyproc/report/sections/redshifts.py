@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from surveyproc import schemas
 from surveyproc.report import figures
-from surveyproc.report.sections.base import Pass, Release, Section
+from surveyproc.report.sections.base import Pass, Section, Shown
 
 BINS = 80
 
@@ -22,8 +22,8 @@ class Redshifts(Section):
 
     template = "redshifts.html"
 
-    def __init__(self, release: Release) -> None:
-        self.counts = {name: np.zeros(BINS) for name in schemas.redshift_columns(release.columns)}
+    def __init__(self, shown: Shown) -> None:
+        self.counts = {name: np.zeros(BINS) for name in schemas.redshift_columns(shown.columns)}
         self.highest = 0.0
 
     def gather(self) -> Iterator[Pass]:

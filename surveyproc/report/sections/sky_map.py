@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from surveyproc import sky
 from surveyproc.report import figures
-from surveyproc.report.sections.base import Pass, Release, Section
+from surveyproc.report.sections.base import Pass, Section, Shown
 
 MAX_BINS = 160
 POSITION = ("ra", "dec")
@@ -25,8 +25,8 @@ class SkyMap(Section):
 
     template = "sky_map.html"
 
-    def __init__(self, release: Release) -> None:
-        self.flags = release.flags
+    def __init__(self, shown: Shown) -> None:
+        self.flags = shown.flags
         self.rows = 0
         self.caps = list[tuple[float, float, float]]()
         self.centre = (0.0, 0.0)

@@ -1,0 +1,110 @@
+"""What the records of finished releases say; they are read and written here, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from surveyproc.errors import StoreError
+from surveyproc.store import layout
+from surveyproc.store.documents import document
+from surveyproc.store.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A finished release.
+
+    What older releases did not record is empty.
+
+    Attributes
+    ----------
+    release : str
+        Its name, which is that of its run.
+    url, path : str
+        Its catalog, and the catalog's key under the survey's root.
+    rows, rejected, duplicates : int
+        Objects; rows of the source beside the catalog; objects whose id another row carries too.
+    partitions : int
+        Leaves of the catalog.
+    rows_per_second : float
+        Objects a second of one worker.
+    published : str
+        When, ISO 8601, UTC.
+    products, kinds : dict of str to str
+        Product to its version, and to its kind.
+    tables : dict of str to int
+        Table beside the catalog to its rows.
+    pixels : list of str
+        Arrays of pixels beside the catalog.
+    flags, band_flags : dict
+        Product, or flag column of a band, to flag to objects; `any` stands for all flags.
+    quarantined : list of str
+        Units of which nothing could be computed.
+    """
+
+    release: str
+    url: str
+    path: str
+    rows: int
+    rejected: int
+    duplicates: int
+    partitions: int
+    rows_per_second: float
+    published: str
+    products: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, int] = field(default_factory=dict)
+    pixels: list[str] = field(default_factory=list)
+    flags: dict[str, dict[str, int]] = field(default_factory=dict)
+    band_flags: dict[str, dict[str, int]] = field(default_factory=dict)
+    quarantined: list[str] = field(default_factory=list)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What lies in the store: all but the URL, which depends on who looks."""
+        return {name: value for name, value in document(self).items() if name != "url"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedRelease(Release):
+    """A release among others.
+
+    Attributes
+    ----------
+    current : bool
+        Whether it is the one that readers are sent to.
+    """
+
+    current: bool
+
+
+def parsed(store: Store, key: str, text: bytes | None) -> Release | None:
+    """The release that the record `text`, which was read from `key`, tells of; None for None.
+
+    Raises
+    ------
+    StoreError
+        If the record is damaged.
+    """
+    found = store.parsed(key, text)
+    if found is None:
+        return None
+    names = {one.name for one in fields(Release)}
+    try:
+        known = {name: value for name, value in found.items() if name in names}
+        return Release(url=store.url_of(found["path"]), **known)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StoreError(f"{store.url_of(key)} is damaged ({error}); remove it") from error
+
+
+def pointed_to(store: Store, survey: str) -> Release | None:
+    """The release that readers are sent to; None if nothing was published yet."""
+    key = layout.pointer(survey)
+    return parsed(store, key, store.read_if_there(key))
+
+
+def finished(store: Store, run: str) -> Release | None:
+    """The finished release of a run; None if it was never published."""
+    key = layout.done(run)
+    return parsed(store, key, store.read_if_there(key))
