@@ -170,7 +170,8 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
             f"{done.rows_per_second:.0f} objects/s a worker",
             *text.flag_lines(done.flags),
         ]
-    lines += [*text.place_lines(done.places), *text.gap_lines(done.quarantined), done.url]
+    lines += [*text.place_lines(done.places), *text.gap_lines(done.quarantined, done.damaged)]
+    lines.append(done.url)
     _show(done, as_json, lines)
 
 

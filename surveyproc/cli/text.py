@@ -99,7 +99,7 @@ def night_lines(night: Night) -> list[str]:
         lines.append(
             "  units: " + ", ".join(f"{count} {what}" for what, count in vars(night.units).items())
         )
-    lines += gap_lines(night.quarantined)
+    lines += gap_lines(night.quarantined, night.damaged)
     if night.diff:
         lines += [f"  {line}" for line in diff_lines(night.diff)]
     if night.removed:
@@ -129,9 +129,17 @@ def place_lines(places: Sequence[Placement] | None) -> list[str]:
     return [f"  {', '.join(what)} {how}" for how, what in alike.items()]
 
 
-def gap_lines(gaps: list[str] | None) -> list[str]:
-    """Units that were given up."""
-    return [f"  quarantined; `surveyproc run` tries them again: {_some(gaps)}"] if gaps else []
+def gap_lines(quarantined: list[str] | None, damaged: list[str] | None) -> list[str]:
+    """Units that were given up, and those that lack pixels of a damaged cube."""
+    lines = []
+    if quarantined:
+        lines.append(f"  quarantined; `surveyproc run` tries them again: {_some(quarantined)}")
+    if damaged:
+        lines.append(
+            "  made of damaged cubes; `surveyproc ingest` builds these anew, and `surveyproc run` "
+            f"then the units: {_some(damaged)}"
+        )
+    return lines
 
 
 def _some(names: list[str], most: int = 5) -> str:

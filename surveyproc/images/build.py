@@ -35,6 +35,7 @@ from surveyproc.images.grid import (
 from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
 from surveyproc.schemas import AB_ZEROPOINT_NJY
+from surveyproc.store import layout
 from surveyproc.store.storage import STAGING, Store, store_error
 from surveyproc.store.urls import file_name
 
@@ -209,7 +210,9 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
     if not store.is_local:
         # What is there lacks a part; until it is whole again it has no record.
         store.remove(f"{key}/{RECORD}")
-        return write(key)
+        made = write(key)
+        store.remove(layout.void(key))
+        return made
     # The process is in the name so that the next ingest can tell what a killed one left behind.
     staged = f"{STAGING}/cube-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
     try:
@@ -226,6 +229,7 @@ def _build(store: Store, key: str, bands: list[_Band], record: Any) -> dict[str,
             if read_record(store, key) is None:
                 shutil.rmtree(target)
                 os.rename(store.path(staged), target)
+        store.remove(layout.void(key))
     finally:
         shutil.rmtree(store.path(staged), ignore_errors=True)
     return made
@@ -282,11 +286,11 @@ def _sample(image: PlaneReader) -> Iterator[NDArray[np.float32]]:
 
 
 def read_record(store: Store, key: str) -> dict[str, Any] | None:
-    """The commit record of the cube `key`; None if there is none, or if the cube lacks a part."""
+    """The commit record of the cube `key`; None if there is none, or the cube is not whole."""
     record: dict[str, Any] | None = store.read_json(f"{key}/{RECORD}")
     if record is None or not record.get("sizes", {}).items() <= store.sizes(key).items():
         return None
-    return record
+    return None if store.exists(layout.void(key)) else record
 
 
 def clear_debris(store: Store) -> None:

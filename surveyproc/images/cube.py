@@ -426,8 +426,7 @@ class Cube:
         def damaged(rectangle: Rectangle, reason: str) -> None:
             nonlocal complaint
             complaint = complaint or (
-                f"{self.store.url_of(self.tile.key)}: corrupt data ({reason}); "
-                "remove that folder and ingest again"
+                f"{self.store.url_of(self.tile.key)}: corrupt data ({reason}); ingest again"
             )
             if not tolerant:
                 raise StoreError(complaint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.images.cube import CHUNK_PX, Cube, Scratch, Tile, Window, chunk_grid
 from surveyproc.images.shards import Rectangle
 from surveyproc.schemas import flag
 from surveyproc.sky import owners
+from surveyproc.store import layout
 from surveyproc.store.storage import Store
+
+LOG = logging.getLogger(__name__)
 
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -293,6 +298,8 @@ class CutoutReader:
                 x[mine], y[mine], self.tiles[tile].shape, size, self.max_pixels
             ):
                 window = self._cube(tile).read(plan.box, self.bands, tolerant=True, scratch=scratch)
+                if window.damaged:
+                    self._declare_void(tile)
                 objects, start = mine[plan.objects], 0
                 while start < objects.size:
                     if batch is None:
@@ -304,6 +311,16 @@ class CutoutReader:
                         yield batch
                         left -= filled
                         batch = None
+
+    def _declare_void(self, tile: int) -> None:
+        """Leave word for the next ingest, which would find a cube of the right size."""
+        key = layout.void(self.tiles[tile].key)
+        try:
+            self.store.put_json(key, {"why": "a chunk is missing or fails its checksum"})
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            LOG.warning(f"{self.store.url_of(key)} cannot be written ({error})")
 
     def _empty(self, count: int, size: int) -> Cutouts:
         shape = (count, len(self.bands), size, size)

@@ -41,6 +41,8 @@ class Release:
         Product, or flag column of a band, to flag to objects; `any` stands for all flags.
     quarantined : list of str
         Units of which nothing could be computed.
+    damaged : list of str
+        Units some of whose pixels lay in a damaged cube.
     """
 
     release: str
@@ -59,6 +61,12 @@ class Release:
     flags: dict[str, dict[str, int]] = field(default_factory=dict)
     band_flags: dict[str, dict[str, int]] = field(default_factory=dict)
     quarantined: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def gaps(self) -> list[str]:
+        """Units that may become another leaf from the same inputs, sorted."""
+        return sorted({*self.quarantined, *self.damaged})
 
     @property
     def record(self) -> dict[str, Any]:

@@ -89,12 +89,12 @@ def is_published(store: Store, plan: Plan) -> bool:
     return expected <= set(hats.leaf_keys(store, plan.release_key))
 
 
-def published_gaps(store: Store, plan: Plan) -> list[str]:
-    """Quarantined units that the published release lacks, if it is of the inputs of this plan."""
+def published_before(store: Store, plan: Plan) -> Release | None:
+    """The published release, if it is of the inputs of this plan; it may have gaps."""
     current = pointed_to(store, plan.survey)
     if current is None or current.release.partition(".")[0] != plan.run.partition(".")[0]:
-        return []
-    return current.quarantined
+        return None
+    return current
 
 
 def publish(
@@ -172,6 +172,7 @@ def publish(
         flags=commit.total_flags(one.flags for one in commits),
         band_flags=commit.total_flags(one.band_flags for one in commits),
         quarantined=sorted(record.unit for record in commits if record.quarantined),
+        damaged=sorted(record.unit for record in commits if record.damaged),
         # Small releases follow one another within a second, and their order counts.
         published=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     )

@@ -58,7 +58,7 @@ def _copy(store: Store, plan: Plan, run: str, unit: Unit) -> bool:
     source = layout.release(plan.survey, run)
     try:
         record = commit.read(store, layout.run(run), unit.name)
-        if record.quarantined or not commit.intact(store, source, record):
+        if not record.final or not commit.intact(store, source, record):
             return False
         for file in record.files:
             store.copy(source + file.key, plan.release_key + file.key)

@@ -87,9 +87,7 @@ def _record(store: Store, plan: Plan, run: str, unit: str) -> commit.Commit | No
         raise
     except StoreError:
         return None  # damaged, or removed while we looked
-    whole = not record.quarantined and commit.intact(
-        store, layout.release(plan.survey, run), record
-    )
+    whole = record.final and commit.intact(store, layout.release(plan.survey, run), record)
     return record if whole else None
 
 

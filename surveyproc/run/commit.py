@@ -103,6 +103,17 @@ class Commit:
     device: str = "cpu"
 
     @property
+    def damaged(self) -> bool:
+        """Whether pixels could not be read: once their cube is whole again, the leaf is another."""
+        flags = (*self.flags.values(), *self.band_flags.values())
+        return any("corrupt_data" in counts for counts in flags)
+
+    @property
+    def final(self) -> bool:
+        """Whether its leaf is what its inputs give, to be adopted and carried over."""
+        return not (self.quarantined or self.damaged)
+
+    @property
     def files(self) -> list[File]:
         """Every file of the unit in its release, that which makes others readable after them."""
         leaves = [(f"/{hats.leaf_key(self.leaf.order, self.leaf.pixel)}", self.leaf)]
@@ -230,11 +241,15 @@ def intact(store: Store, release: str, record: Commit) -> bool:
     return all(store.size(release + file.key) == file.nbytes for file in record.files)
 
 
-def forget_damaged(store: Store, plan: Plan) -> int:
-    """Remove the records of leaves that are gone or cut short; how many. Reads no leaf."""
+def forget_damaged(store: Store, plan: Plan, *, pixels: bool = False) -> int:
+    """Remove the records of leaves that are gone or cut short; how many. Reads no leaf.
+
+    With `pixels` also those of leaves that lack pixels of a damaged cube.
+    """
 
     def is_damaged(unit: Unit) -> bool:
-        return not intact(store, plan.release_key, read(store, plan.run_key, unit.name))
+        record = read(store, plan.run_key, unit.name)
+        return (pixels and record.damaged) or not intact(store, plan.release_key, record)
 
     known = set(recorded(store, plan.run_key))
     done = [unit for unit in plan.units if unit.name in known]

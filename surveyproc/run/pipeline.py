@@ -63,7 +63,7 @@ def compute_pending(survey: Survey, plan: Plan, places: Places) -> Computed:
         Naming the units for which the store failed, after all others were done.
     """
     started = time.monotonic()
-    commit.forget_damaged(survey.store, plan)
+    commit.forget_damaged(survey.store, plan, pixels=True)
     killers = attempts.release_quarantined(survey.store, plan)
     pending = commit.pending(survey.store, plan)
     if pending:

@@ -243,7 +243,8 @@ def _edition(store: Store, survey: str, inputs: str) -> str:
     last = max((int(match[1] or 0) for match in found if match), default=0)
     run = f"{inputs}.{last}" if last else inputs
     done = store.read_json(layout.done(run))
-    return f"{inputs}.{last + 1}" if done and done.get("quarantined") else run
+    has_gaps = done and (done.get("quarantined") or done.get("damaged"))
+    return f"{inputs}.{last + 1}" if has_gaps else run
 
 
 def _tiles_touched(catalog: CatalogInfo, tiles: Sequence[Tile]) -> list[list[list[str]]]:

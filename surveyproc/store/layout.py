@@ -18,6 +18,7 @@
         <run>/report.html                   the report of its release
         train-<model>/<hash>/               a training while it goes on; its logs afterwards
         ingest/begun/, begun-headers/       tiles and headers under way
+        ingest/void/<tile>@<version>        cubes that failed a checksum, to be built anew
         nightly/                            summaries; <survey>/sources.json
         under-way/<verb>/                   notes of ingests and trainings that go on
     .staging/                               files that are being written
@@ -31,11 +32,23 @@ TILES = "images/tiles.parquet"
 IMAGES, MODELS, TRAINING, RELEASES = "images", "models", "training", "releases"
 NIGHTLY, UNDER_WAY = "runs/nightly", "runs/under-way"
 TILES_BEGUN, HEADERS_BEGUN = "runs/ingest/begun", "runs/ingest/begun-headers"
+VOID = "runs/ingest/void"
 
 
 def cube(tile: str, version: str) -> str:
     """Folder of a cube."""
     return f"{IMAGES}/{tile}/{version}"
+
+
+def void(cube: str) -> str:
+    """The mark of a cube that failed a checksum; `cube` is its folder.
+
+    Examples
+    --------
+    >>> void("images/t00/5f2c")
+    'runs/ingest/void/t00@5f2c'
+    """
+    return f"{VOID}/{cube.removeprefix(f'{IMAGES}/').replace('/', '@')}"
 
 
 def catalog(survey: str) -> str:

@@ -249,9 +249,10 @@ def run(survey: Survey, more_gates: MoreGates | None = None) -> RunResult:
     with opened(survey.config.run) as places:
         computed = compute_pending(survey, planned, places)
     commits = list(commit.read_all(survey.store, planned))
-    gaps = sorted(record.unit for record in commits if record.quarantined)
-    if gaps and gaps == release.published_gaps(survey.store, planned):
-        # What was quarantined failed again: there is nothing that the published release lacks.
+    gaps = sorted(record.unit for record in commits if not record.final)
+    before = release.published_before(survey.store, planned)
+    if gaps and before is not None and gaps == before.gaps:
+        # What was lacking is lacking still: there is nothing that the published release lacks.
         release.remove_release(survey.store, planned.survey, planned.run)
         current = release.current_release(survey.store, planned.survey)
         seconds = time.monotonic() - started

@@ -92,6 +92,8 @@ class Night:
     products : dict of str to dict of str to int, optional
         Product to units whose values were `computed`, `carried` over from the last release, or
         `kept` as they are.
+    damaged : list of str, optional
+        Units of the published release that lack pixels of a damaged cube.
     quarantined : list of str, optional
         Units that the published release lacks.
     gates : list of Reason, optional
@@ -126,6 +128,7 @@ class Night:
     units: NightUnits | None = None
     products: dict[str, dict[str, int]] | None = None
     quarantined: list[str] | None = None
+    damaged: list[str] | None = None
     gates: list[Reason] | None = None
     compared: list[Change] | None = None
     diff: Difference | None = None
@@ -196,8 +199,9 @@ def _night(survey: Survey, night: Night, places: Places) -> None:
     known = set(commit.recorded(survey.store, layout.run(last))) if last else set()
     affected = sum(unit.name not in known for unit in plan.units)
     night.units = NightUnits(len(plan.units), affected)
-    if gaps := release.published_gaps(survey.store, plan):
-        night.did, night.quarantined = "nothing", gaps
+    same = release.published_before(survey.store, plan)
+    if same is not None and same.quarantined and not same.damaged:
+        night.did, night.quarantined = "nothing", same.quarantined
         night.units = replace(night.units, affected=0)
     else:
         _publish(survey, plan, night)
@@ -209,6 +213,7 @@ def _night(survey: Survey, night: Night, places: Places) -> None:
 
 def _publish(survey: Survey, plan: Plan, night: Night) -> None:
     """Compute what is pending, hold it against the last release, publish, remove old releases."""
+    commit.forget_damaged(survey.store, plan, pixels=True)
     pending = {unit.name for unit in commit.pending(survey.store, plan)}
 
     def gates(plan: Plan, commits: list[commit.Commit]) -> list[Reason]:
@@ -218,7 +223,7 @@ def _publish(survey: Survey, plan: Plan, night: Night) -> None:
         return _against_last(survey, plan, commits, night)
 
     done = verbs.run(survey, gates)
-    night.did, night.quarantined = done.did, done.quarantined
+    night.did, night.quarantined, night.damaged = done.did, done.quarantined, done.damaged
     night.places = [*(night.places or []), *(done.places or [])]
     night.products = done.by_product or {}
     if done.did == "published":
@@ -244,6 +249,14 @@ def _published(survey: Survey) -> str | None:
         return None
 
 
+def _void(survey: Survey) -> bool:
+    """Whether a cube of the survey failed a checksum: it is to be built anew."""
+    marks = {f"{layout.VOID}/{name}" for name in survey.store.names(layout.VOID)}
+    return bool(marks) and any(
+        layout.void(tile.key) in marks for tile in read_tiles(survey.store, survey.name)
+    )
+
+
 def _refresh(survey: Survey, night: Night, places: Places) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
     last = survey.store.read_json(layout.sources(survey.name)) or {"files": {}, "tiles": {}}
@@ -258,7 +271,8 @@ def _refresh(survey: Survey, night: Night, places: Places) -> dict[str, Any]:
     )
     cataloged = survey.store.exists(record_key(survey.name))
     ingested = is_ingested(survey.store, survey.name) and cataloged
-    if not changed and ingested and last.get("settings") == settings and last["complete"]:
+    same = last.get("settings") == settings and last["complete"]
+    if not changed and ingested and same and not _void(survey):
         kept, problems, notes, complete = last["kept"], last["problems"], last["notes"], True
     else:
         kept, problems, notes, complete = _ingest(survey, places)

@@ -267,16 +267,36 @@ def test_photometry_agrees_with_the_truth(published_survey):
     assert difference.between(-0.1, 0.5).all()
 
 
-def test_corrupt_chunk_flags_its_objects_and_loses_no_row(survey_copy):
+def test_a_corrupt_chunk_flags_its_objects_until_its_cube_is_built_anew(
+    survey_copy, published_survey
+):
     shard = max(
         survey_copy.parent.glob("store/images/*/*/image/c/**/*"), key=lambda p: len(p.parts)
     )
     data = bytearray(shard.read_bytes())
     data[: len(data) // 2] = bytes(len(data) // 2)
     shard.write_bytes(bytes(data))
-    done = verbs.run(Survey(load(survey_copy)))
+    survey = Survey(load(survey_copy))
+    done = verbs.run(survey)
     assert done.rows == 240
     assert 0 < done.flags["photometry"]["corrupt_data"] < 240
+    assert done.damaged
+
+    # Nothing has changed, so nothing is published; what is not final is tried.
+    again = verbs.run(survey)
+    assert (again.did, again.release) == ("nothing", done.release)
+
+    # The cube is void: the same files make it anew, and the same inputs the units that lack pixels.
+    assert verbs.ingest(survey).tiles.written == 1
+    mended = verbs.run(survey)
+    assert mended.release == f"{done.release}.1"
+    assert mended.units_computed == len(done.damaged)
+    assert mended.units_adopted == mended.units - len(done.damaged)
+    assert mended.damaged == []
+    assert "corrupt_data" not in mended.flags["photometry"]
+    assert leaves(survey_copy) == leaves(published_survey)
+    assert verbs.run(survey).did == "nothing"
+    assert verbs.ingest(survey).tiles.written == 0
 
 
 def test_missing_cube_fails_its_units_only_and_says_so(survey_copy):

@@ -285,6 +285,24 @@ def test_a_published_gap_is_left_alone_until_somebody_runs(survey, monkeypatch):
     assert verbs.run(Survey(config)).quarantined == []
 
 
+def test_a_damaged_cube_is_built_anew_in_the_next_night_though_no_file_changed(two_tiles):
+    survey = Survey(load(two_tiles, ["products.photometry.aperture=[1.0, 1.5, 2.0]"]))
+    shard = max(
+        (two_tiles.parent / "store/images/t0").glob("*/image/c/**/*"), key=lambda p: len(p.parts)
+    )
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes(len(whole) // 2) + whole[len(whole) // 2 :])
+    damaged = nightly(survey)
+    assert damaged.did == "refused"
+    assert "corrupt_data" in damaged.error
+    mended = nightly(survey)
+    assert (mended.did, mended.damaged, mended.tiles.changed) == ("published", [], [])
+    assert 0 < mended.units.computed < mended.units.total
+    assert mended.units.resumed == mended.units.total - mended.units.computed
+    assert shard.read_bytes() == whole
+    assert nightly(survey).did == "nothing"
+
+
 def test_a_column_that_would_be_gone_is_refused(survey):
     text = survey.read_text()
     survey.write_text(text[: text.index('[[products]]\nname = "photoz"')])
