@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import logging
 import math
 import os
 import sys
@@ -56,7 +57,7 @@ def _show(result: Any, as_json: bool, lines: list[str]) -> None:
     if as_json:
         print(_as_json(result))
     else:
-        print("\n".join(lines))
+        print(text.printable("\n".join(lines)))
 
 
 def _as_json(result: Any) -> str:
@@ -427,6 +428,8 @@ def main() -> None:
     """Entry point: a SurveyError becomes one clear message and its exit status."""
     # At exit the interpreter else looks for cycles in all that torch made, for half a second.
     atexit.register(gc.freeze)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(text.Printable())
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     hint(KEPT.get(verb, "nothing was changed; repeat the command"))
     with watched():
@@ -443,7 +446,7 @@ def _complain(message: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]error:[/] {_escaped(message)}"
+        f"[bold red]error:[/] {_escaped(text.printable(message))}"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,30 @@ if TYPE_CHECKING:
     from surveyproc.releases.flux_ratios import TileRatio
     from surveyproc.verbs.nightly import Night
     from surveyproc.verbs.submit import JobEnd
+
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Text with control characters written as such: a file's name, or a header, may hold some.
+
+    A terminal would do what they say: change its title, or hide what comes before.
+
+    Examples
+    --------
+    >>> print(printable(chr(27) + "[31mred.fits"))
+    \x1b[31mred.fits
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Printable(logging.Formatter):
+    """Of warnings, which name files too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, printable."""
+        return printable(super().format(record))
 
 
 def rows(counted: Any) -> str:

@@ -268,3 +268,18 @@ def test_job_entry_points_are_the_verbs(published_survey):
         )
         assert done.returncode == 0, done.stderr
         assert found in done.stdout
+
+
+def test_control_characters_of_file_names_reach_no_terminal(tmp_path):
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles" / "t\x1b]0;owned\x07\x1b[31m.fits").write_text("no fits")
+    (tmp_path / "sources.csv").write_text("object_id,ra,dec\n1,1,1\n")
+    toml = tmp_path / "survey.toml"
+    toml.write_text(
+        '[survey]\nname = "x"\nroot = "./store"\n[images]\nbands = ["r"]\ntiles = ["tiles/*"]\n'
+        '[catalog]\nsource = "sources.csv"\n'
+    )
+    done = surveyproc("ingest", str(toml))
+    assert done.returncode == 2
+    assert "\x1b" not in done.stdout + done.stderr
+    assert r"t\x1b]0;owned\x07" in done.stderr
