@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ from numpy.typing import NDArray
 
 from surveyproc.models.base import Network
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
+from surveyproc.models.tasks.base import Task
 
 BLOCK = 512
 IMAGE_BLOCK = 64
 """Rows of one forward pass, without and with images. The last block is padded to it, so that no
 result depends on how many rows the caller hands over: matrix products may round differently for
 different shapes."""
+
+Read = Callable[[Task, Any], dict[str, NDArray[Any]]]
+"""What is taken of a task's output."""
 
 
 def predict(
@@ -27,6 +32,7 @@ def predict(
     flux_err: Float | None = None,
     *,
     device: str = "cpu",
+    read: Read | None = None,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
     """The values of all tasks, row by row the same whatever rows come with them.
 
@@ -48,18 +54,22 @@ def predict(
     device : str
         Torch device that the blocks go to: `cpu`, `cuda`, `cuda:1`. Another kind of device rounds
         otherwise.
+    read : callable, optional
+        What is taken of a task's output instead of its values: arrays with the objects as first
+        axis, by their names.
 
     Returns
     -------
     values : dict of ndarray, first axis n
-        What `Task.values` gives of each task, float32 (or text), by the names of their columns
-        without the model's prefix: `z_median`, `p_star`, ...
+        What `Task.values` gives of each task, float32 (or text, or whole numbers), by the names of
+        their columns without the model's prefix: `z_median`, `p_star`, ...; or what `read` gives.
     outside : bool ndarray, shape (n,)
         Outside the training range of the fluxes, or of the images if there are no fluxes.
     """
     given = [part for part in (flux, images) if part is not None]
     n = len(given[0])
     size = BLOCK if images is None else IMAGE_BLOCK
+    taken = read or _values
     network.to(torch.device(device))
     values: dict[str, NDArray[Any]] = {}
     outside = np.zeros(n, bool)
@@ -85,13 +95,17 @@ def predict(
             found = {
                 key: column
                 for task in network.tasks
-                for key, column in task.values(outputs[task.name]).items()
+                for key, column in taken(task, outputs[task.name]).items()
             }
         for key, column in found.items():
             if key not in values:
                 values[key] = np.empty((n, *column.shape[1:]), column.dtype)
             values[key][part] = column[:rows]
     return values, outside
+
+
+def _values(task: Task, output: Any) -> dict[str, NDArray[Any]]:
+    return task.values(output)
 
 
 def _padded(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:

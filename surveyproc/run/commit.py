@@ -40,7 +40,7 @@ class ColumnStats:
         Extremes of a column of numbers; None for lists and text, or if all is null.
     histogram : str
         Values of a column of numbers, or in its lists, as `surveyproc.evaluate.histogram.pack`
-        writes them; empty for text.
+        writes them; empty for text and embeddings.
     """
 
     nulls: int
@@ -118,9 +118,9 @@ def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, Column
         low = high = None
         outside = 0
         if pa.types.is_list(values.type):
-            stats[column.name] = ColumnStats(
-                values.null_count, 0, None, None, _histogram(pc.list_flatten(values))
-            )
+            # The numbers of an embedding mean nothing one by one, nor across versions of a model.
+            known = "" if column.searched else _histogram(pc.list_flatten(values))
+            stats[column.name] = ColumnStats(values.null_count, 0, None, None, known)
             continue
         if not _is_number(values.type):
             stats[column.name] = ColumnStats(values.null_count, 0, None, None)

@@ -93,9 +93,9 @@ class Reading:
 
 def computation(plan: Plan, held: Held) -> Computation:
     """The computation of the products that must be, to which the unit's batches are added."""
-    lengths = {one.name: one.length for product in plan.products for one in product.columns}
+    columns = {one.name: one for product in plan.products for one in product.columns}
     known = {
-        name: carry.as_numpy(column, lengths[name]) for name, column in held.carried.columns.items()
+        name: carry.as_numpy(values, columns[name]) for name, values in held.carried.columns.items()
     }
     return Computation(held.table, held.stale(plan), known)
 
