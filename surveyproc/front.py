@@ -67,6 +67,25 @@ class OpenedSurvey(Survey):
             )
         return self._opened(layout.table(str(record["path"]), name), columns)
 
+    def similar(
+        self,
+        object_id: int | str | None = None,
+        *,
+        position: tuple[float, float] | None = None,
+        image: str | Path | None = None,
+        n: int = 10,
+        column: str | None = None,
+    ) -> dict[str, Any]:
+        """Objects of the published release most like one; see `surveyproc.verbs.similar.similar`.
+
+        `pandas.DataFrame(survey.similar(42)["neighbours"])` makes a table of them.
+        """
+        from surveyproc.verbs.similar import similar
+
+        return similar(
+            self, object_id=object_id, position=position, image=image, n=n, column=column
+        )
+
     @cached_property
     def tiles(self) -> list[Tile]:
         """The ingested tiles, sorted by id.

@@ -174,3 +174,17 @@ def why(done: dict[str, Any]) -> list[str]:
     if done["status"] != "FAILED" or (code is not None and code <= 128):
         return []
     return [done["message"], "what was finished is kept: submit it again"]
+
+
+def similar_lines(done: dict[str, Any]) -> list[str]:
+    """The neighbours of an object or an image, nearest first."""
+    of = done["of"]
+    what = of["image"] if "image" in of else _object_line(of)
+    return [
+        f"nearest in {done['column']} of release {done['release']} to {what}",
+        *(f"{_object_line(one)}  distance {one['distance']:.2f}" for one in done["neighbours"]),
+    ]
+
+
+def _object_line(one: dict[str, Any]) -> str:
+    return f"{one['object_id']:>20}  {one['ra']:11.6f} {one['dec']:+11.6f}"

@@ -74,6 +74,8 @@ class Commit:
         Table to its leaf, where the partition has rows of it.
     pixels : dict
         Array of pixels to its files.
+    indexes : list of File
+        Indexes of columns that have one.
     seconds : float
         Time the unit took.
     provenance : dict
@@ -97,6 +99,7 @@ class Commit:
     carried: dict[str, str] = field(default_factory=dict)
     tables: dict[str, Leaf] = field(default_factory=dict)
     pixels: dict[str, list[File]] = field(default_factory=dict)
+    indexes: list[File] = field(default_factory=list)
 
     @property
     def files(self) -> list[File]:
@@ -107,7 +110,7 @@ class Commit:
             for name, one in self.tables.items()
         ]
         own = [File(key, leaf.nbytes, leaf.sha256) for key, leaf in leaves]
-        return [*own, *(file for files in self.pixels.values() for file in files)]
+        return [*own, *(file for files in self.pixels.values() for file in files), *self.indexes]
 
 
 def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, ColumnStats]:
@@ -193,6 +196,7 @@ def read(store: Store, run_key: str, unit: str) -> Commit:
                 name: [File(**one) for one in files]
                 for name, files in document.get("pixels", {}).items()
             },
+            "indexes": [File(**one) for one in document.get("indexes", [])],
         }
         return Commit(**{**document, **parts})
     except (KeyError, TypeError, ValueError) as error:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-LONGEST = 64
-"""Numbers of a code, at most: its bytes."""
+from surveyproc.catalogs.neighbours import LONGEST
+
 LARGEST = 127
 MISSING = -128
 """All numbers of a code for a vector that is not finite; no other code holds it."""
