@@ -173,22 +173,21 @@ def _at(searched: Searched, ra: float, dec: float) -> dict[str, Any]:
     if not (np.isfinite([ra, dec]).all() and abs(dec) <= 90):
         raise ConfigError(f"similar: ({ra:g}, {dec:g}) is no position in degrees")
     around = sky.healpix29(*sky.around(ra, dec, 2 * NEAR_ARCSEC / 3600))
-    places, positions = list[tuple[int, int, int]](), list[NDArray[np.float64]]()
+    found = list[tuple[float, int, int, int]]()
     for order, pixel in searched.partitions:
         if (around >> 2 * (hats.ORDER - order) == pixel).any():
             key = f"{searched.key}/{hats.leaf_key(order, pixel)}"
             held = hats.read_leaf(searched.store, key, ["ra", "dec"])
-            places += [(order, pixel, row) for row in range(held.num_rows)]
-            positions.append(np.stack([held["ra"].to_numpy(), held["dec"].to_numpy()]))
-    if positions:
-        held_ra, held_dec = np.hstack(positions)
-        (nearest,), _ = crossmatch.nearest([ra], [dec], held_ra, held_dec, NEAR_ARCSEC)
-        if nearest >= 0:
-            return _row(searched, *places[nearest])
-    raise InputError(
-        f"release {searched.release} has no object within {NEAR_ARCSEC:g} arcsec of "
-        f"({ra:g}, {dec:g})"
-    )
+            positions = held["ra"].to_numpy(), held["dec"].to_numpy()
+            (row,), (away,) = crossmatch.nearest([ra], [dec], *positions, NEAR_ARCSEC)
+            if row >= 0:
+                found.append((float(away), order, pixel, int(row)))
+    if not found:
+        raise InputError(
+            f"release {searched.release} has no object within {NEAR_ARCSEC:g} arcsec of "
+            f"({ra:g}, {dec:g})"
+        )
+    return _row(searched, *min(found)[1:])
 
 
 def _row(searched: Searched, order: int, pixel: int, row: int) -> dict[str, Any]:
