@@ -4,7 +4,7 @@
                                [--package PACKAGE ...]
 
 FOLDER/survey is the simulated survey of `surveyproc demo` with its networks (trained for one epoch:
-weights do not change times), and `network_looks`: four convolutions of g, r, i cutouts of 64 pixels
+weights do not change times), and `network_looks`: four convolutions of g, r, i cutouts of 40 pixels
 with classes and an embedding. PACKAGE adds the network of another model package, as
 `network_<name>`. Another survey with its store may lie there already.
 

@@ -72,7 +72,7 @@ Float = NDArray[np.float32]
 class Galaxies(Network):
     """Four convolutions of stride two, their mean, and the classes."""
 
-    def __init__(self, bands: tuple[str, ...], cutout: int = 64) -> None:
+    def __init__(self, bands: tuple[str, ...], cutout: int = 40) -> None:
         super().__init__()
         self.reads = Reads(images=bands, cutout=cutout)
         self.tasks = (ClassTask(CLASSES), EmbeddingTask(256))
@@ -135,10 +135,10 @@ def held_out(ids: list[str]) -> NDArray[np.bool_]:
 def train(folder: Path, data: Path, epochs: int) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    images, kinds, ids = read_images(data, 64)
+    network = build("bench-galaxies", COLOURS, {})
+    images, kinds, ids = read_images(data, network.reads.cutout)
     test = held_out(ids)
     rows = np.flatnonzero(~test & (kinds >= 0))
-    network = build("bench-galaxies", COLOURS, {})
     step = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
     batches = len(rows) // 64
     rate = torch.optim.lr_scheduler.OneCycleLR(step, 4e-3, total_steps=epochs * batches)
@@ -295,21 +295,24 @@ def make_codes(folder: Path, codes: Codes) -> None:
 
 def recall(folder: Path, queries: int = 100) -> None:
     """Of the ten nearest vectors, how many are among the ten nearest codes."""
+    from scipy.spatial.distance import cdist
+
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     order, codes = np.load(folder / "order.npy"), np.load(folder / "codes.npy")
-    vectors = vectors[order]
-    random = np.random.default_rng(4)
+    rows = np.random.default_rng(4).choice(len(codes), queries, replace=False)
+    wanted = np.asarray(vectors[order[rows]])
+    squares = np.concatenate(
+        [
+            cdist(vectors[start : start + ROWS], wanted, "sqeuclidean")
+            for start in range(0, len(vectors), ROWS)
+        ]
+    )
     shares = []
-    for row in random.choice(len(codes), queries, replace=False):
-        squares = np.concatenate(
-            [
-                ((vectors[start : start + ROWS] - vectors[row]) ** 2).sum(axis=1)
-                for start in range(0, len(vectors), ROWS)
-            ]
-        )
-        true = np.argsort(squares)[:11]
-        true = true[true != row][:10]
-        shares.append(len(set(true) & set(nearest_rows(codes, row, 10))) / 10)
+    for row, away in zip(rows, squares.T, strict=True):
+        true = np.argpartition(away, 11)[:12]
+        true = true[np.argsort(away[true])]
+        true = true[true != order[row]][:10]
+        shares.append(len(set(true) & set(order[nearest_rows(codes, row, 10)])) / 10)
     error = np.std(shares) / len(shares) ** 0.5
     centred = vectors[:: len(vectors) // 20_000].astype(np.float64)
     spectrum = np.linalg.eigvalsh(np.cov(centred.T))[::-1]

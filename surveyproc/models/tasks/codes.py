@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 from surveyproc.catalogs.neighbours import LONGEST
@@ -65,6 +64,9 @@ class Codes(nn.Module):
         The step is the one with the smallest mean squared error of these, that of values beyond
         the largest code included.
         """
+        # Networks that are only applied need not import it.
+        from scipy.linalg import hadamard
+
         known = vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64)
         size = len(self.axes)
         mean = known.mean(axis=0)
