@@ -16,10 +16,11 @@ in FOLDER/store; half of the objects, by their id, are held out. PACKAGE is any 
 whose network reads as many bands as the images have colours and has an embedding. `sheet` gives the
 share of neighbours that have the class of their galaxy, and a contact sheet of ten. `vectors` makes
 N vectors: those of turned, moved, zoomed, dimmed and noisy copies of all images, and after the
-first M (--seen) means, with random weights, of two copies of one galaxy; or it takes those of a
-file, of shape (n, length). `recall` counts how many of the ten nearest among these vectors are
-among the ten nearest codes. `time` lays the codes out as a release of partitions of 100,000 rows
-and searches it, cold (its pages dropped from memory) and warm, as index and as column of the
+first M (--seen) one of these, moved by a random part of the difference of two copies of another
+galaxy; or it takes those of a file, of shape (n, length). `recall` counts how many of the ten
+nearest among these vectors are among the ten nearest codes, and among the ten nearest vectors of 64
+numbers before they are rounded. `time` lays the codes out as a release of partitions of 100,000
+rows and searches it, cold (its pages dropped from memory) and warm, as index and as column of the
 leaves. `libraries` does the same with HNSW graphs of usearch, hnswlib and faiss, those of them that
 are installed.
 """
@@ -266,9 +267,11 @@ def make_vectors(folder: Path, data: Path, reference: str | None, objects: int, 
     random = np.random.default_rng(7)
     for start in range(seen, objects, ROWS):
         galaxy = np.arange(start, min(start + ROWS, objects)) % len(images)
-        views = random.integers(0, seen // len(images), (2, len(galaxy))) * len(images) + galaxy
+        other = random.permutation(galaxy)
+        views = random.integers(0, seen // len(images), (3, len(galaxy))) * len(images)
+        one, first, second = out[views[0] + galaxy], out[views[1] + other], out[views[2] + other]
         share = random.random((len(galaxy), 1), np.float32)
-        out[start : start + len(galaxy)] = share * out[views[0]] + (1 - share) * out[views[1]]
+        out[start : start + len(galaxy)] = one + share * (first - second)
     make_codes(folder, codes_of(network))
 
 
@@ -294,31 +297,43 @@ def make_codes(folder: Path, codes: Codes) -> None:
 
 
 def recall(folder: Path, queries: int = 100) -> None:
-    """Of the ten nearest vectors, how many are among the ten nearest codes."""
+    """Of the ten nearest vectors, how many are among the ten nearest when they are shortened."""
     from scipy.spatial.distance import cdist
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     order, codes = np.load(folder / "order.npy"), np.load(folder / "codes.npy")
     rows = np.random.default_rng(4).choice(len(codes), queries, replace=False)
-    wanted = np.asarray(vectors[order[rows]])
-    squares = np.concatenate(
-        [
-            cdist(vectors[start : start + ROWS], wanted, "sqeuclidean")
+    # Distances do not know the turn, so the axes may be any that span the same.
+    some = vectors[:: max(1, len(vectors) // 20_000)].astype(np.float64)
+    axes = np.linalg.svd(some - some.mean(axis=0), full_matrices=False)[2][:64]
+
+    def ten(turn: NDArray[Any] | None) -> list[set[int]]:
+        def turned(part: NDArray[Any]) -> NDArray[Any]:
+            return part if turn is None else part @ turn.T
+
+        wanted = turned(np.asarray(vectors[order[rows]]))
+        parts = [
+            cdist(turned(vectors[start : start + ROWS]), wanted, "sqeuclidean")
             for start in range(0, len(vectors), ROWS)
         ]
-    )
-    shares = []
-    for row, away in zip(rows, squares.T, strict=True):
-        true = np.argpartition(away, 11)[:12]
-        true = true[np.argsort(away[true])]
-        true = true[true != order[row]][:10]
-        shares.append(len(set(true) & set(order[nearest_rows(codes, row, 10)])) / 10)
-    error = np.std(shares) / len(shares) ** 0.5
-    centred = vectors[:: len(vectors) // 20_000].astype(np.float64)
-    spectrum = np.linalg.eigvalsh(np.cov(centred.T))[::-1]
+        return [
+            set([one for one in np.argsort(away)[:11] if one != order[row]][:10])
+            for row, away in zip(rows, np.concatenate(parts).T, strict=True)
+        ]
+
+    true, shortened = ten(None), ten(axes)
+    coded = [set(order[nearest_rows(codes, row, 10)]) for row in rows]
+    for name, one, other in (
+        ("codes against 64 numbers before they are rounded", shortened, coded),
+        ("64 numbers against whole vectors", true, shortened),
+        ("codes against whole vectors", true, coded),
+    ):
+        shares = [len(a & b) / 10 for a, b in zip(one, other, strict=True)]
+        error = np.std(shares) / len(shares) ** 0.5
+        print(f"{name}: recall at 10 of {len(codes)}: {np.mean(shares):.4f} +- {error:.4f}")
+    spectrum = np.linalg.eigvalsh(np.cov(some.T))[::-1]
     shares_of = ", ".join(f"{spectrum[:k].sum() / spectrum.sum():.4f}" for k in (1, 8, 64))
     print(f"variance in the first 1, 8, 64 of {vectors.shape[1]} axes: {shares_of}")
-    print(f"recall at 10 of {len(codes)}: {np.mean(shares):.4f} +- {error:.4f} ({queries} objects)")
 
 
 def lay_out(folder: Path) -> Survey:
@@ -374,18 +389,18 @@ def drop(folder: Path) -> None:
 
 
 def seconds(search: Callable[[int], object], folder: Path, rows: NDArray[np.int64]) -> str:
-    """Medians of searches for these rows, cold and warm."""
+    """Medians of searches for these rows, cold and warm; of warm ones the processor's, too."""
 
-    def timed(cold: bool) -> Iterator[float]:
+    def timed(cold: bool) -> Iterator[tuple[float, float]]:
         for row in rows:
             if cold:
                 drop(folder)
-            started = time.monotonic()
+            started, before = time.monotonic(), sum(os.times()[:4])
             search(int(row))
-            yield time.monotonic() - started
+            yield time.monotonic() - started, sum(os.times()[:4]) - before
 
-    cold, warm = (np.median(list(timed(how))) for how in (True, False))
-    return f"cold {cold:.3f} s, warm {warm:.3f} s"
+    (cold, _), (warm, cpu) = (np.median(list(timed(how)), axis=0) for how in (True, False))
+    return f"cold {cold:.3f} s, warm {warm:.3f} s, of which {cpu:.2f} s of a core"
 
 
 def measure_time(folder: Path) -> None:
