@@ -16,13 +16,13 @@ in FOLDER/store; half of the objects, by their id, are held out. PACKAGE is any 
 whose network reads as many bands as the images have colours and has an embedding. `sheet` gives the
 share of neighbours that have the class of their galaxy, and a contact sheet of ten. `vectors` makes
 N vectors: those of turned, moved, zoomed, dimmed and noisy copies of all images, and after the
-first M (--seen) one of these, moved by a random part of the difference of two copies of another
-galaxy; or it takes those of a file, of shape (n, length). `recall` counts how many of the ten
-nearest among these vectors are among the ten nearest codes, and among the ten nearest vectors of 64
-numbers before they are rounded. `time` lays the codes out as a release of partitions of 100,000
-rows and searches it, cold (its pages dropped from memory) and warm, as index and as column of the
-leaves. `libraries` does the same with HNSW graphs of usearch, hnswlib and faiss, those of them that
-are installed.
+first M (--seen) means of the copies of a galaxy, moved by the difference of two copies of another
+one over the root of two; or it takes those of a file, of shape (n, length). `recall` counts how
+many of the ten nearest among these vectors are among the ten nearest codes, and among the ten
+nearest vectors of 64 numbers before they are rounded. `time` lays the codes out as a release of
+partitions of 100,000 rows and searches it, cold (its pages dropped from memory) and warm, as index
+and as column of the leaves. `libraries` does so for one partition, as index and as HNSW graph of
+usearch, faiss and hnswlib, those of them that are installed.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ COLOURS = ("g", "r", "i")
 CLASSES = ("elliptical", "spiral", "edge_on", "merger")
 SPIRALS = ("spiral_cw", "spiral_acw")
 ROWS = 100_000
+FLAT = Column("x", "int8", length=64, searched=True)
 COLUMN = Column("vectors_embedding", "int8", length=64, searched=True)
 Float = NDArray[np.float32]
 
@@ -265,13 +266,16 @@ def make_vectors(folder: Path, data: Path, reference: str | None, objects: int, 
             print(f"{start} of {seen}, {time.monotonic() - started:.0f} s", flush=True)
     assert out is not None
     random = np.random.default_rng(7)
+    mean = (
+        out[: seen // len(images) * len(images)].reshape(-1, len(images), out.shape[1]).mean(axis=0)
+    )
     for start in range(seen, objects, ROWS):
         galaxy = np.arange(start, min(start + ROWS, objects)) % len(images)
-        other = random.permutation(galaxy)
-        views = random.integers(0, seen // len(images), (3, len(galaxy))) * len(images)
-        one, first, second = out[views[0] + galaxy], out[views[1] + other], out[views[2] + other]
-        share = random.random((len(galaxy), 1), np.float32)
-        out[start : start + len(galaxy)] = one + share * (first - second)
+        other, views = random.permutation(galaxy), seen // len(images)
+        first = random.integers(0, views, len(galaxy))
+        second = (first + random.integers(1, views, len(galaxy))) % views
+        away = out[first * len(images) + other] - out[second * len(images) + other]
+        out[start : start + len(galaxy)] = mean[galaxy] + away / 2**0.5
     make_codes(folder, codes_of(network))
 
 
@@ -298,8 +302,6 @@ def make_codes(folder: Path, codes: Codes) -> None:
 
 def recall(folder: Path, queries: int = 100) -> None:
     """Of the ten nearest vectors, how many are among the ten nearest when they are shortened."""
-    from scipy.spatial.distance import cdist
-
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     order, codes = np.load(folder / "order.npy"), np.load(folder / "codes.npy")
     rows = np.random.default_rng(4).choice(len(codes), queries, replace=False)
@@ -308,14 +310,16 @@ def recall(folder: Path, queries: int = 100) -> None:
     axes = np.linalg.svd(some - some.mean(axis=0), full_matrices=False)[2][:64]
 
     def ten(turn: NDArray[Any] | None) -> list[set[int]]:
-        def turned(part: NDArray[Any]) -> NDArray[Any]:
-            return part if turn is None else part @ turn.T
+        def turned(part: NDArray[Any]) -> NDArray[np.float64]:
+            wide = part.astype(np.float64)
+            return wide if turn is None else wide @ turn.T
 
-        wanted = turned(np.asarray(vectors[order[rows]]))
-        parts = [
-            cdist(turned(vectors[start : start + ROWS]), wanted, "sqeuclidean")
-            for start in range(0, len(vectors), ROWS)
-        ]
+        wanted = turned(vectors[order[rows]])
+        parts = []
+        for start in range(0, len(vectors), ROWS):
+            part = turned(vectors[start : start + ROWS])
+            # Squared distances, less what is the same for all.
+            parts.append((part**2).sum(axis=1)[:, None] - 2 * part @ wanted.T)
         return [
             set([one for one in np.argsort(away)[:11] if one != order[row]][:10])
             for row, away in zip(rows, np.concatenate(parts).T, strict=True)
@@ -400,7 +404,7 @@ def seconds(search: Callable[[int], object], folder: Path, rows: NDArray[np.int6
             yield time.monotonic() - started, sum(os.times()[:4]) - before
 
     (cold, _), (warm, cpu) = (np.median(list(timed(how)), axis=0) for how in (True, False))
-    return f"cold {cold:.3f} s, warm {warm:.3f} s, of which {cpu:.2f} s of a core"
+    return f"cold {cold:.3f} s, warm {warm:.3f} s, {cpu:.3f} s of a core"
 
 
 def measure_time(folder: Path) -> None:
@@ -446,11 +450,23 @@ def measure_time(folder: Path) -> None:
 
 
 def libraries(folder: Path) -> None:
-    """HNSW graphs of 16 links a row, a file a partition, one thread; built in one thread."""
-    codes = np.load(folder / "codes.npy")
-    parts = [codes[start : start + ROWS] for start in range(0, len(codes), ROWS)]
-    rows = np.random.default_rng(6).choice(len(codes), 9, replace=False)
-    for name, maker in (("usearch", _usearch), ("hnswlib", _hnswlib), ("faiss", _faiss)):
+    """One partition as HNSW graph of 16 links a row, built and searched by one thread."""
+    codes = np.load(folder / "codes.npy", mmap_mode="r")[:ROWS].copy()
+    rows = np.random.default_rng(6).choice(len(codes), 25, replace=False)
+    flat = Store(str(folder / "flat"))
+    values = {"object_id": np.arange(ROWS), "ra": np.zeros(ROWS), "dec": np.zeros(ROWS)}
+    offsets = np.arange(ROWS + 1, dtype=np.int32) * 64
+    lists = pa.ListArray.from_arrays(offsets, codes.ravel())
+    started = time.monotonic()
+    flat.put("index", neighbours.encode(pa.table({**values, "x": lists}), FLAT, "v1"))
+    built, size = time.monotonic() - started, (flat.size("index") or 0) / ROWS
+    print(f"ours: built in {built:.2f} s, {size:.0f} bytes a row", end="; ")
+
+    def ours(row: int) -> object:
+        return neighbours.nearest(neighbours.read(flat, "index", "x", "v1").codes, codes[row], 11)
+
+    print(seconds(ours, folder / "flat", rows), flush=True)
+    for name, maker in (("usearch", _usearch), ("faiss", _faiss), ("hnswlib", _hnswlib)):
         try:
             make, look = maker()
         except ImportError:
@@ -458,26 +474,24 @@ def libraries(folder: Path) -> None:
             continue
         place = folder / name
         place.mkdir(exist_ok=True)
-        started = time.monotonic()
-        for number, part in enumerate(parts):
-            make(part, str(place / f"{number}.index"))
-        built = (time.monotonic() - started) / len(parts)
-        first = (place / "0.index").read_bytes()
-        make(parts[0], str(place / "again"))
-        same = (place / "again").read_bytes() == first
+        started = time.process_time()
+        make(codes, str(place / "index"))
+        built = time.process_time() - started
+        first = (place / "index").read_bytes()
+        make(codes, str(folder / "again"))
+        same = (folder / "again").read_bytes() == first
         shares = []
         for row in rows:
-            found = [look(str(place / f"{k}.index"), codes[row]) for k in range(len(parts))]
-            joined = np.concatenate([np.asarray(one) + k * ROWS for k, one in enumerate(found)])
-            away = ((codes[joined].astype(np.int32) - codes[row]) ** 2).sum(axis=1)
+            found = codes[np.asarray(look(str(place / "index"), codes[row]), int)]
+            away = ((found.astype(np.int32) - codes[row]) ** 2).sum(axis=1)
             reach = np.sort(neighbours.nearest(codes, codes[row], 11)[1])[10]
             shares.append((np.sort(away)[:11] <= reach).mean())
 
         def search(row: int, look: Any = look, place: Path = place) -> object:
-            return [look(str(place / f"{k}.index"), codes[row]) for k in range(len(parts))]
+            return look(str(place / "index"), codes[row])
 
         print(
-            f"{name}: built in {built:.1f} s, {len(first) / len(parts[0]):.0f} bytes a row, "
+            f"{name}: built in {built:.1f} s of a core, {len(first) / ROWS:.0f} bytes a row, "
             f"{'the same' if same else 'other'} bytes when repeated, recall {np.mean(shares):.3f}; "
             f"{seconds(search, place, rows)}",
             flush=True,
