@@ -11,7 +11,8 @@ with classes and an embedding. PACKAGE adds the network of another model package
 The joint run computes all products from nothing. The separate ones compute one product each, in
 order, and carry over the columns that it reads: they read its cutouts again, and read and write
 leaves as any program would. All in this process (run.place = here), on copies of the ingested
-store; medians of the turns, joint and separate alternating, in seconds of the whole verb.
+store; medians of the turns, joint and separate alternating, in seconds of the whole verb and of a
+core.
 """
 
 from __future__ import annotations
@@ -91,11 +92,11 @@ def fresh(config: SurveyConfig) -> None:
             store.remove(f"runs/{name}")
 
 
-def timed(survey: Survey) -> tuple[float, int]:
-    """Seconds of `run`, and the objects of its release."""
-    started = time.monotonic()
-    done = verbs.run(survey)
-    return time.monotonic() - started, done["rows"]
+def timed(survey: Survey) -> tuple[float, float]:
+    """Seconds of `run`, and of a core."""
+    started, before = time.monotonic(), time.process_time()
+    verbs.run(survey)
+    return time.monotonic() - started, time.process_time() - before
 
 
 def main() -> None:
@@ -114,28 +115,31 @@ def main() -> None:
     names = chosen.products or [section.name for section in whole.products]
     asked = {one.name for name in names for one in needed(whole, name)}
     sections = [section for section in whole.products if section.name in asked]
-    joint: list[float] = []
-    alone: dict[str, list[float]] = {section.name: [] for section in sections}
+    joint: list[tuple[float, float]] = []
+    alone: dict[str, list[tuple[float, float]]] = {section.name: [] for section in sections}
     # The first turn imports what all others have imported, and does not count.
     for turn in range(chosen.turns + 1):
         fresh(whole)
-        seconds, rows = timed(only(whole, sections))
+        together = timed(only(whole, sections))
         fresh(whole)
-        parts = {one.name: timed(only(whole, needed(whole, one.name)))[0] for one in sections}
+        parts = {one.name: timed(only(whole, needed(whole, one.name))) for one in sections}
         if turn:
-            joint.append(seconds)
+            joint.append(together)
             for name, part in parts.items():
                 alone[name].append(part)
     shutil.rmtree(copy)
-    medians = {name: float(np.median(parts)) for name, parts in alone.items()}
-    print(f"{rows} objects, medians of {chosen.turns} turns, seconds")
-    for name, median in medians.items():
-        print(f"  {name} alone: {median:.2f}")
-    together = float(np.median(joint))
-    total, longest = sum(medians.values()), max(medians.values())
-    print(f"  their sum {total:.2f}, the longest {longest:.2f}")
-    print(f"  joint {together:.2f}: {together / total:.2f} of the sum, {together / longest:.2f} of "
-          "the longest")  # fmt: skip
+    print(f"{chosen.turns} turns; medians of seconds, and of seconds of a core")
+    medians = {name: np.median(parts, axis=0) for name, parts in alone.items()}
+    for name, (wall, core) in medians.items():
+        print(f"  {name} alone: {wall:.2f}, {core:.2f}")
+    whole_run = np.median(joint, axis=0)
+    total, longest = np.sum(list(medians.values()), axis=0), np.max(list(medians.values()), axis=0)
+    for name, pair in (("their sum", total), ("the longest", longest), ("joint", whole_run)):
+        print(f"  {name}: {pair[0]:.2f}, {pair[1]:.2f}")
+    print(
+        f"  joint over sum {whole_run[0] / total[0]:.2f}, {whole_run[1] / total[1]:.2f}; over "
+        f"longest {whole_run[0] / longest[0]:.2f}, {whole_run[1] / longest[1]:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -392,6 +392,11 @@ def drop(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def core() -> float:
+    """Seconds of a processor that this process and those that it started have used."""
+    return time.process_time() + sum(os.times()[2:4])
+
+
 def seconds(search: Callable[[int], object], folder: Path, rows: NDArray[np.int64]) -> str:
     """Medians of searches for these rows, cold and warm; of warm ones the processor's, too."""
 
@@ -399,9 +404,9 @@ def seconds(search: Callable[[int], object], folder: Path, rows: NDArray[np.int6
         for row in rows:
             if cold:
                 drop(folder)
-            started, before = time.monotonic(), sum(os.times()[:4])
+            started, before = time.monotonic(), core()
             search(int(row))
-            yield time.monotonic() - started, sum(os.times()[:4]) - before
+            yield time.monotonic() - started, core() - before
 
     (cold, _), (warm, cpu) = (np.median(list(timed(how)), axis=0) for how in (True, False))
     return f"cold {cold:.3f} s, warm {warm:.3f} s, {cpu:.3f} s of a core"
