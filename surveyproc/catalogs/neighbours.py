@@ -4,8 +4,8 @@
 
 Each is an Arrow file of the partition's rows that have a code: `object_id`, `ra`, `dec` and `code`,
 not compressed, so that a local one is mapped into memory and not parsed. A search looks at every
-code of every partition. That is exact, and faster than a graph (HNSW) that must be opened first:
-see docs/design.md.
+code of every partition. That is exact, and no slower than most graphs (HNSW), which must be
+opened first: see docs/design.md.
 """
 
 from __future__ import annotations
