@@ -24,6 +24,7 @@ from surveyproc.survey import Survey
 
 if TYPE_CHECKING:
     from surveyproc.products.base import Batch
+    from surveyproc.verbs.similar import Similar
 
 
 class OpenedSurvey(Survey):
@@ -67,6 +68,25 @@ class OpenedSurvey(Survey):
                 f"{', '.join(held) or 'none'})"
             )
         return self._opened(layout.table(found.path, name), columns)
+
+    def similar(
+        self,
+        object_id: int | str | None = None,
+        *,
+        position: tuple[float, float] | None = None,
+        image: str | Path | None = None,
+        n: int = 10,
+        column: str | None = None,
+    ) -> Similar:
+        """Objects of the published release most like one; see `surveyproc.verbs.similar.similar`.
+
+        `pandas.DataFrame(survey.similar(42).neighbours)` makes a table of them.
+        """
+        from surveyproc.verbs.similar import similar
+
+        return similar(
+            self, object_id=object_id, position=position, image=image, n=n, column=column
+        )
 
     @cached_property
     def tiles(self) -> list[Tile]:

@@ -41,6 +41,9 @@ class Column:
         Values outside (low, high) stop a release at the range gate.
     default : bool
         Whether LSDB loads the column when a reader names none.
+    searched : bool
+        Whether the release has an index beside the column, by which rows like another are found.
+        It is a list of int8 whose Euclidean distances say how alike two rows are.
     """
 
     name: str
@@ -51,6 +54,15 @@ class Column:
     length: int = 0
     range: tuple[float, float] | None = None
     default: bool = True
+    searched: bool = False
+
+    @property
+    def missing(self) -> float | int:
+        """What stands for null in arrays: NaN; in lists of signed numbers the smallest; else 0."""
+        dtype = np.dtype(self.dtype)
+        if dtype.kind == "f":
+            return np.nan
+        return int(np.iinfo(dtype).min) if dtype.kind == "i" and self.length else 0
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -144,6 +156,7 @@ def load(
                     if isinstance(limits, list)
                     else None,
                     default=bool(entry.get("default", True)),
+                    searched=bool(entry.get("searched", False)),
                 )
             )
     return tuple(columns)

@@ -42,6 +42,17 @@ def _lonlat(vectors: Float) -> tuple[Float, Float]:
     return lon, np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
+def around(ra: float, dec: float, radius: float) -> tuple[Float, Float]:
+    """A position and 16 others on a small circle around it; all in degrees, each shape (17,)."""
+    centre = unit_vectors(np.array(ra), np.array(dec))
+    # Any axis that is not the centre's own gives two that are tangents there.
+    east = np.cross(np.eye(3)[np.argmin(np.abs(centre))], centre)
+    east /= np.linalg.norm(east)
+    angle = np.arange(16) * np.pi / 8
+    away = np.outer(np.cos(angle), east) + np.outer(np.sin(angle), np.cross(centre, east))
+    return _lonlat(np.vstack([centre, centre + np.radians(radius) * away]))
+
+
 def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
     """A circle on the sky that holds all positions: (ra, dec, radius), degrees.
 

@@ -90,6 +90,21 @@ class Pixels(Network):
         return {"masks": self.masks(maps).float(), "fluxes": fluxes}
 
 
+class Looks(Network):
+    """What a cutout looks like, as a vector, by a convolution that nobody trained."""
+
+    def __init__(self, bands, cutout=12, width=24):
+        super().__init__()
+        self.reads = Reads(images=tuple(bands), cutout=cutout)
+        self.tasks = (EmbeddingTask(width),)
+        self.first = nn.Conv2d(len(bands), width, 5)
+
+    def forward(self, images):
+        known = images.isfinite().all(dim=(1, 2, 3))
+        maps = torch.tanh(self.first(images.nan_to_num() / 100)).mean(dim=(2, 3))
+        return {"embedding": maps.where(known[:, None], torch.nan)}
+
+
 @register("test-types")
 def types(name, bands, settings):
     chosen = dict(settings)
@@ -100,6 +115,11 @@ def types(name, bands, settings):
 @register("test-votes")
 def votes(name, bands, settings):
     return Votes(bands, **settings)
+
+
+@register("test-looks")
+def looks(name, bands, settings):
+    return Looks(bands, **settings)
 
 
 @register("test-pixels")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from surveyproc.cli import text
-from surveyproc.errors import InputError, SurveyError
+from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.interrupt import hint, watched
 from surveyproc.store.documents import document
 
@@ -254,6 +254,35 @@ def evaluate(
         lines += ["", f"against {done.against.column}, outliers: |dz| > {outlier:g}:"]
         lines += [text.gain_line(*one) for one in done.against.gains.items()]
     _show(done, as_json, lines)
+
+
+@app.command()
+def similar(
+    survey: Survey,
+    object_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="The object, by object_id or text id.")
+    ] = None,
+    ra: Annotated[float | None, typer.Option(help="Or its position, degrees, ICRS.")] = None,
+    dec: Annotated[float | None, typer.Option(help="Within 2 arcsec.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Or an image: FITS, PNG or JPEG.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
+    column: Annotated[
+        str | None, typer.Option(help="The embedding, if the release has several.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the objects of the published release that are most like one, or like an image."""
+    from surveyproc.verbs.similar import similar as find
+
+    if (ra is None) != (dec is None):
+        raise ConfigError("similar: --ra and --dec go together")
+    position = None if ra is None or dec is None else (ra, dec)
+    opened = _load(survey, overrides)
+    done = find(opened, object_id=object_id, position=position, image=image, n=n, column=column)
+    _show(done, as_json, text.similar_lines(done))
 
 
 @app.command()

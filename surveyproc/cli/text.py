@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from surveyproc.releases.diff import Difference
     from surveyproc.releases.flux_ratios import TileRatio
     from surveyproc.verbs.nightly import Night
+    from surveyproc.verbs.similar import Similar
     from surveyproc.verbs.submit import JobEnd
 
 
@@ -218,3 +219,16 @@ def why(job: JobEnd) -> list[str]:
     if job.status != "FAILED" or (code is not None and code <= 128):
         return []
     return [job.message, "what was finished is kept: submit it again"]
+
+
+def similar_lines(done: Similar) -> list[str]:
+    """The neighbours of an object or an image, nearest first."""
+    return [
+        f"nearest in {done.column} of release {done.release} to "
+        + (done.of.image or _object_line(done.of)),
+        *(f"{_object_line(one)}  distance {one.distance:.2f}" for one in done.neighbours),
+    ]
+
+
+def _object_line(one: Any) -> str:
+    return f"{one.object_id:>20}  {one.ra:11.6f} {one.dec:+11.6f}"

@@ -197,6 +197,9 @@ def build(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Netwo
         _registry[pattern] = _third_parties()[pattern].load()
     network = _registry[pattern](name, tuple(bands), settings)
     _check_names([task.name for task in network.tasks], f"{name}: two tasks are called")
+    for task in network.tasks:
+        if task.fitted is not None:
+            network.add_module(f"{task.name}_fitted", task.fitted)
     columns = [one.name for task in network.tasks for one in task_columns(task.describe(), "")]
     _check_names(columns, f"{name}: two outputs would be column")
     return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,12 +12,16 @@ from numpy.typing import NDArray
 
 from surveyproc.models.base import Network
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
+from surveyproc.models.tasks.base import Task
 
 BLOCK = 512
 IMAGE_BLOCK = 64
 """Rows of one forward pass, without and with images. The last block is padded to it, so that no
 result depends on how many rows the caller hands over: matrix products may round differently for
 different shapes."""
+
+Read = Callable[[Task, Any], dict[str, NDArray[Any]]]
+"""What is taken of a task's output."""
 
 
 def predict(
@@ -28,6 +33,7 @@ def predict(
     flux_err: Float | None = None,
     *,
     device: str = "cpu",
+    read: Read | None = None,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
     """The values of all tasks, row by row the same whatever rows come with them.
 
@@ -49,18 +55,22 @@ def predict(
     device : str
         Torch device that the blocks go to: `cpu`, `cuda`, `cuda:1`. Another kind of device rounds
         otherwise (`tests/products/test_photoz.py` holds it to 1e-3 of 1 + z), always the same way.
+    read : callable, optional
+        What is taken of a task's output instead of its values: arrays with the objects as first
+        axis, by their names.
 
     Returns
     -------
     values : dict of ndarray, first axis n
-        What `Task.values` gives of each task, float32 (or text), by the names of their columns
-        without the model's prefix: `z_median`, `p_star`, ...
+        What `Task.values` gives of each task, float32 (or text, or whole numbers), by the names of
+        their columns without the model's prefix: `z_median`, `p_star`, ...; or what `read` gives.
     outside : bool ndarray, shape (n,)
         Outside the training range of the fluxes, or of the images if there are no fluxes.
     """
     given = [part for part in (flux, images) if part is not None]
     n = len(given[0])
     size = BLOCK if images is None else IMAGE_BLOCK
+    taken = read or _values
     network.to(torch.device(device))
     values: dict[str, NDArray[Any]] = {}
     outside = np.zeros(n, bool)
@@ -86,7 +96,7 @@ def predict(
             found = {
                 key: column
                 for task in network.tasks
-                for key, column in task.values(outputs[task.name]).items()
+                for key, column in taken(task, outputs[task.name]).items()
             }
         for key, column in found.items():
             if key not in values:
@@ -101,6 +111,10 @@ def _same_bits() -> AbstractContextManager[None]:
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
     return chosen
+
+
+def _values(task: Task, output: Any) -> dict[str, NDArray[Any]]:
+    return task.values(output)
 
 
 def _padded(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:

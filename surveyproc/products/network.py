@@ -253,8 +253,11 @@ class NetworkProduct:
         outside |= self._other_pixels(batch)
         failed = np.zeros(n, bool)
         for column in values.values():
+            within = tuple(range(1, column.ndim))
             if column.dtype.kind == "f":
-                failed |= ~np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
+                failed |= ~np.isfinite(column).all(axis=within)
+            elif column.dtype.kind == "i":
+                failed |= (column == _nothing(column)).all(axis=within)
         failed &= ~empty
         flags = np.asarray(batch.flags, np.int32).copy()
         for name, where in (
@@ -267,7 +270,7 @@ class NetworkProduct:
             flags[where] |= schemas.flag(name)
         out: dict[str, NDArray[Any]] = {}
         for key, column in values.items():
-            column[empty | failed] = np.nan if column.dtype.kind == "f" else ""
+            column[empty | failed] = _nothing(column)
             out[f"{self._prefix}_{key}"] = column
         out[f"{self._name}_flag"] = flags
         return out
@@ -299,6 +302,12 @@ class NetworkProduct:
         if trained is None or batch.pixel_scale is None:
             return np.zeros(len(batch.flags), bool)
         return np.abs(batch.pixel_scale / trained - 1.0) > 0.02
+
+
+def _nothing(values: NDArray[Any]) -> float | int | str:
+    """What values of this type hold where nothing could be predicted."""
+    kind = values.dtype.kind
+    return np.nan if kind == "f" else int(np.iinfo(values.dtype).min) if kind == "i" else ""
 
 
 def _both(model: Iterable[str], survey: Iterable[str]) -> str:

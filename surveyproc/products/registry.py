@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from surveyproc import schemas
-from surveyproc.catalogs import rows
+from surveyproc.catalogs import neighbours, rows
 from surveyproc.catalogs.ingest import open_source, read_catalog
 from surveyproc.config import SurveyConfig
 from surveyproc.config.kinds import kind_of, load_kind
@@ -81,6 +81,14 @@ def check_columns(products: Sequence[Product], catalog_columns: Sequence[Column]
                 "an earlier product has; list the product that writes them first"
             )
         written = [column.name for column in product.columns]
+        for column in product.columns:
+            if column.searched and not (
+                column.dtype == "int8" and 0 < column.length <= neighbours.LONGEST
+            ):
+                raise ConfigError(
+                    f"products.{product.name}: {column.name} is to have an index, and is no list "
+                    f"of int8 of {neighbours.LONGEST} at most"
+                )
         twice = sorted(known.intersection(written))
         if twice:
             raise ConfigError(

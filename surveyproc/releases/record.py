@@ -37,6 +37,8 @@ class Release:
         Table beside the catalog to its rows.
     pixels : list of str
         Arrays of pixels beside the catalog.
+    searched : dict of str to str
+        Column that has an index of neighbours to its product.
     flags, band_flags : dict
         Product, or flag column of a band, to flag to objects; `any` stands for all flags.
     quarantined : list of str
@@ -58,6 +60,7 @@ class Release:
     kinds: dict[str, str] = field(default_factory=dict)
     tables: dict[str, int] = field(default_factory=dict)
     pixels: list[str] = field(default_factory=list)
+    searched: dict[str, str] = field(default_factory=dict)
     flags: dict[str, dict[str, int]] = field(default_factory=dict)
     band_flags: dict[str, dict[str, int]] = field(default_factory=dict)
     quarantined: list[str] = field(default_factory=list)

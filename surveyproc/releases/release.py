@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from surveyproc.catalogs import hats
+from surveyproc.catalogs import hats, neighbours
 from surveyproc.config.sections import GatesSection
 from surveyproc.errors import GateError, InputError, StoreError
 from surveyproc.releases.record import ListedRelease, Release, finished, parsed, pointed_to
@@ -167,6 +167,7 @@ def publish(
         kinds=plan.kinds,
         tables=tables,
         pixels=sorted(plan.pixels),
+        searched={column.name: product.name for column, product in plan.searched.items()},
         rows_per_second=_rate(commits),
         products={product.name: product.version for product in plan.products},
         flags=commit.total_flags(one.flags for one in commits),
@@ -330,7 +331,7 @@ def drop_strangers(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -
     """Remove files of no unit of the plan, which an interrupted copy could have left."""
     expected = {plan.release_key + file.key for record in commits for file in record.files}
     tables = (f"{layout.table(plan.release_key, name)}/dataset" for name in plan.tables)
-    own = f"{plan.release_key}/dataset", f"{plan.release_key}/{stacks.FOLDER}"
+    own = (f"{plan.release_key}/{one}" for one in ("dataset", stacks.FOLDER, neighbours.FOLDER))
     for folder in (*own, *tables):
         for name in store.sizes(folder):
             key = f"{folder}/{name}"

@@ -23,6 +23,7 @@ from surveyproc.run import commit
 from surveyproc.run.adopt import donors
 from surveyproc.run.plan import Plan, Unit
 from surveyproc.run.stacks import File
+from surveyproc.schemas import Column
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, digest, parse_table
 
@@ -168,16 +169,14 @@ def _checked(store: Store, key: str, sha256: str, columns: list[str] | None) -> 
     return parse_table(pa.BufferReader(data), columns)
 
 
-def as_numpy(column: pa.ChunkedArray, length: int) -> NDArray[np.generic]:
-    """A carried column as `Product.compute` gives it: NaN for null, lists as (n, length)."""
-    kind = column.type
-    if not length:
-        values: NDArray[np.generic] = column.to_numpy()
-        return values
-    dtype = np.dtype(kind.value_type.to_pandas_dtype())
-    out = np.full((len(column), length), np.nan if dtype.kind == "f" else 0, dtype)
-    known = column.is_valid().to_numpy()
-    out[known] = pc.list_flatten(column.drop_null()).to_numpy().reshape(-1, length)
+def as_numpy(values: pa.ChunkedArray, column: Column) -> NDArray[np.generic]:
+    """Carried values as `Product.compute` gives them: `missing` for null, lists as (n, length)."""
+    if not column.length:
+        plain: NDArray[np.generic] = values.to_numpy()
+        return plain
+    out = np.full((len(values), column.length), column.missing, np.dtype(column.dtype))
+    known = values.is_valid().to_numpy()
+    out[known] = pc.list_flatten(values.drop_null()).to_numpy().reshape(-1, column.length)
     return out
 
 

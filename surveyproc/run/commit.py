@@ -40,7 +40,7 @@ class ColumnStats:
         Extremes of a column of numbers; None for lists and text, or if all is null.
     histogram : str
         Values of a column of numbers, or in its lists, as `surveyproc.evaluate.histogram.pack`
-        writes them; empty for text.
+        writes them; empty for text and embeddings.
     """
 
     nulls: int
@@ -74,6 +74,8 @@ class Commit:
         Table to its leaf, where the partition has rows of it.
     pixels : dict
         Array of pixels to its files.
+    indexes : list of File
+        Indexes of columns that have one.
     seconds : float
         Time the unit took.
     provenance : dict
@@ -101,6 +103,7 @@ class Commit:
     tables: dict[str, Leaf] = field(default_factory=dict)
     pixels: dict[str, list[File]] = field(default_factory=dict)
     device: str = "cpu"
+    indexes: list[File] = field(default_factory=list)
 
     @property
     def damaged(self) -> bool:
@@ -122,7 +125,7 @@ class Commit:
             for name, one in self.tables.items()
         ]
         own = [File(key, leaf.nbytes, leaf.sha256) for key, leaf in leaves]
-        return [*own, *(file for files in self.pixels.values() for file in files)]
+        return [*own, *(file for files in self.pixels.values() for file in files), *self.indexes]
 
 
 def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, ColumnStats]:
@@ -133,9 +136,9 @@ def column_stats(table: pa.Table, columns: Sequence[Column]) -> dict[str, Column
         low = high = None
         outside = 0
         if pa.types.is_list(values.type):
-            stats[column.name] = ColumnStats(
-                values.null_count, 0, None, None, _histogram(pc.list_flatten(values))
-            )
+            # The numbers of an embedding mean nothing one by one, nor across versions of a model.
+            known = "" if column.searched else _histogram(pc.list_flatten(values))
+            stats[column.name] = ColumnStats(values.null_count, 0, None, None, known)
             continue
         if not _is_number(values.type):
             stats[column.name] = ColumnStats(values.null_count, 0, None, None)
@@ -208,6 +211,7 @@ def read(store: Store, run_key: str, unit: str) -> Commit:
                 name: [File(**one) for one in files]
                 for name, files in document.get("pixels", {}).items()
             },
+            "indexes": [File(**one) for one in document.get("indexes", [])],
         }
         return Commit(**{**document, **parts})
     except (KeyError, TypeError, ValueError) as error:

@@ -113,6 +113,16 @@ class Plan:
         return {array.name: array for product in self.products for array in pixels_of(product)}
 
     @property
+    def searched(self) -> dict[Column, Product]:
+        """The columns that have an index beside them, and the products that write them."""
+        return {
+            column: product
+            for product in self.products
+            for column in product.columns
+            if column.searched
+        }
+
+    @property
     def rows(self) -> int:
         """Objects of the whole run."""
         return sum(unit.rows for unit in self.units)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from surveyproc import schemas
-from surveyproc.catalogs import hats
+from surveyproc.catalogs import hats, neighbours
 from surveyproc.errors import StoreError
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.products.base import Product, device
 from surveyproc.run import carry, commit, stacks, unit
 from surveyproc.run.carry import Carried, Donor
 from surveyproc.run.plan import Plan, Unit, table_columns
+from surveyproc.run.stacks import File
 from surveyproc.run.unit import Computation, Output, Read
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, digest, parse_table
@@ -93,9 +94,9 @@ class Reading:
 
 def computation(plan: Plan, held: Held) -> Computation:
     """The computation of the products that must be, to which the unit's batches are added."""
-    lengths = {one.name: one.length for product in plan.products for one in product.columns}
+    columns = {one.name: one for product in plan.products for one in product.columns}
     known = {
-        name: carry.as_numpy(column, lengths[name]) for name, column in held.carried.columns.items()
+        name: carry.as_numpy(values, columns[name]) for name, values in held.carried.columns.items()
     }
     return Computation(held.table, held.stale(plan), known)
 
@@ -110,7 +111,7 @@ def write(
     seconds: float,
     quarantine: str = "",
 ) -> commit.Commit:
-    """Pixels, tables and the leaf, and the commit record after them.
+    """Pixels, tables, indexes and the leaf, and the commit record after them.
 
     Parameters
     ----------
@@ -146,6 +147,12 @@ def write(
         if rows.num_rows:
             place = layout.table(plan.release_key, name)
             tables[name] = hats.write_leaf(store, f"{place}/{key}", rows, columns)
+    indexes = []
+    for column, product in plan.searched.items():
+        data = neighbours.encode(result, column, product.version)
+        place = neighbours.index_key(column.name, planned.order, planned.pixel)
+        store.put(f"{plan.release_key}/{place}", data)
+        indexes.append(File(f"/{place}", len(data), digest(data)))
     leaf = hats.write_leaf(store, f"{plan.release_key}/{key}", result, plan.leaf_columns)
     record = commit.Commit(
         unit=planned.name,
@@ -161,6 +168,7 @@ def write(
         tables=tables,
         pixels=pixels,
         device=device(),
+        indexes=indexes,
     )
     commit.write(store, plan.run_key, record)
     return record

@@ -302,8 +302,7 @@ def _empty(column: Column, rows: int) -> NDArray[Any]:
     shape = (rows, column.length) if column.length else (rows,)
     if column.dtype == "string":
         return np.full(shape, None, dtype=object)
-    dtype = np.dtype(column.dtype)
-    return np.full(shape, np.nan if dtype.kind == "f" else 0, dtype=dtype)
+    return np.full(shape, column.missing, dtype=np.dtype(column.dtype))
 
 
 def batches(
@@ -422,11 +421,15 @@ def _as_arrow(values: NDArray[Any], column: Column) -> pa.Array:
 
 
 def _list_array(values: NDArray[Any], column: Column) -> pa.Array:
-    """(n, length) to a list column; a row that is all NaN becomes null."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.dtype(column.dtype)).ravel())
+    """(n, length) to a list column; a row that holds nothing but `column.missing` becomes null."""
+    values = np.ascontiguousarray(values, dtype=np.dtype(column.dtype))
+    flat = pa.array(values.ravel())
     offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * column.length)
     lists = pa.ListArray.from_arrays(offsets, flat)
-    missing = pa.array(np.isnan(values).all(axis=1))
+    if values.dtype.kind not in "fi":
+        return lists
+    empty = np.isnan(values) if values.dtype.kind == "f" else values == column.missing
+    missing = pa.array(empty.all(axis=1))
     return pc.if_else(missing, pa.scalar(None, lists.type), lists)
 
 

@@ -9,7 +9,8 @@
         current.json                        the version in use
     training/<product>/<version>/           a training cube; cube.json is written last
     releases/<survey>/
-        <release>/                          a HATS catalog; pixels/<array>/ in it, a Zarr group
+        <release>/                          a HATS catalog; pixels/<array>/ in it, a Zarr group,
+                                            and neighbours/<column>/, indexes
         <release>-<table>/                  rows that a product wrote beside it, HATS
         current.json                        the release that readers follow
         withdrawn.json                      releases that somebody rolled back from

@@ -42,7 +42,7 @@ from surveyproc.train.apart import train_apart
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitSettings, FitState
 from surveyproc.train.job import DATA, TARGET, Job, histories
-from surveyproc.train.scores import cutouts_of, flux_of, measure
+from surveyproc.train.scores import cutouts_of, fit_outputs, flux_of, measure, some_of
 
 RECIPE = 5
 """Raised when a change of the loop or the features changes the weights it ends with."""
@@ -357,8 +357,7 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
             {name: torch.from_numpy(one[training]) for name, one in usable.targets.items()}
         )
         if network.reads.cutout:
-            some = np.zeros(len(usable), bool)
-            some[training[:: max(1, len(training) // SCALING_ROWS)]] = True
+            some = some_of(training, SCALING_ROWS, len(usable))
             network.set_images(images for _, images in cutouts_of(usable, network, some))
         store.put(where, safetensors.torch.save(network.state_dict()))
 
@@ -450,6 +449,7 @@ def _finish(
         network = build(recipe.architecture, recipe.bands, recipe.network)
         network.load_state_dict(state.best)
         networks.append(network.eval())
+    fit_outputs(networks, scaling, usable, fold)
     metrics = measure(networks, scaling, usable, fold, test)
     folds = range(recipe.folds)
     document = json.loads(json.dumps(asdict(recipe)))
@@ -461,7 +461,7 @@ def _finish(
         settings=recipe.network,
         bands=recipe.bands,
         scaling=scaling,
-        members=[state.best for state in states],
+        members=[network.state_dict() for network in networks],
         pixel_scale=None if usable.cube is None else usable.cube.pixel_scale,
         absent_bands="mask" if recipe.fit.dropped_rows else "refuse",
         training={

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ from surveyproc.errors import InputError
 from surveyproc.models.base import Network
 from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import FeatureScaling
-from surveyproc.models.inference import predict
+from surveyproc.models.inference import Read, predict
 from surveyproc.models.tasks.base import Task, Values
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.examples import BandDropout, Examples
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float64]
+
+FITTED_ROWS = 16_384
+"""Training objects, at most, by which tasks fit what they fit: the codes of embeddings."""
 
 
 def measure(
@@ -51,24 +55,65 @@ def measure(
         `held_out`, and `test`, where there are such rows: the metrics of every task that has
         targets, by its name, on the rows whose target is known. None where undefined.
     """
-    threads = torch.get_num_threads()
-    # Several threads beside other work can be a hundred times slower than one.
-    torch.set_num_threads(1)
     tasks, metrics = networks[0].tasks, {}
     folds = int(fold.max()) + 1
     if folds:
-        parts = [
-            _predict(_mean(networks[part::folds]), scaling, usable, fold == part)
-            for part in range(folds)
-        ]
+        with _one_thread():
+            parts = [
+                _predict(_mean(networks[part::folds]), scaling, usable, fold == part)
+                for part in range(folds)
+            ]
         values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         order = np.concatenate([np.flatnonzero(fold == part) for part in range(folds)])
         metrics["held_out"] = _metrics(tasks, values, usable.take(order).targets)
     if test is not None:
-        values = _predict(_mean(networks), scaling, test, np.ones(len(test), bool))
+        with _one_thread():
+            values = _predict(_mean(networks), scaling, test, np.ones(len(test), bool))
         metrics["test"] = _metrics(tasks, values, test.targets)
-    torch.set_num_threads(threads)
     return metrics
+
+
+def fit_outputs(
+    networks: Sequence[Network], scaling: FeatureScaling | None, usable: TrainingSet, fold: Int
+) -> None:
+    """Let tasks that have something to fit do so, by what each network says of its training rows.
+
+    Parameters
+    ----------
+    networks, scaling, usable, fold
+        As `measure` takes them; the tasks are changed.
+    """
+
+    def raw(task: Task, output: Any) -> dict[str, NDArray[Any]]:
+        return {task.name: output.float().cpu().numpy()} if task.fitted is not None else {}
+
+    folds = max(int(fold.max()) + 1, 1)
+    for number, network in enumerate(networks):
+        if tasks := [task for task in network.tasks if task.fitted is not None]:
+            training = np.flatnonzero(fold != number % folds)
+            rows = some_of(training, FITTED_ROWS, len(usable))
+            with _one_thread():
+                outputs = _predict(network, scaling, usable, rows, raw)
+                for task in tasks:
+                    task.fit(outputs[task.name])
+
+
+def some_of(rows: Int, most: int, n: int) -> NDArray[np.bool_]:
+    """About `most` of the rows, evenly taken, as a mask of shape (n,)."""
+    some = np.zeros(n, bool)
+    some[rows[:: max(1, len(rows) // most)]] = True
+    return some
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads beside other work can be a hundred times slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _mean(networks: Sequence[Network]) -> Network:
@@ -103,6 +148,7 @@ def _predict(
     scaling: FeatureScaling | None,
     usable: TrainingSet,
     rows: NDArray[np.bool_],
+    read: Read | None = None,
 ) -> dict[str, NDArray[Any]]:
     """What the network says of the rows of a bool mask."""
     flux = errors = reddening = None
@@ -113,7 +159,7 @@ def _predict(
 
     def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
         given = [None if a is None else a[index] for a in (flux, reddening, errors)]
-        return predict(network, scaling, given[0], images, given[1], given[2])[0]
+        return predict(network, scaling, given[0], images, given[1], given[2], read=read)[0]
 
     if not network.reads.cutout:
         return of(np.flatnonzero(rows), None)

@@ -292,7 +292,7 @@ def test_others_read_a_column_as_the_leaf_gives_it_back():
     reader = Made("r", lambda b: b.flags, columns=names)
     table = table_of(3)
     leaf = unit.to_table(table, unit.compute(table, [wide, reader], None).columns, wide.columns)
-    known = {one.name: carry.as_numpy(leaf[one.name], one.length) for one in wide.columns}
+    known = {one.name: carry.as_numpy(leaf[one.name], one) for one in wide.columns}
     unit.compute(table, [reader], None, known)
     computed, carried = (batch.columns for batch in reader.seen)
     for name in names:

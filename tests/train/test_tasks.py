@@ -136,7 +136,11 @@ def test_votes_and_embeddings(votes):
     out = product.compute(batch(data))
     assert list(out)[:2] == ["test_votes_t00", "test_votes_t01"]
     assert list(out)[-2:] == ["test_votes_embedding", "morphology_flag"]
-    assert out["test_votes_embedding"].shape == (700, 64)
+    codes = out["test_votes_embedding"]
+    assert (codes.shape, codes.dtype) == ((700, 64), np.int8)
+    # Fitted to the training rows: neither lost in one step nor cut off.
+    assert 15 < codes.std() < 60
+    assert (np.abs(codes) == 127).mean() < 0.01
     miss = out["test_votes_t05"] - data.targets["votes"][:, 5]
     assert np.nanmedian(np.abs(miss)) < 0.1
     with pytest.raises(ConfigError, match="'test-votes' gives no redshift, only votes, embedding"):

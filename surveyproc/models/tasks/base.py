@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError
@@ -66,12 +66,15 @@ class Task(ABC):
         Of its loss among those of other tasks.
     targets : tuple of Target
         What it learns from; without any it has no loss.
+    fitted : Module or None
+        What `fit` chooses, in buffers that are kept among the network's weights.
     """
 
     kind: ClassVar[str]
     name: str
     weight: float = 1.0
     targets: tuple[Target, ...] = ()
+    fitted: nn.Module | None = None
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -85,7 +88,8 @@ class Task(ABC):
     def values(self, output: Any) -> dict[str, NDArray[Any]]:
         """Its columns of n objects, on the CPU: float32 (n,) or (n, k), or objects of str, (n,).
 
-        By the names that `columns.task_columns` gives them, without the model's prefix.
+        By the names that `columns.task_columns` gives them, without the model's prefix. Whole
+        numbers have the column's type; a list of them without a value holds the smallest of it.
         """
 
     def loss(self, output: Any, targets: Mapping[str, Tensor]) -> Tensor:
@@ -134,6 +138,16 @@ class Task(ABC):
         tasks to names.
         """
         return None
+
+    def fit(self, outputs: NDArray[np.float32]) -> None:
+        """Choose what is `fitted`, by the trained network's outputs for the training set.
+
+        Parameters
+        ----------
+        outputs : float32 ndarray, shape (n, ...)
+            What `forward` gave for the task, if that is a Tensor.
+        """
+        raise NotImplementedError(f"task {self.name!r} has nothing to fit")
 
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
         """What the values are worth on objects whose targets are known; JSON-able.

@@ -61,7 +61,8 @@ def task_columns(task: Mapping[str, Any], prefix: str) -> tuple[Column, ...]:
             return schemas.load(kind, model=prefix, task=name, labels=task["names"])
         if kind == "embedding":
             (one,) = schemas.load("embedding", model=prefix, task=name)
-            return (replace(one, length=int(task["length"])),)
+            told = f"{one.description} The vector has {int(task['vector'])} numbers."
+            return (replace(one, length=int(task["length"]), description=told),)
         if kind == "masks":
             return ()
     except (KeyError, TypeError, ValueError) as error:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from surveyproc.models.tasks.base import Task
+from surveyproc.models.tasks.codes import Codes, code_length
 
 
 class EmbeddingTask(Task):
     """A vector for each object, shape (n, length), for searches by likeness. Nothing is learned.
+
+    It is written as at most 64 bytes (`codes.Codes`), fitted when the network is trained.
 
     Parameters
     ----------
@@ -26,15 +30,21 @@ class EmbeddingTask(Task):
 
     def __init__(self, length: int, *, name: str = "embedding") -> None:
         self.length, self.name = length, name
+        self.fitted: Codes = Codes(length)
 
     def describe(self) -> dict[str, Any]:
-        """With `length`."""
-        return {"name": self.name, "kind": self.kind, "length": self.length}
+        """With `vector`, the length of the vector, and `length`, that of its code."""
+        sizes = {"vector": self.length, "length": code_length(self.length)}
+        return {"name": self.name, "kind": self.kind, **sizes}
 
     def average(self, outputs: Sequence[Tensor]) -> Tensor:
         """That of the first network: each has axes of its own, whose mean would say nothing."""
         return outputs[0]
 
     def values(self, output: Tensor) -> dict[str, NDArray[Any]]:
-        """The vectors, (n, length)."""
-        return {self.name: output.float().cpu().numpy()}
+        """The codes, int8, (n, code_length); -128 throughout where the vector is not finite."""
+        return {self.name: self.fitted(output).cpu().numpy()}
+
+    def fit(self, outputs: NDArray[np.float32]) -> None:
+        """Fit the codes to vectors of the training set, shape (n, length)."""
+        self.fitted.fit(outputs)

@@ -175,6 +175,10 @@ def test_columns_of_every_kind():
     assert names(FluxTask(("g", "r"))) == ["m_flux_g", "m_flux_r", "m_flux_err_g", "m_flux_err_r"]
     (column,) = task_columns(EmbeddingTask(64).describe(), "m")
     assert (column.name, column.length, column.default) == ("m_embedding", 64, False)
+    assert (column.dtype, column.searched) == ("int8", True)
+    (column,) = task_columns(EmbeddingTask(1280).describe(), "m")
+    assert column.length == 64
+    assert column.description.endswith("The vector has 1280 numbers.")
     masks = MaskTask(("one", "two"), (8, 9)).describe()
     assert task_columns(masks, "m") == ()
     assert task_pixels([masks, {"name": "x", "kind": "classes"}], "m") == (
@@ -187,6 +191,8 @@ def test_columns_of_every_kind():
     [
         ({"name": "x", "kind": "theirs"}, "task 'x' is of kind 'theirs' and lists no columns"),
         ({"name": "x", "kind": "classes"}, "task 'x': KeyError"),
+        # As packages described it when vectors were written as floats.
+        ({"name": "x", "kind": "embedding", "length": 3}, "task 'x': KeyError"),
         ({"name": "x", "kind": "theirs", "columns": [{"nam": "a"}]}, "task 'x': TypeError"),
     ],
 )

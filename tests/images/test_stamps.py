@@ -1,0 +1,76 @@
+"""Images of one object from files: what fits is read as it is, the rest is named."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from PIL import Image
+
+from surveyproc.errors import InputError
+from surveyproc.images.stamps import read_stamp
+
+RGB = ("g", "r", "i")
+
+
+def colours(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+
+
+def test_channels_are_bands_and_the_upper_row_is_the_last(tmp_path):
+    pixels = colours()
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    found = read_stamp(tmp_path / "one.png", RGB, 8)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[1, 7], pixels[0, :, 1])
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
+    grey = read_stamp(tmp_path / "grey.png", ("r",), 8)
+    np.testing.assert_array_equal(grey[0], found[0])
+
+
+def test_fits_of_planes_and_of_one_plane(tmp_path):
+    planes = np.random.default_rng(1).normal(size=(3, 8, 8))
+    planes[0, 0, 0] = np.nan
+    later = [fits.PrimaryHDU(), fits.ImageHDU(planes)]
+    fits.HDUList(later).writeto(tmp_path / "three.fits")
+    np.testing.assert_array_equal(
+        read_stamp(tmp_path / "three.fits", RGB, 8), planes.astype(np.float32)
+    )
+    fits.PrimaryHDU(planes[1]).writeto(tmp_path / "one.fits")
+    assert read_stamp(str(tmp_path / "one.fits"), ("r",), 8).shape == (1, 8, 8)
+
+
+def write_bad(path, kind):
+    if kind == "alpha":
+        Image.fromarray(np.dstack([colours(), colours()[:, :, :1]])).save(path)
+    elif kind == "deep":
+        Image.fromarray(colours()[:, :, 0].astype(np.uint16)).save(path)
+    elif kind == "cut short":
+        Image.fromarray(np.tile(colours(), (8, 8, 1))).save(path)
+        path.write_bytes(path.read_bytes()[:600])
+    elif kind == "text":
+        path.write_text("no image")
+    elif kind == "table":
+        fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1])]).writeto(path)
+    elif kind == "large":
+        Image.fromarray(np.tile(colours(), (2, 2, 1))).save(path)
+    elif kind == "grey":
+        Image.fromarray(colours()[:, :, 0]).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "match"),
+    [
+        ("a.png", "alpha", "is of mode RGBA: .*without alpha"),
+        ("a.png", "deep", "is of mode I;16: .*16 bits"),
+        ("a.jpg", "cut short", "no image that can be read"),
+        ("a.png", "text", "no image that can be read"),
+        ("a.fits", "text", "no FITS, PNG or JPEG that can be read"),
+        ("a.fits", "table", "no image of"),
+        ("a.png", "large", "has 3 bands of 16 x 16 pixels, and the model reads 3 bands of 8 x 8"),
+        ("a.png", "grey", "has 1 bands of 8 x 8 pixels"),
+        ("a.png", "none", "there is no such file"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, kind, match):
+    write_bad(tmp_path / name, kind)
+    with pytest.raises(InputError, match=match):
+        read_stamp(tmp_path / name, RGB, 8)
