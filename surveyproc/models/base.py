@@ -30,6 +30,7 @@ OWN_MODULES = (
     "surveyproc.models.families.gaznet_images",
     "surveyproc.models.families.multimodal",
     "surveyproc.models.families.inception",
+    "surveyproc.models.families.otelo",
     "surveyproc.models.families.tabm",
 )
 
