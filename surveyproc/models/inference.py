@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from surveyproc.models.base import Network
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
+from surveyproc.models.tasks.base import Task, Values
 
 BLOCK = 512
 IMAGE_BLOCK = 64
@@ -85,13 +86,21 @@ def predict(
             found = {
                 key: column
                 for task in network.tasks
-                for key, column in task.values(outputs[task.name]).items()
+                for key, column in _values(network, task, outputs[task.name]).items()
             }
         for key, column in found.items():
             if key not in values:
                 values[key] = np.empty((n, *column.shape[1:]), column.dtype)
             values[key][part] = column[:rows]
     return values, outside
+
+
+def _values(network: Network, task: Task, output: Any) -> Values:
+    """The task's columns, calibrated if the network is."""
+    values: Values = task.values(output)
+    if task.name in network.calibrations:
+        values = task.calibrated(values, network.calibrations[task.name])
+    return values
 
 
 def _padded(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:

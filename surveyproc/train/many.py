@@ -24,10 +24,8 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from surveyproc.errors import InputError
 from surveyproc.models.base import Network
 from surveyproc.train.examples import generator
+from surveyproc.train.fit import EPSILON, RHO
 from surveyproc.train.schedules import plateau_factor
-
-RHO, EPSILON = 0.9, 1e-7
-"""Constants of RMSprop in Keras."""
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -155,7 +153,7 @@ def fit_many(
             order = _order(settings.seed, epoch, training.shape)
             shuffled = training.gather(1, order)
             losses.train()
-            for rows in shuffled.split(settings.batch_size, dim=1):
+            for rows in torch.split(shuffled, settings.batch_size, dim=1):
                 gradients = step(weights, buffers, *chosen(rows))
                 _rmsprop(weights, squares, gradients, rate, settings.weight_decay)
             if validation is None:

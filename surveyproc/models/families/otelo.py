@@ -151,7 +151,7 @@ class Otelo(Network):
             errors=settings.errors,
         )
         self.tasks = (
-            ClassTask(classes),
+            ClassTask(classes, calibrate=True),
             RedshiftTask(self._loss, pdf=settings.components > 0),
         )
         if settings.by_class:
