@@ -370,7 +370,7 @@ class ProductSection(Section):
     """One product of the run; each kind of product adds its own keys."""
 
     name: Name = Field(
-        description="Name of the product, and of its flag column; it begins with the kind, up to a _."
+        description="Name of the product, and of its flag column; it begins with the kind."
     )
     kind: Name | None = Field(None, description="Kind of the product, if its name does not say it.")
 

@@ -111,7 +111,8 @@ def youden(curve: Roc) -> tuple[float, float]:
     Of several thresholds with that J the highest (Youden 1950).
     """
     gain = curve.true_positive - curve.false_positive
-    best = int(gain.argmax())
+    # Equal ones may differ by a rounding.
+    best = int((gain > gain.max() - 1e-12).argmax())
     return float(gain[best]), float(curve.threshold[best])
 
 
@@ -175,9 +176,7 @@ def contingency(
     return found
 
 
-def accuracy_at(
-    true_positive: ArrayLike, true_negative: ArrayLike, prevalence: ArrayLike
-) -> Float:
+def accuracy_at(true_positive: ArrayLike, true_negative: ArrayLike, prevalence: ArrayLike) -> Float:
     """Accuracy where the classes are mixed otherwise: the rates of a classifier do not change.
 
     A = (R_pos + r R_neg) / (r + 1), r negative objects for each positive one (the equation of

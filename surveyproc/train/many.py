@@ -196,9 +196,7 @@ class _Losses(nn.Module):
         return self.network.loss(outputs, targets).mean(), each
 
 
-def _rates(
-    settings: ManySettings, epoch: int, losses: Sequence[Float], m: int
-) -> Float:
+def _rates(settings: ManySettings, epoch: int, losses: Sequence[Float], m: int) -> Float:
     """Rate of the next epoch of every network, shape (m,)."""
     if len(settings.rates) > 1:
         return np.full(m, settings.rates[epoch])

@@ -1,12 +1,12 @@
 """OTELO: type and redshift of a galaxy in one network (de Diego et al. 2021, A&A 655, A56).
 
-What the paper states (section 2.2.1): a base of one dense layer of 512 ReLU and dropout 0.5; from it
-a module of classification, two dense layers of 32 ReLU with dropout 0.1 and one sigmoid; and a module
-of redshift, one linear neuron that reads the base beside the probability of the class. Inputs are
-the standardised magnitudes of eight bands. Losses are the cross entropy and the squared error, with
-equal weights; RMSprop with the constants of Keras; training stops when the classification, and
-slows down when the redshift no longer improves on the rows held out. Architectures 2 to 4 of its
-Table 2 are settings, see `ALTERNATIVES`.
+What the paper states (section 2.2.1): a base of one dense layer of 512 ReLU and dropout 0.5; from
+it a module of classification, two dense layers of 32 ReLU with dropout 0.1 and one sigmoid; and a
+module of redshift, one linear neuron that reads the base beside the probability of the class.
+Inputs are the standardised magnitudes of eight bands. Losses are the cross entropy and the squared
+error, with equal weights; RMSprop with the constants of Keras; training stops when the
+classification, and slows down when the redshift no longer improves on the rows held out.
+Architectures 2 to 4 of its Table 2 are settings, see `ALTERNATIVES`.
 
 What is ours, because the paper leaves it for later or states nothing: inputs of `models.features`
 (colours, masks, errors); Glorot's weights, as Keras draws them; the regression in standardised
@@ -19,6 +19,7 @@ classes, once for every c; then p(z) = sum_c p(c) p(z | c).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -158,7 +159,9 @@ class Otelo(Network):
             names = [classes[number] for number in self.given] if classes else []
             self.tasks += (RedshiftByClassTask(names, self.given),)
         self.register_buffer("target", torch.tensor(TARGET))
-        self.inputs = n if settings.inputs == "magnitudes" else input_count(n, errors=self._errors)
+        self.inputs = (
+            n if settings.inputs == "magnitudes" else input_count(n, errors=settings.errors)
+        )
         width = self.inputs
         if settings.image_bands:
             self.scaling = BandScaling(len(settings.image_bands), settings.cutout)
@@ -172,16 +175,22 @@ class Otelo(Network):
             *_layers(sizes, settings.classifier_dropout), nn.Linear(sizes[-1], outputs)
         )
         self.redshift = _layers([settings.base[-1], *settings.redshift], 0.0)
-        passed = outputs if settings.pass_class else 0
-        joined = (*settings.base, *settings.redshift)[-1] + passed
         for part in (self.base, self.classifier, self.redshift):
             initialise(part, nn.init.xavier_uniform_)
+        # One layer of the base and the class. A matrix of both would have rows of 513 numbers,
+        # whose products round otherwise in another place of a block.
+        joined = (*settings.base, *settings.redshift)[-1]
         self.head = mixture_head(joined, settings.components)
-        nn.init.xavier_uniform_(self.head.weight)
+        passed = outputs if settings.pass_class else 0
+        ends = self.head.out_features
+        bound = math.sqrt(6 / (joined + passed + ends))
+        nn.init.uniform_(self.head.weight, -bound, bound)
+        self.heard = nn.Parameter(torch.empty(passed, ends).uniform_(-bound, bound))
 
     @property
-    def _errors(self) -> bool:
-        return self.settings.errors
+    def redshift_weights(self) -> Tensor:
+        """Weights of the point estimate: those of the base, then those of the class; (inputs,)."""
+        return torch.cat([self.head.weight[0], self.heard[:, 0]]).detach()
 
     def forward(self, features: Tensor, images: Tensor | None = None) -> dict[str, Any]:
         """Logits of the classes, the redshift, and with `by_class` the redshift given each class.
@@ -212,9 +221,10 @@ class Otelo(Network):
     def _redshift(self, hidden: Tensor, classes: Tensor) -> MixtureOutput:
         """The redshift, read from the base and from classes of shape (n, k)."""
         passed = classes[:, 1:] if self.k == 2 else classes
-        if self.settings.pass_class:
-            hidden = torch.cat([hidden, passed], dim=1)
-        return mixture_output(self.head(hidden), self.target)
+        raw = self.head(hidden)
+        for number, weights in enumerate(self.heard):
+            raw = raw + passed[:, number : number + 1] * weights
+        return mixture_output(raw, self.target)
 
     def _loss(self, output: MixtureOutput, redshift: Tensor) -> Tensor:
         """Squared error of ln(1 + z) in units of the training set's scatter, less ln p; (n,)."""

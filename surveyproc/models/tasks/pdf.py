@@ -107,9 +107,7 @@ class MixtureOutput(NamedTuple):
 
     @staticmethod
     def average(outputs: Sequence[MixtureOutput]) -> MixtureOutput:
-        """The mean of several networks' PDFs and of their point estimates.
-
-        """
+        """The mean of several networks' PDFs and of their point estimates."""
         equal = outputs[0].point.new_zeros(len(outputs[0].point), len(outputs))
         mean = torch.stack([output.point for output in outputs]).mean(dim=0)
         return weighted(outputs, equal)._replace(point=mean)

@@ -84,9 +84,7 @@ class RedshiftByClassTask(Task):
 
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
         """`redshift_metrics` of the median given the true class, as `median`."""
-        medians = np.stack(
-            [values[f"z_median_{column_name(one)}"] for one in self.classes], axis=1
-        )
+        medians = np.stack([values[f"z_median_{column_name(one)}"] for one in self.classes], axis=1)
         column = np.searchsorted(self.places, targets["class"].astype(np.int64))
         chosen = medians[np.arange(len(medians)), column]
         return finite({"median": redshift_metrics(chosen, targets["redshift"])})
