@@ -265,6 +265,9 @@ class LabelsSection(LabelTableSection):
     """A table of known redshifts, matched to the catalog on the sky."""
 
     redshift: str = Field(description="Column with the redshift.")
+    classes: str | None = Field(
+        None, description="Column with the class, against which the report holds those of networks."
+    )
 
 
 class TrainingSection(LabelTableSection):
