@@ -36,9 +36,9 @@ from surveyproc.models.families.gaznet_images import image_path
 from surveyproc.models.families.inception import BandScaling, initialise
 from surveyproc.models.features import input_count
 from surveyproc.models.tasks.classes import ClassTask
-from surveyproc.models.tasks.pdf import MixtureOutput, log_density, weighted
+from surveyproc.models.tasks.pdf import MixtureOutput, log_density
 from surveyproc.models.tasks.redshift import RedshiftTask
-from surveyproc.models.tasks.redshift_by_class import RedshiftByClassTask
+from surveyproc.models.tasks.redshift_by_class import GivenClass, RedshiftByClassTask
 
 Widths = tuple[PositiveInt, ...]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -214,9 +214,11 @@ class Otelo(Network):
         if not self.settings.by_class:
             return found | {"redshift": self._redshift(hidden, logits.softmax(dim=1))}
         each = torch.eye(self.k, dtype=hidden.dtype, device=hidden.device)
-        given = [self._redshift(hidden, each[c].expand(len(hidden), -1)) for c in self.given]
-        weights = logits[:, self.given].float().log_softmax(dim=1)
-        return found | {"redshift": weighted(given, weights), "redshift_by_class": tuple(given)}
+        given = GivenClass(
+            tuple(self._redshift(hidden, each[c].expand(len(hidden), -1)) for c in self.given),
+            logits[:, self.given].float().log_softmax(dim=1),
+        )
+        return found | {"redshift": given.joint(), "redshift_by_class": given}
 
     def _redshift(self, hidden: Tensor, classes: Tensor) -> MixtureOutput:
         """The redshift, read from the base and from classes of shape (n, k)."""

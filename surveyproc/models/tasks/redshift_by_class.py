@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +15,43 @@ from surveyproc.config.sections import TrainingSection
 from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.models.tasks.base import Float, Labels, Target, Task, Values, finite
 from surveyproc.models.tasks.columns import column_name
-from surveyproc.models.tasks.pdf import MixtureOutput, log_density
+from surveyproc.models.tasks.pdf import MixtureOutput, log_density, weighted
 
-Given = tuple[MixtureOutput, ...]
+
+class GivenClass(NamedTuple):
+    """p(z | c) of n objects for every class c that has redshifts.
+
+    Attributes
+    ----------
+    mixtures : tuple of MixtureOutput
+        One a class.
+    log_weights : Tensor, shape (n, classes)
+        Natural logarithms of p(c) among these classes, which sum to one.
+    """
+
+    mixtures: tuple[MixtureOutput, ...]
+    log_weights: Tensor
+
+    def joint(self) -> MixtureOutput:
+        """p(z) = sum_c p(c) p(z | c), and the mean of the points."""
+        return weighted(self.mixtures, self.log_weights)
+
+    @staticmethod
+    def average(outputs: Sequence[GivenClass]) -> GivenClass:
+        """Of several networks, so that `joint` is the mean of theirs.
+
+        p(z | c) is the mean of the networks' weighted by their p(c).
+        """
+        logs = torch.stack([one.log_weights for one in outputs])
+        mixtures = [
+            weighted(same, logs[:, :, place].T)
+            for place, same in enumerate(zip(*(one.mixtures for one in outputs), strict=True))
+        ]
+        return GivenClass(tuple(mixtures), torch.logsumexp(logs, dim=0) - math.log(len(outputs)))
 
 
 class RedshiftByClassTask(Task):
-    """p(z | c): one mixture of n objects for every class c, in a tuple.
+    """p(z | c), from outputs that are `GivenClass`.
 
     Learns from the targets of a `ClassTask` and a `RedshiftTask` of the same network, which encode
     them: minus ln p(z | true class).
@@ -44,24 +75,24 @@ class RedshiftByClassTask(Task):
         """With `classes`."""
         return {"name": self.name, "kind": self.kind, "classes": list(self.classes)}
 
-    def loss(self, output: Given, targets: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, output: GivenClass, targets: Mapping[str, Tensor]) -> Tensor:
         """Minus ln p(z | true class); 0 where one is missing or the class has no redshifts."""
         index, z = targets["class"], targets["redshift"]
         x = torch.log1p(z.where(z.isfinite(), 0.0))
         total = torch.zeros_like(x)
-        for place, mixture in zip(self.places, output, strict=True):
+        for place, mixture in zip(self.places, output.mixtures, strict=True):
             losses = -log_density(mixture, x)
             total = total + losses.where((index == place) & z.isfinite(), 0.0)
         return total
 
-    def average(self, outputs: Sequence[Given]) -> Given:
-        """Class by class the mean of the PDFs."""
-        return tuple(MixtureOutput.average(same) for same in zip(*outputs, strict=True))
+    def average(self, outputs: Sequence[GivenClass]) -> GivenClass:
+        """As `GivenClass.average`."""
+        return GivenClass.average(outputs)
 
-    def values(self, output: Given) -> dict[str, NDArray[Any]]:
+    def values(self, output: GivenClass) -> dict[str, NDArray[Any]]:
         """Columns of schemas/photoz_by_class.toml."""
         found: dict[str, dict[str, NDArray[Any]]] = {}
-        for name, mixture in zip(self.classes, output, strict=True):
+        for name, mixture in zip(self.classes, output.mixtures, strict=True):
             pdf, label = mixture.summarise(), column_name(name)
             columns = {
                 "z_median": pdf.median,

@@ -12,6 +12,7 @@ from task_networks import BANDS, labelled
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError
 from surveyproc.models.base import Reads, build, count_parameters
+from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.families.otelo import ALTERNATIVES, PAPER
 from surveyproc.models.features import input_count
 from surveyproc.models.tasks.pdf import density
@@ -70,7 +71,7 @@ def test_the_joint_pdf_is_the_sum_over_the_classes():
         out = network(features)
     grid = torch.linspace(0.0, 8.0, 400)
     p = out["class"].softmax(dim=1)[:, :2].double()
-    given = [density(*one[1:], grid) for one in out["redshift_by_class"]]
+    given = [density(*one[1:], grid) for one in out["redshift_by_class"].mixtures]
     expected = (p[:, :1] * given[0] + p[:, 1:] * given[1]) / p.sum(dim=1, keepdim=True)
     torch.testing.assert_close(density(*out["redshift"][1:], grid), expected, rtol=1e-4, atol=1e-7)
     assert (given[0] - given[1]).abs().max() > 1e-3
@@ -88,12 +89,30 @@ def test_what_is_learned_given_the_class_is_that_of_the_true_one():
     x = torch.tensor([0.3, 0.3, 0.3, math.nan])
     targets = {"class": torch.tensor([0.0, 1.0, 2.0, 0.0]), "redshift": torch.expm1(x)}
     found = task.loss(out["redshift_by_class"], targets)
-    for row, mixture in enumerate(out["redshift_by_class"]):
+    for row, mixture in enumerate(out["redshift_by_class"].mixtures):
         p = density(*mixture[1:], targets["redshift"][:1])[row, 0] * math.exp(0.3)
         assert float(found[row]) == pytest.approx(-math.log(float(p)), rel=1e-4)
     assert found[2:].tolist() == [0.0, 0.0]
     known = task.known({name: one.double().numpy() for name, one in targets.items()})
     assert known.tolist() == [True, True, False, False]
+
+
+def test_the_joint_pdf_of_an_ensemble_is_the_sum_over_the_classes_too():
+    settings = SMALL | THREE | {"by_class": True}
+    networks = [made(**settings).eval(), made(**settings).eval()]
+    for weight in networks[1].parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    features, grid = torch.randn(4, input_count(4, errors=True)), torch.linspace(0.0, 8.0, 300)
+    with torch.no_grad():
+        out = Ensemble(networks)(features)
+        each = [network(features)["redshift"] for network in networks]
+    p = out["class"].softmax(dim=1).double()
+    given = out["redshift_by_class"]
+    torch.testing.assert_close(given.log_weights.exp().double(), p, rtol=1e-4, atol=1e-6)
+    parts = torch.stack([density(*one[1:], grid) for one in given.mixtures], dim=1)
+    mean = torch.stack([density(*one[1:], grid) for one in each]).mean(dim=0)
+    torch.testing.assert_close((p[:, :, None] * parts).sum(dim=1), mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(density(*out["redshift"][1:], grid), mean, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
