@@ -275,12 +275,14 @@ def otelo(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Otelo
     Raises
     ------
     ConfigError
-        If a setting is unknown or cannot be used, there are fewer than two bands, or the images are
-        of a band that is not there.
+        If a setting is unknown or cannot be used, two contradict each other, there are fewer than
+        two bands, or the images are of a band that is not there.
     """
     chosen: OteloSettings = checked(OteloSettings, settings, name)
     if len(bands) < 2:
         raise ConfigError(f"{name}: at least two bands are needed for a colour")
+    if chosen.inputs == "magnitudes" and chosen.errors:
+        raise ConfigError(f"{name}: inputs are magnitudes alone: errors must be false")
     absent = sorted(set(chosen.image_bands) - set(bands))
     if absent:
         raise ConfigError(f"{name}: band {absent[0]!r} is not among {', '.join(bands)}")

@@ -146,6 +146,7 @@ def test_cutouts_are_read_beside_the_fluxes():
         ({"by_class": True, "components": 0}, "by_class needs a PDF"),
         ({"redshift_classes": ["star"]}, "which is not set"),
         ({**THREE, "by_class": True, "redshift_classes": ["dwarf"]}, "'dwarf' is none of"),
+        ({"inputs": "magnitudes"}, "errors must be false"),
         ({"image_bands": ["y"]}, "band 'y' is not among"),
     ],
 )
