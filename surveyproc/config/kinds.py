@@ -22,6 +22,7 @@ OWN = {
     "network": "surveyproc.products.network:NetworkProduct",
     "photometry": "surveyproc.products.photometry:AperturePhotometry",
     "photoz": "surveyproc.products.photoz:PhotozProduct",
+    "type_redshift": "surveyproc.products.type_redshift:TypeRedshiftProduct",
 }
 _NEEDED = ("Section", "reads", "writes", "build")
 
@@ -74,14 +75,22 @@ def load_kind(kind: str) -> Any:
 
 
 def kind_of(name: str, kind: str | None) -> str:
-    """The kind of a product: as stated, else its name up to the first `_`.
+    """The kind of a product: as stated, else what its name begins with, up to a `_`.
+
+    Of several kinds that it begins with the longest; if it begins with none, up to the first `_`.
 
     Examples
     --------
     >>> kind_of("photoz_images", None), kind_of("faint", "photometry")
     ('photoz', 'photometry')
+    >>> kind_of("type_redshift_deep", None), kind_of("colour_map", None)
+    ('type_redshift', 'colour')
     """
-    return kind or name.partition("_")[0]
+    if kind:
+        return kind
+    parts = name.split("_")
+    starts = ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return next((start for start in starts if start in installed()), parts[0])
 
 
 def section_class(name: str, kind: str | None) -> type[ProductSection]:

@@ -265,6 +265,9 @@ class LabelsSection(LabelTableSection):
     """A table of known redshifts, matched to the catalog on the sky."""
 
     redshift: str = Field(description="Column with the redshift.")
+    classes: str | None = Field(
+        None, description="Column with the class, against which the report holds those of networks."
+    )
 
 
 class TrainingSection(LabelTableSection):
@@ -370,7 +373,7 @@ class ProductSection(Section):
     """One product of the run; each kind of product adds its own keys."""
 
     name: Name = Field(
-        description="Name of the product, and of its flag column; up to the first _ it is the kind."
+        description="Name of the product, and of its flag column; it begins with the kind."
     )
     kind: Name | None = Field(None, description="Kind of the product, if its name does not say it.")
 

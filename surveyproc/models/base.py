@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ OWN_MODULES = (
     "surveyproc.models.families.gaznet_images",
     "surveyproc.models.families.multimodal",
     "surveyproc.models.families.inception",
+    "surveyproc.models.families.otelo",
     "surveyproc.models.families.tabm",
 )
 
@@ -78,11 +80,14 @@ class Network(nn.Module, ABC):
     fit_options : mapping
         Fields of `train.fit.FitSettings` that suit the architecture; the survey's settings beat
         them.
+    calibrations : mapping of str to mapping
+        Of a trained network, by task: what `Task.fit_calibration` gave.
     """
 
     reads: Reads
     tasks: tuple[Task, ...]
     fit_options: ClassVar[Mapping[str, Any]] = {}
+    calibrations: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, *args: Any, **inputs: Any) -> Mapping[str, Any]:

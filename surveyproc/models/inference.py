@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from surveyproc.models.base import Network
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
-from surveyproc.models.tasks.base import Task
+from surveyproc.models.tasks.base import Task, Values
 
 BLOCK = 512
 IMAGE_BLOCK = 64
@@ -70,7 +71,7 @@ def predict(
     given = [part for part in (flux, images) if part is not None]
     n = len(given[0])
     size = BLOCK if images is None else IMAGE_BLOCK
-    taken = read or _values
+    taken = read or partial(_values, network)
     network.to(torch.device(device))
     values: dict[str, NDArray[Any]] = {}
     outside = np.zeros(n, bool)
@@ -113,8 +114,12 @@ def _same_bits() -> AbstractContextManager[None]:
     return chosen
 
 
-def _values(task: Task, output: Any) -> dict[str, NDArray[Any]]:
-    return task.values(output)
+def _values(network: Network, task: Task, output: Any) -> Values:
+    """The task's columns, calibrated if the network is."""
+    values: Values = task.values(output)
+    if task.name in network.calibrations:
+        values = task.calibrated(values, network.calibrations[task.name])
+    return values
 
 
 def _padded(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:

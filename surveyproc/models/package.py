@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from surveyproc.models.base import Network
+    from surveyproc.models.tasks.base import Task
 
 WEIGHTS, DOCUMENT, CURRENT = "weights.safetensors", "model.json", "current.json"
 FORMAT = 5
@@ -184,6 +185,9 @@ class Package:
             if not self.tensors[key].isfinite().all():
                 raise InputError(f"{where}: tensor {key!r} holds non-finite values")
         network.load_state_dict(self.tensors)
+        network.calibrations = {
+            task["name"]: task["calibration"] for task in self.tasks if "calibration" in task
+        }
         return network.eval()
 
 
@@ -200,6 +204,7 @@ def save_package(
     absent_bands: Literal["mask", "refuse"] = "refuse",
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    calibrations: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Package:
     """Write a model and make it the current version of `name`.
 
@@ -224,6 +229,8 @@ def save_package(
         with bands left out may.
     training, metrics : mapping, optional
         JSON-able records kept in model.json; no timestamps, or equal models would differ.
+    calibrations : mapping of str to mapping, optional
+        By task, what `Task.fit_calibration` gave.
 
     Raises
     ------
@@ -247,7 +254,7 @@ def save_package(
         "inputs": {**asdict(network.reads), "unit": "nJy", "pixel_scale": pixel_scale},
         "absent_bands": absent_bands,
         "normalisation": None if scaling is None else scaling.to_json(),
-        "outputs": {"tasks": [task.describe() for task in network.tasks]},
+        "outputs": {"tasks": [_described(task, calibrations or {}) for task in network.tasks]},
         "training": dict(training or {}),
         "metrics": dict(metrics or {}),
         "weights_sha256": digest(weights),
@@ -262,6 +269,13 @@ def save_package(
         store.put_json(f"{place}/{DOCUMENT}", document)
     set_current(store, name, version)
     return Package(name, version, json.loads(json.dumps(document)), weights)
+
+
+def _described(task: Task, calibrations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A task's entry in model.json."""
+    if task.name not in calibrations:
+        return task.describe()
+    return {**task.describe(), "calibration": dict(calibrations[task.name])}
 
 
 def ensemble_tensors(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -21,9 +21,13 @@ from torch import Tensor, nn
 from surveyproc.errors import SurveyError
 from surveyproc.models.base import Network
 from surveyproc.train.examples import Examples, generator
+from surveyproc.train.schedules import logistic, plateau_factor
 
 WARM_UP = 0.05
 """Share of the steps in which a cosine's rate rises."""
+
+RHO, EPSILON = 0.9, 1e-7
+"""Constants of RMSprop in Keras."""
 
 _GROUPS = ("weights", "best", "optimiser", "average")
 
@@ -58,9 +62,16 @@ class FitSettings:
         Parts in which a worker computes the gradients of its share of a step, one after another.
     checkpoint_steps : int
         Steps after which a state is yielded within an epoch.
-    schedule : {'constant', 'cosine'}
-        Rate within a stage: the same, or falling to zero like a cosine after a warm-up of 5 % of
-        the steps (Loshchilov & Hutter 2017).
+    schedule : {'constant', 'cosine', 'plateau', 'logistic'}
+        Rate within a stage: the same; or falling to zero like a cosine after a warm-up of 5 % of
+        the steps (Loshchilov & Hutter 2017); or lowered from epoch to epoch where the validation
+        loss of `slow_by` stands still, or as `logistic` says: see `train.schedules`.
+    optimiser : {'adam', 'rmsprop'}
+        AdamW, or RMSprop with the constants of Keras, without decay of weights.
+    stop_by, slow_by : str
+        Tasks whose validation losses `patience` and a plateau look at; "" is the whole loss.
+    logistic : tuple of float
+        Highest and lowest rate as shares of the stage's, middle and width in epochs.
     clip_norm : float
         Longest gradient over all weights; 0 leaves them as they are.
     ema : float
@@ -79,9 +90,13 @@ class FitSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     accumulate: int = 1
     checkpoint_steps: int = 500
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "plateau", "logistic"] = "constant"
     clip_norm: float = 0.0
     ema: float = 0.0
+    optimiser: Literal["adam", "rmsprop"] = "adam"
+    stop_by: str = ""
+    slow_by: str = ""
+    logistic: tuple[float, ...] = ()
 
     def stage(self, epoch: int) -> int | None:
         """Stage of the epoch that follows after `epoch` finished ones; None after the last."""
@@ -91,6 +106,22 @@ class FitSettings:
     def total_epochs(self) -> int:
         """Epochs of all stages."""
         return self.epochs * len(self.rates)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Tasks whose validation losses are kept one by one."""
+        return tuple(sorted({self.stop_by, self.slow_by} - {""}))
+
+    def rate(self, epoch: int, history: Sequence[Mapping[str, float]]) -> float:
+        """Rate of the epoch that follows after `epoch` finished ones with this history."""
+        first = epoch // self.epochs
+        if self.schedule == "logistic":
+            return self.rates[first] * float(logistic(epoch - first * self.epochs, self.logistic))
+        if self.schedule == "plateau":
+            # Without validation rows nothing stands still.
+            losses = _losses(history, self.slow_by, first * self.epochs)
+            return self.rates[first] * plateau_factor(losses)
+        return self.rates[first]
 
 
 @dataclass
@@ -102,7 +133,7 @@ class FitState:
     weights, best : dict of str to Tensor
         Current weights, and the ones with the lowest validation loss so far.
     optimiser : dict of str to Tensor
-        Adam's moments, `<parameter>.<moment>`.
+        Moments of the optimiser, `<parameter>.<moment>`.
     average : dict of str to Tensor
         Running mean of the weights, if there is one.
     epoch : int
@@ -112,7 +143,8 @@ class FitState:
     best_loss : float
         Validation loss of `best`; `best_epoch` is its epoch, counted from 1.
     history : list of dict
-        `epoch`, `rate`, `loss` and, with rows held out, `validation_loss` of each epoch.
+        `epoch`, `rate`, `loss` and, with rows held out, `validation_loss` of each epoch, and
+        `validation_loss_<task>` of watched tasks.
     """
 
     weights: dict[str, Tensor]
@@ -202,6 +234,7 @@ def fit(
             step_of.start(settings.rates[stage], {}, {})
         elif step_of.optimiser is None:
             step_of.start(settings.rates[stage], state.optimiser, state.average)
+        step_of.rate = settings.rate(state.epoch, state.history)
         network.train()
         done = (state.epoch - stage * settings.epochs) * examples.steps(batch)
         start = state.loss_sum if rank == 0 else 0.0
@@ -231,7 +264,7 @@ def fit(
                 yield state
         weights, kept = _copy(network), step_of.kept()
         network.load_state_dict(kept)
-        held = _validate(network, examples, batch, rank, world, device)
+        held = _validate(network, examples, settings.watched, batch, rank, world, device)
         network.load_state_dict(weights)
         sums = _over_workers(torch.stack([total, *held]), world).cpu()
         loss_value = float(sums[0]) / (steps * world)
@@ -242,11 +275,16 @@ def fit(
             )
         # With nothing held out the last weights are the ones to keep.
         improved = validation < state.best_loss or not float(sums[2])
-        entry = {"epoch": state.epoch + 1, "rate": settings.rates[stage], "loss": loss_value}
+        entry = {"epoch": state.epoch + 1, "rate": step_of.rate, "loss": loss_value}
         if float(sums[2]):
             entry["validation_loss"] = validation
+            for name, of_task in zip(settings.watched, sums[3:].tolist(), strict=True):
+                entry[f"validation_loss_{name}"] = of_task / float(sums[2])
         best_epoch = state.epoch + 1 if improved else state.best_epoch
         stale = state.epoch + 1 - max(best_epoch, stage * settings.epochs)
+        if settings.stop_by and float(sums[2]):
+            watched = _losses([*state.history, entry], settings.stop_by, stage * settings.epochs)
+            stale = len(watched) - 1 - watched.index(min(watched))
         over = settings.patience is not None and stale >= settings.patience
         state = FitState(
             weights=weights,
@@ -280,16 +318,18 @@ class _Steps:
     def start(self, rate: float, moments: dict[str, Tensor], average: dict[str, Tensor]) -> None:
         """A new optimiser, with the moments and the mean of an earlier one if there are any."""
         self.rate = rate
-        self.optimiser = torch.optim.AdamW(
-            [
-                {
-                    "params": [parameter for _, parameter in self.decaying],
-                    "weight_decay": self.settings.weight_decay,
-                },
-                {"params": [parameter for _, parameter in self.steady], "weight_decay": 0.0},
-            ],
-            lr=rate,
-        )
+        plain = self.settings.optimiser == "rmsprop"
+        groups = [
+            {
+                "params": [parameter for _, parameter in self.decaying],
+                "weight_decay": 0.0 if plain else self.settings.weight_decay,
+            },
+            {"params": [parameter for _, parameter in self.steady], "weight_decay": 0.0},
+        ]
+        if plain:
+            self.optimiser = torch.optim.RMSprop(groups, lr=rate, alpha=RHO, eps=EPSILON)
+        else:
+            self.optimiser = torch.optim.AdamW(groups, lr=rate)
         if moments:
             _load_moments(self.optimiser, self.names, moments)
         if self.settings.ema:
@@ -345,12 +385,13 @@ class _Steps:
     ) -> Tensor:
         """Step `number` of the stage; the mean loss of its objects."""
         assert self.optimiser is not None
+        factor = 1.0
         if self.settings.schedule == "cosine":
             share = number / (self.settings.epochs * epoch_steps)
             rising = (share + 1 / (self.settings.epochs * epoch_steps)) / WARM_UP
             factor = min(rising, 0.5 * (1 + math.cos(math.pi * share)))
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.rate * factor
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * factor
         objects = len(next(iter(inputs.values())))
         parts = self._chunks(inputs)
         kind = torch.device(self.device).type
@@ -377,19 +418,36 @@ class _Steps:
 
 @torch.no_grad()
 def _validate(
-    network: Network, examples: Examples, batch: int, rank: int, world: int, device: str
-) -> tuple[Tensor, Tensor]:
-    """Sum of this worker's held-out losses, and how many there are."""
+    network: Network,
+    examples: Examples,
+    watched: Sequence[str],
+    batch: int,
+    rank: int,
+    world: int,
+    device: str,
+) -> list[Tensor]:
+    """Sum of this worker's held-out losses, how many there are, and the sums of watched tasks."""
     network.eval()
+    tasks = {task.name: task for task in network.tasks}
+    each = [torch.zeros((), dtype=torch.float64, device=device) for _ in watched]
     total = torch.zeros((), dtype=torch.float64, device=device)
     count = torch.zeros((), dtype=torch.float64, device=device)
     for inputs, targets in examples.validation(
         batch=max(batch, VALIDATION_ROWS), rank=rank, world=world, device=device
     ):
-        losses = network.loss(network(**inputs), targets)
+        outputs = network(**inputs)
+        losses = network.loss(outputs, targets)
         total += losses.double().sum()
         count += len(losses)
-    return total, count
+        for name, own in zip(watched, each, strict=True):
+            own += tasks[name].loss(outputs[name], targets).double().sum()
+    return [total, count, *each]
+
+
+def _losses(history: Sequence[Mapping[str, float]], task: str, finished: int) -> list[float]:
+    """Validation losses, of one task if it is named, of the epochs after so many."""
+    key = f"validation_loss_{task}" if task else "validation_loss"
+    return [entry[key] for entry in history if entry["epoch"] > finished and key in entry]
 
 
 def _over_workers(values: Tensor, world: int) -> Tensor:

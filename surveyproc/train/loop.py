@@ -450,7 +450,7 @@ def _finish(
         network.load_state_dict(state.best)
         networks.append(network.eval())
     fit_outputs(networks, scaling, usable, fold)
-    metrics = measure(networks, scaling, usable, fold, test)
+    metrics, calibrations = measure(networks, scaling, usable, fold, test)
     folds = range(recipe.folds)
     document = json.loads(json.dumps(asdict(recipe)))
     curves = [state.history for state in states]
@@ -486,4 +486,5 @@ def _finish(
             "code": __version__,
         },
         metrics=metrics,
+        calibrations=calibrations,
     )

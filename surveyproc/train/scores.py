@@ -21,6 +21,10 @@ from surveyproc.train.examples import BandDropout, Examples
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float64]
+Calibrations = dict[str, dict[str, Any]]
+
+PARTS = 5
+"""Parts of the rows held out, each judged by the calibration of the others."""
 
 FITTED_ROWS = 16_384
 """Training objects, at most, by which tasks fit what they fit: the codes of embeddings."""
@@ -32,8 +36,11 @@ def measure(
     usable: TrainingSet,
     fold: Int,
     test: TrainingSet | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Calibrations]:
     """Metrics of the networks on the rows they held out, and of their mean on the test rows.
+
+    Calibrations of tasks that have one are fitted to the rows held out. Metrics of these are of
+    values calibrated by what was fitted to four fifths of them, the others each time.
 
     Parameters
     ----------
@@ -51,11 +58,14 @@ def measure(
 
     Returns
     -------
-    dict
+    metrics : dict
         `held_out`, and `test`, where there are such rows: the metrics of every task that has
         targets, by its name, on the rows whose target is known. None where undefined.
+    calibrations : dict
+        By task, for the mean of all networks.
     """
     tasks, metrics = networks[0].tasks, {}
+    calibrations: Calibrations = {}
     folds = int(fold.max()) + 1
     if folds:
         with _one_thread():
@@ -65,12 +75,49 @@ def measure(
             ]
         values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         order = np.concatenate([np.flatnonzero(fold == part) for part in range(folds)])
-        metrics["held_out"] = _metrics(tasks, values, usable.take(order).targets)
+        known = usable.take(order).targets
+        calibrations, crossed = _calibrate(tasks, values, known)
+        metrics["held_out"] = _metrics(tasks, crossed, known)
     if test is not None:
         with _one_thread():
             values = _predict(_mean(networks), scaling, test, np.ones(len(test), bool))
+        for task in tasks:
+            if task.name in calibrations:
+                values |= task.calibrated(values, calibrations[task.name])
         metrics["test"] = _metrics(tasks, values, test.targets)
-    return metrics
+    return metrics, calibrations
+
+
+def _calibrate(
+    tasks: Sequence[Task], values: Values, targets: Mapping[str, Float]
+) -> tuple[Calibrations, Values]:
+    """Calibrations of all rows, and the values by those of the other parts of the rows."""
+    found: Calibrations = {}
+    crossed = dict(values)
+    part = np.arange(len(next(iter(values.values())))) % PARTS
+    for task in tasks:
+        fits = [task.fit_calibration(*_rows(part != k, values, targets)) for k in range(PARTS)]
+        whole = task.fit_calibration(values, targets)
+        if whole is None or None in fits:
+            continue
+        found[task.name] = whole
+        for number, fit in enumerate(fits):
+            rows = part == number
+            own, _ = _rows(rows, values, targets)
+            for key, column in task.calibrated(own, fit or {}).items():
+                crossed[key] = crossed[key].copy()
+                crossed[key][rows] = column
+    return found, crossed
+
+
+def _rows(
+    rows: NDArray[np.bool_], values: Values, targets: Mapping[str, Float]
+) -> tuple[Values, dict[str, Float]]:
+    """Values and targets of the rows of a mask."""
+    return (
+        {key: column[rows] for key, column in values.items()},
+        {name: column[rows] for name, column in targets.items()},
+    )
 
 
 def fit_outputs(
@@ -179,8 +226,5 @@ def _metrics(
     for task in tasks:
         if task.targets:
             rows = task.known(targets)
-            found[task.name] = task.metrics(
-                {key: column[rows] for key, column in values.items()},
-                {name: column[rows] for name, column in targets.items()},
-            )
+            found[task.name] = task.metrics(*_rows(rows, values, targets))
     return found

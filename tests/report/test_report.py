@@ -16,6 +16,9 @@ from surveyproc.evaluate.redshift import redshift_metrics
 from surveyproc.releases.record import Release
 from surveyproc.report.page import gather, write_report
 from surveyproc.report.sections.base import Section, Shown
+from surveyproc.report.sections.choice import choose
+from surveyproc.report.sections.classes import Classes, KnownClasses
+from surveyproc.report.sections.flags import Flags
 from surveyproc.report.sections.known_redshifts import KnownRedshifts
 from surveyproc.report.sections.number_counts import EDGES, NumberCounts
 from surveyproc.report.sections.redshifts import Redshifts
@@ -67,8 +70,9 @@ def write_leaves(store, ra, dec, **columns) -> int:
         "catalog_flag": np.zeros(len(ra), np.int32),
     }
     table = pa.table(own | columns).take(pa.array(order))
-    types = {name: table.schema.field(name).type.to_pandas_dtype() for name in columns}
-    declared = [*schemas.load("object"), *(Column(n, np.dtype(t).name) for n, t in types.items())]
+    kinds = {name: np.dtype(table.schema.field(name).type.to_pandas_dtype()) for name in columns}
+    names = {name: "string" if kind.kind == "O" else kind.name for name, kind in kinds.items()}
+    declared = [*schemas.load("object"), *(Column(name, kind) for name, kind in names.items())]
     leaf_of = pixels[order] >> 2 * (29 - ORDER)
     for pixel in np.unique(leaf_of):
         key = f"{KEY}/{hats.leaf_key(ORDER, int(pixel))}"
@@ -189,6 +193,47 @@ def test_known_redshifts_of_models_that_have_some(tmp_path):
     assert model["name"] == "a_z_median"
     predicted = (known + 0.01).astype(np.float32).astype(float)
     assert model["metrics"] == pytest.approx(redshift_metrics(predicted, known))
+
+
+def test_classes_are_counted_and_held_against_known_ones(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    p = np.array([0.9, 0.8, 0.3, 0.2, 0.6, np.nan], np.float32)
+    best = pa.array(["E/S0", "E/S0", "late", "late", "E/S0", ""])
+    ra, dec = np.linspace(10, 14, 6), np.zeros(6)
+    columns = {"m_p_E_S0": pa.array(p), "m_p_late": pa.array(1 - p), "m_class": best}
+    write_leaves(store, ra, dec, m_p_E_S0=columns["m_p_E_S0"], m_p_late=columns["m_p_late"],
+                 m_class=pa.array(best.to_pylist()))  # fmt: skip
+    labels = ["E/S0", "E/S0", "late", "E/S0", "merger", "late"]
+    truth = {"ra": ra, "dec": dec, "z": np.full(6, np.nan), "kind": labels}
+    pq.write_table(pa.table(truth), tmp_path / "truth.parquet")
+    source = {"source": str(tmp_path / "truth.parquet"), "redshift": "z", "classes": "kind"}
+    release = told(survey(tmp_path / "store", truth=source), columns)
+    counted, known = Classes(release), KnownClasses(release)
+    gather(store, KEY, [counted, known])
+    rows = counted.values()["models"][0]["rows"]
+    assert rows == [("E/S0", 3), ("late", 2), ("unknown", 1)]
+    (model,) = known.values()["models"]
+    # Neither the merger nor the object without probabilities is judged.
+    assert model["metrics"]["n"] == 4
+    assert model["metrics"]["accuracy"] == 0.75
+    assert model["metrics"]["area"] == pytest.approx(2 / 3)
+    assert model["figure"].startswith(b"\x89PNG")
+
+
+def test_a_page_has_the_sections_of_its_kinds(tmp_path):
+    write = {"ra": [1.0], "dec": [2.0], "z": [0.5], "kind": ["late"]}
+    pq.write_table(pa.table(write), tmp_path / "truth.parquet")
+    truth = {"source": str(tmp_path / "truth.parquet"), "redshift": "z"}
+    for more, judged in (
+        ({}, [KnownRedshifts]),
+        ({"classes": "kind"}, [KnownRedshifts, KnownClasses]),
+    ):
+        config = survey(tmp_path, truth=truth | more)
+        current = Release(url="", **{**RECORD, "flags": {"type_redshift": {}}})
+        shown = Shown(config, current, ["m_p_late", "m_class"], [])
+        places = {place: list(map(type, sections)) for place, sections in choose(shown).items()}
+        assert places["distributions"] == [Redshifts, Classes]
+        assert places["last"][: len(judged) + 1] == [*judged, Flags]
 
 
 def publish(store, **facts) -> None:

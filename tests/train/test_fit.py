@@ -17,6 +17,7 @@ from surveyproc.train.examples import (
     generator,
 )
 from surveyproc.train.fit import FitSettings, FitState, fit
+from surveyproc.train.schedules import logistic, plateau_factor
 
 BANDS = ("g", "r", "i")
 NET = {"widths": [16] * 8, "components": 2}
@@ -176,6 +177,58 @@ def test_a_stage_ends_when_nothing_gets_better(data):
     # With hardly a rate the second stage finds nothing better, or only what rounding makes so.
     assert sum(entry["rate"] == 1e-12 for entry in last.history) < 50
     assert len(last.history) < 100
+
+
+def typed(seed=0):
+    torch.manual_seed(seed)
+    small = {"base": [16], "classifier": [8], "components": 2, "errors": False}
+    return build("otelo", BANDS, small)
+
+
+@pytest.fixture(scope="module")
+def types(data):
+    z = data.targets["redshift"]
+    return replace(data, targets={"redshift": z, "class": (z > 0.7).float()})
+
+
+@pytest.mark.parametrize("stop", [1, 5, 12])
+def test_the_rate_of_a_plateau_goes_on_as_if_never_stopped(types, stop):
+    options = {**typed().fit_options, "rates": (3e-3, 1e-3), "patience": 3}
+    settings = FitSettings(12, 100, 3, checkpoint_steps=3, **options)
+    *_, whole = fit(typed(), types, settings)
+    first = fit(typed(), types, settings)
+    state = [next(first) for _ in range(stop)][-1]
+    *_, resumed = fit(typed(9), types, settings, FitState.from_bytes(state.to_bytes()))
+    assert equal(resumed.weights, whole.weights)
+    assert resumed.history == whole.history
+
+
+def test_the_redshift_slows_and_the_class_stops_a_training(types):
+    # Classes by chance: nothing is learned of those held out.
+    noise = torch.randint(0, 2, (600,), generator=torch.Generator().manual_seed(1)).float()
+    examples = replace(types, targets={**types.targets, "class": noise})
+    options = {**typed().fit_options, "rates": (1e-2,), "patience": 8}
+    *_, last = fit(typed(), examples, FitSettings(80, 64, 0, **options))
+    classes = [entry["validation_loss_class"] for entry in last.history]
+    redshifts = [entry["validation_loss_redshift"] for entry in last.history]
+    assert len(classes) < 80
+    assert len(classes) - 1 - classes.index(min(classes)) == 8
+    expected = [1e-2 * plateau_factor(redshifts[:epoch]) for epoch in range(len(classes))]
+    assert [entry["rate"] for entry in last.history] == expected
+    # What is kept are the best weights of both losses together.
+    whole = [entry["validation_loss"] for entry in last.history]
+    assert last.best_loss == min(whole)
+
+
+def test_a_fitted_schedule_is_followed_without_rows_held_out(types):
+    nothing = torch.zeros(600, dtype=torch.bool)
+    shape = (1.0, 0.1, 4.0, 1.0)
+    settings = FitSettings(
+        8, 100, 0, rates=(1e-3,), schedule="logistic", logistic=shape, optimiser="rmsprop"
+    )
+    *_, last = fit(typed(), replace(types, held_out=nothing), settings)
+    rates = [entry["rate"] for entry in last.history]
+    np.testing.assert_allclose(rates, 1e-3 * logistic(np.arange(8), shape))
 
 
 def test_a_stage_starts_from_the_best_weights_of_the_one_before(data):

@@ -131,7 +131,7 @@ class GaZNetImages(Network):
         self.reads = Reads(config.catalog_bands, config.image_bands, config.cutout)
         self.register_buffer("target", torch.tensor(TARGET))
         self.scaling = BandScaling(len(config.image_bands), config.cutout)
-        self.images = _image_path(len(config.image_bands), config.image_widths)
+        self.images = image_path(len(config.image_bands), config.image_widths)
         joined = config.image_widths[-1] * (config.cutout // 16) ** 2
         self.catalog: nn.Sequential | None = None
         if config.catalog_bands:
@@ -184,7 +184,7 @@ class GaZNetImages(Network):
         self.target.copy_(target_scale(targets["redshift"]))
 
 
-def _image_path(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
+def image_path(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
     """Four blocks, each halving the side (rounded down), then a flatten layer."""
     layers: list[nn.Module] = []
     for repeats, width in zip(CONVOLUTIONS, widths, strict=True):

@@ -163,6 +163,27 @@ class Task(ABC):
         """
         return {}
 
+    def fit_calibration(
+        self, values: Values, targets: Mapping[str, Float]
+    ) -> dict[str, Any] | None:
+        """What makes the values better where their targets are known; None if nothing does.
+
+        Parameters
+        ----------
+        values, targets : mapping of str to ndarray
+            As in `metrics`, of objects that the network has not seen.
+
+        Returns
+        -------
+        dict or None
+            JSON-able: the package keeps it, and `predict` gives what `calibrated` makes of it.
+        """
+        return None
+
+    def calibrated(self, values: Values, calibration: Mapping[str, Any]) -> Values:
+        """The values by what `fit_calibration` gave."""
+        raise NotImplementedError(f"task {self.name!r} has no calibration")
+
     def _named(self, labels: Labels) -> list[Target]:
         """The targets that there are labels of."""
         for target in self.targets:

@@ -14,12 +14,17 @@ from torch.nn import functional
 
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.evaluate.calibration import apply_platt, calibration_error, fit_platt
 from surveyproc.evaluate.classes import class_metrics
+from surveyproc.evaluate.roc import mean_area
 from surveyproc.models.tasks.base import Float, Labels, Target, Task, Values, finite
 from surveyproc.models.tasks.columns import column_name
 
 MOST_CLASSES = 256
 """More different labels than these are a column of something else."""
+
+LEAST_ROWS = 10
+"""Held-out objects of each class below which a calibration would learn their noise."""
 
 
 class ClassTask(Task):
@@ -38,6 +43,10 @@ class ClassTask(Task):
         Name of the task, of its target, and of the column with the most probable class.
     weight : float
         Of the loss.
+    calibrate : bool
+        Whether a training fits Platt's sigmoid to the rows held out (`evaluate.calibration`), by
+        which probabilities then are what they say. The package keeps it; without such rows, or with
+        fewer than `LEAST_ROWS` of a class, there is none.
 
     Raises
     ------
@@ -48,8 +57,14 @@ class ClassTask(Task):
     kind: ClassVar[str] = "classes"
 
     def __init__(
-        self, classes: Sequence[str] = (), *, name: str = "class", weight: float = 1.0
+        self,
+        classes: Sequence[str] = (),
+        *,
+        name: str = "class",
+        weight: float = 1.0,
+        calibrate: bool = False,
     ) -> None:
+        self.calibrate = calibrate
         self.classes, self.name, self.weight = tuple(classes), name, weight
         self.targets = (Target(name),)
         columns = [column_name(one) for one in self.classes]
@@ -78,7 +93,34 @@ class ClassTask(Task):
 
     def values(self, output: Tensor) -> dict[str, NDArray[Any]]:
         """Probability of each class, and the name of the most probable one."""
-        p = output.float().softmax(dim=1).cpu().numpy()
+        return self._columns(output.float().softmax(dim=1).cpu().numpy())
+
+    def fit_calibration(
+        self, values: Values, targets: Mapping[str, Float]
+    ) -> dict[str, Any] | None:
+        """`platt`, the values of `evaluate.calibration.fit_platt`."""
+        p, true = self._known(values, targets)
+        if not self.calibrate or np.bincount(true, minlength=p.shape[1]).min() < LEAST_ROWS:
+            return None
+        return {"platt": fit_platt(p, true).tolist()}
+
+    def calibrated(self, values: Values, calibration: Mapping[str, Any]) -> Values:
+        """The columns with Platt's sigmoid applied to the probabilities."""
+        p = apply_platt(self._probabilities(values), calibration["platt"])
+        return self._columns(p.astype(np.float32))
+
+    def _probabilities(self, values: Values) -> NDArray[Any]:
+        return np.stack([values[f"p_{column_name(one)}"] for one in self.classes], axis=1)
+
+    def _known(
+        self, values: Values, targets: Mapping[str, Float]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Probabilities and places of the objects that have both."""
+        p, index = self._probabilities(values), targets[self.name]
+        known = np.isfinite(index) & np.isfinite(p).all(axis=1)
+        return p[known], index[known].astype(np.int64)
+
+    def _columns(self, p: NDArray[Any]) -> dict[str, NDArray[Any]]:
         best = np.where(np.isfinite(p).all(axis=1), p.argmax(axis=1), -1)
         found: dict[str, NDArray[Any]] = {
             f"p_{column_name(one)}": p[:, number].copy() for number, one in enumerate(self.classes)
@@ -139,6 +181,7 @@ class ClassTask(Task):
         return {target.name: np.array([place.get(text, np.nan) for text in texts], np.float64)}
 
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
-        """Those of `evaluate.classes.class_metrics`."""
-        p = np.stack([values[f"p_{column_name(one)}"] for one in self.classes], axis=1)
-        return finite(class_metrics(p, targets[self.name].astype(np.int64), self.classes))
+        """Those of `evaluate.classes.class_metrics`, `area` and `calibration_error`."""
+        p, index = self._probabilities(values), targets[self.name].astype(np.int64)
+        more = {"area": mean_area(p, index), "calibration_error": calibration_error(p, index)}
+        return finite(class_metrics(p, index, self.classes) | more)

@@ -57,6 +57,9 @@ def task_columns(task: Mapping[str, Any], prefix: str) -> tuple[Column, ...]:
         if kind == "classes":
             labels = [column_name(one) for one in task["classes"]]
             return schemas.load("classes", model=prefix, task=name, labels=labels)
+        if kind == "redshift_by_class":
+            labels = [column_name(one) for one in task["classes"]]
+            return schemas.load("photoz_by_class", model=prefix, labels=labels)
         if kind in ("votes", "fluxes"):
             return schemas.load(kind, model=prefix, task=name, labels=task["names"])
         if kind == "embedding":

@@ -107,23 +107,38 @@ class MixtureOutput(NamedTuple):
 
     @staticmethod
     def average(outputs: Sequence[MixtureOutput]) -> MixtureOutput:
-        """The mean of several networks' PDFs and of their point estimates.
+        """The mean of several networks' PDFs and of their point estimates."""
+        equal = outputs[0].point.new_zeros(len(outputs[0].point), len(outputs))
+        mean = torch.stack([output.point for output in outputs]).mean(dim=0)
+        return weighted(outputs, equal)._replace(point=mean)
 
-        Components are put side by side. Each network's PDF is normalised above z = 0, so its
-        weights are divided by its mass there before they are put together.
-        """
-        parts = []
-        for output in outputs:
-            above = torch.special.log_ndtr(output.means / output.sigmas)
-            mass = torch.logsumexp(output.log_weights + above, dim=1, keepdim=True)
-            parts.append(output.log_weights - mass)
-        weights = torch.cat(parts, dim=1)
-        return MixtureOutput(
-            torch.stack([output.point for output in outputs]).mean(dim=0),
-            weights - torch.logsumexp(weights, dim=1, keepdim=True),
-            torch.cat([output.means for output in outputs], dim=1),
-            torch.cat([output.sigmas for output in outputs], dim=1),
-        )
+
+def weighted(outputs: Sequence[MixtureOutput], log_weights: Tensor) -> MixtureOutput:
+    """The sum of several PDFs of the same objects, each times a weight, and of their points.
+
+    Components are put side by side. Each PDF is normalised above z = 0, so its weights are divided
+    by its mass there before they are put together.
+
+    Parameters
+    ----------
+    outputs : sequence of MixtureOutput
+        m of them, of n objects.
+    log_weights : Tensor, shape (n, m)
+        Natural logarithms of the weights; only their ratios count.
+    """
+    parts = []
+    for number, output in enumerate(outputs):
+        above = torch.special.log_ndtr(output.means / output.sigmas)
+        mass = torch.logsumexp(output.log_weights + above, dim=1, keepdim=True)
+        parts.append(output.log_weights - mass + log_weights[:, number : number + 1])
+    weights = torch.cat(parts, dim=1)
+    points = torch.stack([output.point for output in outputs], dim=1)
+    return MixtureOutput(
+        (log_weights.softmax(dim=1) * points).sum(dim=1),
+        weights - torch.logsumexp(weights, dim=1, keepdim=True),
+        torch.cat([output.means for output in outputs], dim=1),
+        torch.cat([output.sigmas for output in outputs], dim=1),
+    )
 
 
 def summarise(log_weights: Tensor, means: Tensor, sigmas: Tensor) -> PdfSummary:

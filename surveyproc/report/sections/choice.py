@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from surveyproc.config.kinds import kind_of
 from surveyproc.report.sections.base import Section, Shown
+from surveyproc.report.sections.classes import Classes, KnownClasses
 from surveyproc.report.sections.facts import Facts
 from surveyproc.report.sections.flags import BandFlags, Flags
 from surveyproc.report.sections.known_redshifts import KnownRedshifts
@@ -16,11 +17,18 @@ from surveyproc.report.sections.opening import Opening
 from surveyproc.report.sections.redshifts import Redshifts
 from surveyproc.report.sections.sky_map import SkyMap
 
-SECTIONS: dict[str, type[Section]] = {"photoz": Redshifts, "photometry": NumberCounts}
-"""Kind of product to the section with its distributions, in the order of the page."""
+SECTIONS: dict[type[Section], tuple[str, ...]] = {
+    Redshifts: ("photoz", "type_redshift"),
+    Classes: ("type_redshift",),
+    NumberCounts: ("photometry",),
+}
+"""Sections with distributions, in the order of the page, and the kinds of products they show."""
 
-AGAINST_TRUTH: dict[str, type[Section]] = {"photoz": KnownRedshifts}
-"""Kind of product to the section that holds it against the [truth] table."""
+AGAINST_TRUTH: dict[type[Section], tuple[str, ...]] = {
+    KnownRedshifts: ("photoz", "type_redshift"),
+    KnownClasses: ("type_redshift",),
+}
+"""Sections that hold products against the [truth] table, and the kinds that they judge."""
 
 
 def choose(shown: Shown) -> dict[str, list[Section]]:
@@ -30,10 +38,12 @@ def choose(shown: Shown) -> dict[str, list[Section]]:
     kinds = {known.get(product) or kind_of(product, None) for product in products}
     places: dict[str, list[type[Section]]] = {
         "first": [Facts, SkyMap],
-        "distributions": [section for kind, section in SECTIONS.items() if kind in kinds],
+        "distributions": [one for one, about in SECTIONS.items() if kinds.intersection(about)],
         "last": [Flags, BandFlags, Opening],
     }
     if shown.config.truth is not None:
-        judged = [section for kind, section in AGAINST_TRUTH.items() if kind in kinds]
-        places["last"] = [*judged, *places["last"]]
+        fitting = [one for one, judged in AGAINST_TRUTH.items() if kinds.intersection(judged)]
+        if shown.config.truth.classes is None:
+            fitting = [one for one in fitting if one is not KnownClasses]
+        places["last"] = [*fitting, *places["last"]]
     return {place: [one(shown) for one in sections] for place, sections in places.items()}

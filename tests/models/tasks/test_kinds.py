@@ -83,6 +83,29 @@ def test_values_name_the_most_probable_class_or_none():
     np.testing.assert_allclose(values["p_Type_Ia"][:2] + values["p_other"][:2], 1.0)
 
 
+def test_classes_are_calibrated_if_asked_and_there_are_enough_of_each():
+    random = np.random.default_rng(0)
+    p = random.dirichlet([1.0, 1.0, 1.0], 300).astype(np.float32)
+    index = (random.random((300, 1)) > p.cumsum(axis=1)[:, :-1]).sum(axis=1).astype(float)
+    index[0] = np.nan
+    task = ClassTask(("a", "b", "c"), calibrate=True)
+    sure = torch.from_numpy(3 * np.log(p))
+    values, targets = task.values(sure), {"class": index}
+    found = task.fit_calibration(values, targets)
+    assert found["platt"][0] == pytest.approx(1 / 3, rel=0.25)
+    better = task.calibrated(values, found)
+    np.testing.assert_allclose(better["p_b"], p[:, 1], atol=0.12)
+    assert better["p_b"].dtype == np.float32
+    assert better.keys() == values.keys()
+    assert ClassTask(("a", "b", "c")).fit_calibration(values, targets) is None
+    few = {"class": np.where(index == 2, np.nan, index)}
+    few["class"][np.flatnonzero(index == 2)[:9]] = 2.0
+    assert task.fit_calibration(values, few) is None
+    told = task.metrics(values, {"class": np.nan_to_num(index)})
+    assert told["calibration_error"] > 0.1
+    assert 0.5 < told["area"] < 1.0
+
+
 @pytest.mark.parametrize(
     ("classes", "labels", "expected"),
     [
