@@ -86,15 +86,15 @@ def test_from_a_table_of_types_to_a_release(tmp_path):
     survey = Survey(load(tmp_path / "survey.toml"))
     verbs.ingest(survey)
     trained = verbs.train(survey)["type_redshift"]
-    assert trained["metrics"]["held_out"]["class"]["area"] > 0.95
+    assert trained.metrics["held_out"]["class"]["area"] > 0.95
     current = verbs.run(survey)
-    page = Path(write_report(survey)["report"]).read_text()
+    page = Path(write_report(survey).report).read_text()
     assert "Against known classes" in page
     assert "expected calibration error" in page
 
     parts = [
-        hats.read_leaf(survey.store, f"{current['path']}/{leaf}")
-        for leaf in hats.leaf_keys(survey.store, current["path"])
+        hats.read_leaf(survey.store, f"{current.path}/{leaf}")
+        for leaf in hats.leaf_keys(survey.store, current.path)
     ]
     table = pa.concat_tables(parts)
     found = {name: table[name].to_numpy() for name in table.column_names if "quant" not in name}
