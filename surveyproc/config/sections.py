@@ -75,6 +75,12 @@ def _increasing(limits: list[float]) -> list[float]:
     return limits
 
 
+Factors = Annotated[
+    list[Annotated[float, Field(gt=0, le=1)]],
+    AfterValidator(_increasing),
+]
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys and wrong types are errors."""
 
@@ -288,6 +294,22 @@ class TrainingSection(LabelTableSection):
         description="Column with the source catalog's ids: labels are then matched by id, not on "
         "the sky, and need no positions. Not with magnitudes.",
     )
+    images: str | None = Field(
+        None,
+        description="Folder with stamps (JPEG, PNG, FITS), one an object of the label table: the "
+        "network learns from these instead of the survey's cutouts.",
+    )
+    file: str = Field(
+        "file",
+        description="Column of the label table with the stamps' names, also without an ending.",
+    )
+    resize: int | None = Field(
+        None,
+        ge=8,
+        le=4096,
+        description="Side in pixels that JPEG and PNG stamps are resampled to; without it all must "
+        "have one size.",
+    )
     magnitudes: dict[str, str] = Field(
         default_factory=dict,
         description="Model band to AB magnitude column of the label table. If given, the network "
@@ -298,7 +320,7 @@ class TrainingSection(LabelTableSection):
     )
     bands: list[str] = Field(
         default_factory=list,
-        description="Bands of the survey that the network gets; all if empty.",
+        description="Bands of the survey, or of the stamps, that the network gets; all if empty.",
     )
     redshifts: Annotated[list[float], AfterValidator(_increasing)] = Field(
         [0.0, 20.0],
@@ -364,6 +386,27 @@ class TrainingSection(LabelTableSection):
     )
     accumulate: int = Field(1, ge=1, description="Parts in which a step's gradients are computed.")
     shift: int = Field(2, ge=0, description="Largest shift of a cutout in training, pixels.")
+    zoom: float | None = Field(
+        None,
+        ge=1,
+        le=4,
+        description="Largest factor by which an axis of a cutout is enlarged in training; by "
+        "default what suits the network.",
+    )
+    dimming: Factors | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Bounds of a factor of brightness in training, [0.6, 1.0] say: for objects "
+        "fainter than those with labels.",
+    )
+    shrinking: Factors | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Bounds of a factor of size in training, [0.5, 1.0] say: for objects smaller "
+        "than those with labels.",
+    )
 
 
 class ProductSection(Section):

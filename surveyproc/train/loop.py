@@ -39,7 +39,7 @@ from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
-from surveyproc.train.data import TrainingSet, sky_folds, sky_split
+from surveyproc.train.data import TrainingSet
 from surveyproc.train.fit import FitSettings, FitState
 from surveyproc.train.job import DATA, TARGET, Job, histories
 from surveyproc.train.scores import cutouts_of, flux_of, measure
@@ -237,7 +237,9 @@ def _fit_settings(
 ) -> FitSettings:
     """What suits the network, unless the settings say otherwise, unless `options` do."""
     keys = {"patience", "precision", "accumulate", "dropped_rows", "dropped_bands"}
+    keys |= {"zoom", "dimming", "shrinking"}
     said = settings.model_dump(include=keys & settings.model_fields_set, exclude_none=True)
+    said |= {key: tuple(one) for key, one in said.items() if isinstance(one, list)}
     if settings.learning_rates:
         said["rates"] = tuple(settings.learning_rates)
     chosen = {**suited, **said, **options}
@@ -275,17 +277,17 @@ def _set_aside(
     """The rows of the training, and those of the final test if there is one."""
     if not settings.test_share:
         return usable, None
-    rows = sky_split(usable.ra, usable.dec, settings.seed, settings.test_share)
+    rows = usable.split(settings.seed, settings.test_share)
     return usable.take(~rows), usable.take(rows)
 
 
 def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
     """The fold in which each row is held out, shape (n,); -1 for none."""
     if settings.folds > 1:
-        return sky_folds(usable.ra, usable.dec, settings.seed, settings.folds)
+        return usable.folds(settings.seed, settings.folds)
     if not settings.held_out_share:
         return np.full(len(usable), -1)
-    held = sky_split(usable.ra, usable.dec, settings.seed, settings.held_out_share)
+    held = usable.split(settings.seed, settings.held_out_share)
     return np.where(held, 0, -1)
 
 
@@ -352,6 +354,7 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
             continue
         torch.manual_seed(recipe.fit.seed + member)
         network = build(recipe.architecture, recipe.bands, recipe.network)
+        network.begin_training()
         training = np.flatnonzero(fold != member % recipe.folds)
         network.set_targets(
             {name: torch.from_numpy(one[training]) for name, one in usable.targets.items()}
@@ -480,7 +483,7 @@ def _finish(
                 for task in networks[0].tasks
                 if task.targets
             },
-            "split": "whole HEALPix pixels",
+            "split": "whole HEALPix pixels" if usable.group is None else "objects",
             "best_epoch": [state.best_epoch for state in states],
             "loss_curve": curves[0] if len(curves) == 1 else curves,
             "code": __version__,
