@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,46 @@ def roc_area(score: ArrayLike, true: ArrayLike) -> float:
         return float("nan")
     ranks = rankdata(value[known])
     return float((ranks[label].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def roc_table(
+    predicted: Mapping[str, ArrayLike], true: ArrayLike, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Areas of several models on the same objects, answer by answer.
+
+    Parameters
+    ----------
+    predicted : mapping of str to array_like of float, shape (n, k)
+        Scores by the name of the model: without and with an augmentation, say.
+    true : array_like of bool, shape (n, k)
+        What is so.
+    names : sequence of str, shape (k,)
+        The answers.
+
+    Returns
+    -------
+    list of dict
+        One an answer: `name`, `n` true ones, the area of each model by its name, and `difference`
+        of the last to the first.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit.
+    """
+    truth = np.asarray(true, bool)
+    scores = {model: np.asarray(one, np.float64) for model, one in predicted.items()}
+    for model, one in scores.items():
+        if one.shape != truth.shape or truth.shape[1:] != (len(names),):
+            raise InputError(f"{model}: scores of {len(names)} answers have shape {one.shape}")
+    rows = []
+    for k, name in enumerate(names):
+        areas = {model: roc_area(one[:, k], truth[:, k]) for model, one in scores.items()}
+        first, last = next(iter(areas.values())), areas[list(areas)[-1]]
+        rows.append(
+            {"name": name, "n": int(truth[:, k].sum()), **areas, "difference": last - first}
+        )
+    return rows
 
 
 def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def _colour(data: bytes, name: str, resize: int | None) -> Pixels:
         with warnings.catch_warnings():
             # What Pillow warns of is an image of more pixels than any stamp has.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data)) as image:
+            with Image.open(BytesIO(data)) as opened:
+                image: Image.Image = opened
                 if image.mode != "RGB":
                     raise InputError(
                         f"{name}: an image of mode {image.mode} "

@@ -29,7 +29,7 @@ from tensorboardX import SummaryWriter
 
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
-from surveyproc.errors import InputError, StoreError, SurveyError
+from surveyproc.errors import StoreError, SurveyError
 from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
@@ -43,6 +43,7 @@ from surveyproc.train.data import TrainingSet
 from surveyproc.train.fit import FitSettings, FitState
 from surveyproc.train.job import DATA, TARGET, Job, histories
 from surveyproc.train.scores import cutouts_of, flux_of, measure
+from surveyproc.train.split import check_rows, check_size, folds_of, set_aside
 
 RECIPE = 5
 """Raised when a change of the loop or the features changes the weights it ends with."""
@@ -159,7 +160,7 @@ def train(
     bands = training_set.bands
     chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(bands)}")
     made, chosen_settings = _built(chosen, training_set, network or {})
-    usable, test = _set_aside(_usable(training_set, made, settings), settings)
+    usable, test = set_aside(_usable(training_set, made, settings), settings)
     recipe = Recipe(
         architecture=chosen,
         bands=bands,
@@ -170,8 +171,9 @@ def train(
         members=settings.members,
         held_out_share=settings.held_out_share if settings.folds == 1 else 1 / settings.folds,
     )
-    fold = _folds(usable, settings)
-    _check_size(usable, fold, settings)
+    fold = folds_of(usable, settings)
+    check_size(usable, fold, settings)
+    check_rows(usable, fold, settings.folds, made)
     key = recipe.fingerprint(usable.checksum + (test.checksum if test else ""))
     folder = layout.training(name, key)
     done = find_trained(store, name, key)
@@ -269,46 +271,6 @@ def _usable(training_set: TrainingSet, network: Network, settings: TrainingSecti
     known = np.any([task.known(targets) for task in tasks], axis=0)
     what = " or ".join(task.name for task in tasks)
     return replace(training_set, targets=targets).usable(known, what)
-
-
-def _set_aside(
-    usable: TrainingSet, settings: TrainingSection
-) -> tuple[TrainingSet, TrainingSet | None]:
-    """The rows of the training, and those of the final test if there is one."""
-    if not settings.test_share:
-        return usable, None
-    rows = usable.split(settings.seed, settings.test_share)
-    return usable.take(~rows), usable.take(rows)
-
-
-def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
-    """The fold in which each row is held out, shape (n,); -1 for none."""
-    if settings.folds > 1:
-        return usable.folds(settings.seed, settings.folds)
-    if not settings.held_out_share:
-        return np.full(len(usable), -1)
-    held = usable.split(settings.seed, settings.held_out_share)
-    return np.where(held, 0, -1)
-
-
-def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
-    folds = range(settings.folds)
-    n = min(int((fold != part).sum()) for part in folds)
-    wanted = settings.folds > 1 or settings.held_out_share > 0
-    held = not wanted or all((fold == part).any() for part in folds)
-    if n < settings.batch_size or settings.batch_size < settings.workers or not held:
-        counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
-        raise InputError(
-            f"the training set has {len(usable)} usable rows, {n} of them for training after the "
-            f"split by sky position, and a batch takes training.batch_size = "
-            f"{settings.batch_size} on {settings.workers} workers: give more labels or a smaller "
-            f"batch" + (f" (left out: {counts})" if counts else "")
-        )
-    if settings.folds * settings.members == 1 and settings.batch_size % settings.workers:
-        raise InputError(
-            f"training.batch_size = {settings.batch_size} cannot be shared evenly by "
-            f"training.workers = {settings.workers}"
-        )
 
 
 def _scaling(

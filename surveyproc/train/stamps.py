@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 import surveyproc
-from surveyproc.catalogs.labels import known_targets, read_targets
+from surveyproc.catalogs.labels import Targets, known_targets, read_targets
 from surveyproc.catalogs.readers import open_table, truth
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import ModelSection, TrainingSection
@@ -106,19 +107,66 @@ def read_stamps(
             more = f" and {len(some) - TOLD} more" if len(some) > TOLD else ""
             dropped[f"{why}: {', '.join(some[:TOLD])}{more}"] = len(some)
     taken = np.array([row_of[path] for path in made.index["file"].to_pylist()], np.int64)
-    nothing = np.full((len(taken), len(reads.images)), np.nan)
+    known_rows = {one: values[taken] for one, values in targets.items()}
+    return _training_set(made, known_rows, taken, dropped)
+
+
+def from_arrays(
+    store: Store, name: str, images: Pixels, targets: Targets, bands: Sequence[str]
+) -> TrainingSet:
+    """Images in memory as a training set, split by object.
+
+    Parameters
+    ----------
+    store : Store
+        Which the training cube is written to.
+    name : str
+        Of the product, or whatever the cube is to be found by.
+    images : float32 ndarray, shape (n, band, side, side)
+        nJy a pixel or intensities 0 to 255; NaN where there is no pixel. Larger than the network's
+        cutout by the shift on each side.
+    targets : mapping of str to ndarray, first axis n
+        What is known of them.
+    bands : sequence of str
+        Names of the planes.
+
+    Raises
+    ------
+    InputError
+        If the images are not square, or not of so many bands.
+    """
+    n, planes, height, side = images.shape
+    if height != side or planes != len(bands):
+        raise InputError(f"images: shape {images.shape} is not (n, {len(bands)}, side, side)")
+    order = np.random.default_rng(0).permutation(n)
+    content = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+    key = layout.training_cube(name, fingerprint([cube.FORMAT, content, list(bands)]))
+    for start in range(0, n, SHARD):
+        cube.write_shard(store, key, start // SHARD, images[order[start : start + SHARD]])
+    cube.write_header(store, key, n, planes, side)
+    record = {"product": name, "bands": list(bands), "cutout": side, "pixel_scale": None}
+    made = cube.finish(store, key, pa.table({"row": order}), record)
+    return _training_set(made, {one: values[order] for one, values in targets.items()}, order, {})
+
+
+def _training_set(
+    made: TrainingCube, targets: Targets, group: NDArray[np.int64], dropped: dict[str, int]
+) -> TrainingSet:
+    """All objects of a cube of stamps, which have neither fluxes nor positions."""
+    n, bands = made.n, made.bands
+    nothing = np.full((n, len(bands)), np.nan)
     return TrainingSet(
         flux=nothing,
         flux_err=nothing,
-        targets={one: values[taken] for one, values in targets.items()},
+        targets=targets,
         ra=nothing[:, 0],
         dec=nothing[:, 0],
-        bands=reads.images,
+        bands=bands,
         dropped={why: count for why, count in dropped.items() if count},
         cube=made,
-        cube_row=np.arange(len(taken)),
-        no_image=np.zeros(len(taken), bool),
-        group=taken,
+        cube_row=np.arange(n),
+        no_image=np.zeros(n, bool),
+        group=group,
     )
 
 
