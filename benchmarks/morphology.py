@@ -195,7 +195,7 @@ NOISE = 2.5
 DRAWN = {"dimming": (0.6, 1.0), "shrinking": (0.5, 1.0)}
 
 
-def faint_stamps(data: Path, work: Path, files: Sequence[str], seed: int) -> np.ndarray:
+def faint_stamps(work: Path, files: Sequence[str], seed: int) -> np.ndarray:
     """Stamps as eq. 2 and noise make them, from the whole 128 pixels, which have sky about them."""
     draws = torch.Generator().manual_seed(seed)
     made = []
@@ -226,18 +226,15 @@ def faint(data: Path, work: Path, seeds: Sequence[int]) -> None:
     index = np.array([names.index(one) for one in whole.targets["class"]])
     files = np.array(whole.cube.index["file"].to_pylist())[whole.cube_row]
     for seed in seeds:
-        if any(one["seed"] == seed for one in done(path)):
-            continue
         order = np.random.default_rng(seed).permutation(len(whole))
         labelled, bright, dim = np.split(order, [len(order) // 2, 3 * len(order) // 4])
         labelled = np.sort(labelled)
-        dimmed = faint_stamps(data, work, files[dim], seed)
-        seen = {
-            "bright": (pixels_of(whole.take(bright)), index[bright]),
-            "faint": (dimmed, index[dim]),
-        }
-        entry: dict[str, Any] = {"seed": seed}
+        dimmed = faint_stamps(work, files[dim], seed)
+        plain = pixels_of(whole.take(bright))
+        seen = {"bright": (plain, index[bright]), "faint": (dimmed, index[dim])}
         for kind, options in (("without", {}), ("with", DRAWN)):
+            if any((one["seed"], one["part"]) == (seed, kind) for one in done(path)):
+                continue
             print(seed, kind, len(labelled), flush=True)
             torch.manual_seed(seed)
             made = trained(
@@ -248,18 +245,27 @@ def faint(data: Path, work: Path, seeds: Sequence[int]) -> None:
                 seed,
                 **options,
             )
+            entry: dict[str, Any] = {"seed": seed, "part": kind}
             for where, (images, true) in seen.items():
                 cut = centre(torch.from_numpy(images), CUTOUT).numpy()
                 result = judged(probabilities(made, cut, names), true, names)
                 for key in ("accuracy", "balanced", "early_late_area", "mean_area"):
                     entry[f"{key}, {where}, {kind}"] = result[key]
-        plain = seen["bright"][0]
-        options = {"settings": {"epochs": 3, "seed": seed, "precision": "bfloat16"}, "bands": BANDS}
-        options["network"] = {"cutout": CUTOUT, "pixels": "eight_bit"}
-        store = Store(str(work / "store"))
+            append(path, entry)
+        if any((one["seed"], one["part"]) == (seed, "adversary") for one in done(path)):
+            continue
+        entry = {"seed": seed, "part": "adversary"}
         for kind, images in (("before", plain), ("after", receded(plain, seed))):
             print(seed, "adversarial", kind, flush=True)
-            told = tell_apart(store, f"adversary-{seed}-{kind}", images, dimmed, **options)
+            told = tell_apart(
+                Store(str(work / "store")),
+                f"adversary-{seed}-{kind}",
+                images,
+                dimmed,
+                bands=BANDS,
+                network={"cutout": CUTOUT, "pixels": "eight_bit"},
+                settings={"epochs": 3, "seed": seed, "precision": "bfloat16"},
+            )
             entry[f"adversarial accuracy, {kind}"] = told.accuracy
             entry[f"adversarial area, {kind}"] = told.area
             if kind == "before":
@@ -313,7 +319,7 @@ def tell(work: Path) -> None:
             print("   ", {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()})
             print("    standard errors over folds", {k: round(v, 4) for k, v in error.items()})
     lines = done(work / "faint.jsonl")
-    for key in sorted({key for one in lines for key in one if key != "seed"}):
+    for key in sorted({key for one in lines for key in one} - {"seed", "part"}):
         values = [one[key] for one in lines if key in one]
         error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
         print(f"{key}: {np.mean(values):.4f} +- {error:.4f} ({len(values)} seeds)")

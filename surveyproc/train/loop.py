@@ -397,6 +397,12 @@ def _clear(store: Store, folder: str) -> None:
             store.remove(f"{folder}/{name}")
 
 
+def _pixel_scale(usable: TrainingSet) -> float | None:
+    """Arcsec a pixel of the cutouts; None without, or where stamps do not tell it."""
+    scale = np.nan if usable.cube is None else usable.cube.pixel_scale
+    return float(scale) if np.isfinite(scale) else None
+
+
 def _finish(
     store: Store,
     name: str,
@@ -427,7 +433,7 @@ def _finish(
         bands=recipe.bands,
         scaling=scaling,
         members=[state.best for state in states],
-        pixel_scale=None if usable.cube is None else usable.cube.pixel_scale,
+        pixel_scale=_pixel_scale(usable),
         absent_bands="mask" if recipe.fit.dropped_rows else "refuse",
         training={
             "fingerprint": key,

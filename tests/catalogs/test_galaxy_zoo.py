@@ -5,9 +5,8 @@ from surveyproc.catalogs.galaxy_zoo import CUTS, five_classes
 from surveyproc.errors import InputError
 
 ZERO = {
-    name: 0.0
-    for name in ("smooth", "completely_round", "rounded_in_between", "cigar_shaped")
-    + ("features_or_disk", "edgeon_yes", "edgeon_no", "spiral")
+    **dict.fromkeys(("smooth", "completely_round", "rounded_in_between", "cigar_shaped"), 0.0),
+    **dict.fromkeys(("features_or_disk", "edgeon_yes", "edgeon_no", "spiral"), 0.0),
 }
 
 
