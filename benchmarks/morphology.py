@@ -24,9 +24,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from astropy.table import Table
+from astropy.visualization import make_lupton_rgb
+from PIL import Image
 
+import surveyproc
+from surveyproc import verbs
 from surveyproc.config.sections import TrainingSection
 from surveyproc.evaluate.classes import class_metrics
 from surveyproc.evaluate.votes import calibration_error, roc_area
@@ -35,6 +41,7 @@ from surveyproc.images.stamps import decode_stamp, window
 from surveyproc.models.base import Network, build
 from surveyproc.models.inference import predict
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.train.adversarial import tell_apart
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.examples import BandDropout, Examples
@@ -278,6 +285,75 @@ def faint(data: Path, work: Path, seeds: Sequence[int]) -> None:
         append(path, entry)
 
 
+KIDS = """
+[survey]
+name = "kids"
+root = "{root}"
+[images]
+tiles = ["{data}/kids_viking_field/tiles/*.fits.fz"]
+bands = ["u", "g", "r", "i", "Z", "Y", "J", "H", "Ks"]
+zeropoint_range = [0.0, 45.0]
+[catalog]
+source = "{data}/kids_viking_field/sources.fits"
+[[products]]
+name = "photometry"
+"""
+GZ_R50 = 5.0
+"""About the half-light radius of a galaxy in a stamp of gz1, pixels."""
+
+
+def composites(data: Path, work: Path) -> tuple[np.ndarray, Any]:
+    """gri composites of the field's galaxies on the scale of the stamps of gz1, and their rows.
+
+    Brighter than r = 21.5, extended (half-light radius of 2.2 pixels or more; stars have 1.7), not
+    flagged, and away from the edge. The cutout's side is as many half-light radii as a stamp's.
+    """
+    (work / "kids.toml").write_text(KIDS.format(root=work / "kids", data=data.absolute()))
+    survey = surveyproc.open(work / "kids.toml")
+    if not (work / "kids").exists():
+        verbs.ingest(Survey(survey.config))
+    table = Table.read(data / "kids_viking_field/sources.fits")
+    table = table[(table["mag_r"] < 21.5) & (table["r50_r"] > 2.2) & (table["flag"] == 0)]
+    batch = survey.cutouts(table["ra"], table["dec"], 128, ["g", "r", "i"])
+    whole = np.isfinite(batch.images[:, :, 34:94, 34:94]).all(axis=(1, 2, 3))
+    made, table = [], table[whole]
+    for planes, r50 in zip(batch.images[whole], table["r50_r"], strict=True):
+        # The weights of SDSS, i.e. of the stamps of Galaxy Zoo.
+        g, r, i = np.array([7.8, 5.7, 4.9])[:, None, None] / 5.7 * np.nan_to_num(planes)
+        core = np.mean([g, r, i], axis=0)[61:68, 61:68].max()
+        rgb = make_lupton_rgb(i, r, g, stretch=0.25 * core, Q=8)
+        half = CUTOUT / 2 * r50 / GZ_R50
+        box = (64.5 - half, 64.5 - half, 64.5 + half, 64.5 + half)
+        image = Image.fromarray(rgb).resize((CUTOUT, CUTOUT), Image.Resampling.LANCZOS, box)
+        made.append(np.asarray(image, np.float32).transpose(2, 0, 1))
+    return np.stack(made), table
+
+
+def sheet(data: Path, work: Path) -> None:
+    """The ten most confident of each class of gz1, by the mean of the networks that there are."""
+    images, table = composites(data, work)
+    names = sorted(set(GZ1.values()))
+    each = []
+    for weights in sorted(work.glob("gz1_images-residual-1.0-*.pt")):
+        made = network("residual", names, average=True)
+        made.load_state_dict(torch.load(weights))
+        each.append(probabilities(made.eval(), images, names))
+    p = np.mean(each, axis=0)
+    print(len(each), "networks,", len(images), "galaxies; most probable classes:")
+    print(dict(zip(names, np.bincount(p.argmax(axis=1), minlength=len(names)), strict=True)))
+    axis_ratio = np.asarray(table["b"] / table["a"])
+    figure, axes = plt.subplots(len(names), 10, figsize=(15, 5.4))
+    for k, name in enumerate(names):
+        best = np.argsort(-p[:, k])[:10]
+        print(name, "b/a of the ten", np.round(np.sort(axis_ratio[best]), 2))
+        for place, row in zip(axes[k], best, strict=True):
+            place.imshow(images[row].transpose(1, 2, 0).astype(np.uint8), origin="lower")
+            place.set_title(f"{name} {p[row, k]:.2f}\nr = {table['mag_r'][row]:.1f}", fontsize=8)
+            place.axis("off")
+    figure.tight_layout()
+    figure.savefig(work / "sheet.png", dpi=100)
+
+
 def judged(p: np.ndarray, index: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Accuracy, areas and calibration of probabilities."""
     early = 0 if len(names) == 2 else list(names).index("elliptical")
@@ -334,6 +410,8 @@ def main() -> None:
         tell(work)
     elif part == "classes":
         classes(Path(more[0]), work, more[2:])
+    elif part == "sheet":
+        sheet(Path(more[0]), work)
     elif part == "faint":
         faint(Path(more[0]), work, [int(one) for one in more[2:] or "123"])
 
