@@ -49,12 +49,6 @@ def predict_stamps(
     ------
     InputError
         If the model reads anything else, or there is no file.
-
-    Examples
-    --------
-    >>> package = load_package(Store("root"), "morphology")       # doctest: +SKIP
-    >>> found = predict_stamps(package, "stamps")                 # doctest: +SKIP
-    >>> found["file"][found["p_spiral"] > 0.9]                    # doctest: +SKIP
     """
     if package.reads["features"] or package.reads["reddening"] or not package.reads["cutout"]:
         raise InputError(f"model {package.name} does not do with images alone")
