@@ -404,7 +404,7 @@ def tell(work: Path) -> None:
 def main() -> None:
     part, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    work = Path(more[-1] if part == "tell" else more[1])
+    work = Path(more[-1] if part == "tell" else more[1]).absolute()
     work.mkdir(parents=True, exist_ok=True)
     if part == "tell":
         tell(work)
