@@ -140,7 +140,7 @@ def test_damaged_and_missing_files_are_left_out_and_named(tmp_path):
         (folder / f"{number}.png").write_bytes(b"")
     with pytest.raises(InputError, match="all 11 images are damaged"):
         read(folder)
-    for number in {*range(12)} - {8}:
+    for number in range(12):
         (folder / f"{number}.png").unlink()
     with pytest.raises(InputError, match="no row has a label and an image in"):
         read(folder)
