@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,13 @@ from surveyproc.errors import ConfigError
 
 AB_ZEROPOINT_NJY = 31.4
 """AB magnitude of 1 nJy, the unit of every flux: 2.5 log10(3631 Jy / 1 nJy)."""
+
+
+def nothing(dtype: np.dtype[Any]) -> float | int | str:
+    """What values of a network hold where nothing could be predicted: NaN, the smallest, or ""."""
+    if dtype.kind == "f":
+        return np.nan
+    return int(np.iinfo(dtype).min) if dtype.kind == "i" else ""
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,9 @@ def _targets_of(tasks: Sequence[Task], seed: int) -> dict[str, NDArray[np.float6
         elif task.kind == "classes":
             found[task.name] = random.integers(0, len(entry["classes"]), ROWS).astype(float)
         elif task.kind == "votes":
-            found[task.name] = random.uniform(0, 1, (ROWS, len(entry["names"])))
+            shape = (ROWS, len(entry["names"]))
+            found[task.name] = random.uniform(0, 1, shape)
+            found[f"{task.name}_counts"] = random.integers(1, 40, shape).astype(float)
         elif task.kind == "fluxes":
             found[task.name] = np.exp(random.normal(5, 1, (ROWS, len(entry["names"]))))
         elif task.kind == "masks":

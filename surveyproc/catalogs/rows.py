@@ -15,7 +15,7 @@ from surveyproc.catalogs import ids
 from surveyproc.catalogs.formats.parquet import LEAF_KEYS
 from surveyproc.catalogs.readers import TableReader, degrees_of
 from surveyproc.catalogs.voparquet import column_of
-from surveyproc.config.sections import CatalogSection
+from surveyproc.config.inputs import CatalogSection
 from surveyproc.errors import InputError, near_or_all
 from surveyproc.schemas import Column
 

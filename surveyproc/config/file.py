@@ -22,11 +22,10 @@ import fsspec
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 
+from surveyproc.config.inputs import CatalogSection, ImagesSection
 from surveyproc.config.kinds import OWN, load_kind, section_class
 from surveyproc.config.sections import (
-    CatalogSection,
     GatesSection,
-    ImagesSection,
     LabelsSection,
     ModelSection,
     NightlySection,

@@ -19,6 +19,7 @@ ENTRY_POINTS = "surveyproc.products"
 NETWORKS = "surveyproc.models"
 """The group of architectures, which the kinds with a model may name."""
 OWN = {
+    "morphology": "surveyproc.products.morphology:MorphologyProduct",
     "network": "surveyproc.products.network:NetworkProduct",
     "photometry": "surveyproc.products.photometry:AperturePhotometry",
     "photoz": "surveyproc.products.photoz:PhotozProduct",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,7 +13,6 @@ from pydantic import (
     model_validator,
 )
 
-from surveyproc.config.expressions import keywords
 from surveyproc.store.urls import is_web, public_url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -52,27 +50,17 @@ ModelReference = Annotated[
 ]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str | int) else value
-
-
-def _arithmetic(value: float | str) -> float | str:
-    if isinstance(value, str):
-        keywords(value)
-    elif not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-# A number, or arithmetic over header keywords such as `MAGZERO1 + 2.5*log10(EXPTIME)`.
-Expression = Annotated[float | str, AfterValidator(_arithmetic)]
-PlaneKind = Literal["image", "weight", "variance", "rms", "mask", "exposure", "context"]
-
-
-def _increasing(limits: list[float]) -> list[float]:
+def increasing(limits: list[float]) -> list[float]:
+    """Two limits as they are; ValueError if the lower one does not come first."""
     if not limits[0] < limits[1]:
         raise ValueError(f"the lower one comes first, not {limits}")
     return limits
+
+
+Factors = Annotated[
+    list[Annotated[float, Field(gt=0, le=1)]],
+    AfterValidator(increasing),
+]
 
 
 class Section(BaseModel):
@@ -88,162 +76,6 @@ class SurveySection(Section):
     root: Annotated[str, AfterValidator(_without_login), AfterValidator(_writable)] = Field(
         description="Path or URL under which everything is written."
     )
-
-
-class ImagesSection(Section):
-    """The calibrated image tiles."""
-
-    tiles: Annotated[list[str], BeforeValidator(_as_list)] = Field(
-        default_factory=list,
-        description="Paths, globs or URLs of FITS files, relative to survey.toml.",
-    )
-    bands: list[Band] = Field(
-        default_factory=list, description="Band names, in order of wavelength."
-    )
-    band_keyword: str = Field("FILTER", description="Header keyword that names the band.")
-    tile_keyword: str = Field("OBJECT", description="Header keyword that names the tile.")
-    zeropoint_keyword: str = Field(
-        "MAGZERO", description="Header keyword: AB magnitude of 1 count."
-    )
-    zeropoints: dict[str, Expression] = Field(
-        default_factory=dict,
-        description="AB magnitude of one count by band, a number or an expression over header "
-        "keywords; beats zeropoint_file, zeropoint, and the header.",
-    )
-    zeropoint_file: str | None = Field(
-        None,
-        description="Table with the columns file (a name without folders) and zeropoint.",
-    )
-    zeropoint: Expression | None = Field(
-        None,
-        description="AB magnitude of one count of every image, a number or an expression over "
-        "header keywords: MAGZERO1 + 2.5*log10(EXPTIME).",
-    )
-    zeropoint_range: Annotated[list[float], AfterValidator(_increasing)] = Field(
-        [5.0, 45.0],
-        min_length=2,
-        max_length=2,
-        description="Zero points from headers and tables outside of it are errors of their file; "
-        "numbers in survey.toml are believed.",
-    )
-    gain: Expression | dict[str, Expression] | None = Field(
-        None,
-        description="Electrons of one count, for all bands or by band: a number, a keyword or an "
-        "expression. Sources' own photon noise is then added to the errors of photometry; leave it "
-        "out where the weights hold it already.",
-    )
-    planes: dict[PlaneKind, Annotated[list[int | str], BeforeValidator(_as_list)]] = Field(
-        default_factory=dict,
-        description="Kind of plane to HDU names, indices or patterns such as ERR*; or, where "
-        "file_pattern has a group kind, to what it finds. weight is an inverse variance; exposure "
-        "and context are left aside. By default the names of HDUs and files tell.",
-    )
-    file_pattern: str | None = Field(
-        None,
-        description="Regular expression searched in each file name; its named groups tile, band "
-        "and kind (image, weight, variance, rms or mask, i, w, d or m) beat the header.",
-    )
-    mask_bits: int | None = Field(
-        None,
-        ge=0,
-        lt=2**64,
-        description="Bits of mask images that make a pixel bad; if absent, those that HSC, LSST "
-        "and the Legacy Survey define so, else all.",
-    )
-
-
-class MagnitudeColumn(Section):
-    """A band's magnitudes in the source catalog."""
-
-    column: str = Field(description="Column with the magnitude.")
-    error: str | None = Field(None, description="Column with its one-sigma error.")
-    ab_offset: float = Field(
-        0.0,
-        allow_inf_nan=False,
-        description="AB magnitude minus the column's: 0 for AB; for Vega magnitudes that of the "
-        "band, 0.91 for J, say.",
-    )
-    softening: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="Of asinh magnitudes (luptitudes): b in units of the flux of magnitude 0. SDSS "
-        "has 1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10 in u, g, r, i, z.",
-    )
-
-
-class FluxColumn(Section):
-    """A band's fluxes in the source catalog."""
-
-    column: str = Field(description="Column with the flux density.")
-    error: str | None = Field(None, description="Column with its one-sigma error.")
-    unit: str | None = Field(
-        None,
-        description="Any that astropy knows: nJy, uJy, nanomaggy, 10**-12 mgy (counts of AB zero "
-        "point 30); that of the column if absent.",
-    )
-
-
-def _as_column(value: Any) -> Any:
-    return {"column": value} if isinstance(value, str) else value
-
-
-def _all_none_or_names(value: Any) -> Any:
-    named = isinstance(value, list) and all(isinstance(name, str) for name in value)
-    if not named and value not in ("all", "none"):
-        raise ValueError(f'write "all", "none", or a list of column names, not {value!r}')
-    return value
-
-
-class CatalogSection(Section):
-    """The source catalog."""
-
-    source: str = Field(
-        description="FITS, VOTable, Parquet, CSV, ECSV or HATS; relative path or URL."
-    )
-    table: Table | None = Field(None, description=TABLE)
-    id: str | None = Field(
-        None,
-        description="Column with the object id: whole numbers or text; `object_id` if absent. "
-        'Without that column, or with "", ids are made from positions.',
-    )
-    ra: str = Field(
-        "ra", description="Column with the right ascension, ICRS; degrees, or its own unit."
-    )
-    dec: str = Field(
-        "dec", description="Column with the declination, ICRS; degrees, or its own unit."
-    )
-    reddening: str | None = Field(
-        None, description="Column with the galactic reddening E(B-V), mag; 0 if absent."
-    )
-    magnitudes: dict[
-        Band,
-        Annotated[
-            MagnitudeColumn,
-            BeforeValidator(_as_column, json_schema_input_type=str | MagnitudeColumn),
-        ],
-    ] = Field(
-        default_factory=dict,
-        description="Band to the column with its magnitudes, or to a table of column, error, "
-        "ab_offset, softening. Makes flux_<band> without images.",
-    )
-    fluxes: dict[
-        Band,
-        Annotated[FluxColumn, BeforeValidator(_as_column, json_schema_input_type=str | FluxColumn)],
-    ] = Field(
-        default_factory=dict,
-        description="The same for fluxes: column, error, unit.",
-    )
-    missing: list[float] = Field(
-        default_factory=list,
-        description="Numbers that mean that a magnitude, a flux or an error is missing: -9999, "
-        "say. Magnitudes at or below 0 or above 40 are missing in any case.",
-    )
-    columns: Annotated[str | list[str], BeforeValidator(_all_none_or_names)] = Field(
-        "all",
-        description='The source\'s columns that a release carries: "all", "none", or their names.',
-    )
-    partition_rows: int = Field(100_000, ge=1, description="Most rows a partition may hold.")
 
 
 def _as_columns(value: Any) -> Any:
@@ -291,6 +123,22 @@ class TrainingSection(LabelTableSection):
         description="Column with the source catalog's ids: labels are then matched by id, not on "
         "the sky, and need no positions. Not with magnitudes.",
     )
+    images: str | None = Field(
+        None,
+        description="Folder with stamps (JPEG, PNG, FITS), one an object of the label table: the "
+        "network learns from these instead of the survey's cutouts.",
+    )
+    file: str = Field(
+        "file",
+        description="Column of the label table with the stamps' names, also without an ending.",
+    )
+    resize: int | None = Field(
+        None,
+        ge=8,
+        le=4096,
+        description="Side in pixels that JPEG and PNG stamps are resampled to; without it all must "
+        "have one size.",
+    )
     magnitudes: dict[str, str] = Field(
         default_factory=dict,
         description="Model band to AB magnitude column of the label table. If given, the network "
@@ -301,9 +149,9 @@ class TrainingSection(LabelTableSection):
     )
     bands: list[str] = Field(
         default_factory=list,
-        description="Bands of the survey that the network gets; all if empty.",
+        description="Bands of the survey, or of the stamps, that the network gets; all if empty.",
     )
-    redshifts: Annotated[list[float], AfterValidator(_increasing)] = Field(
+    redshifts: Annotated[list[float], AfterValidator(increasing)] = Field(
         [0.0, 20.0],
         min_length=2,
         max_length=2,
@@ -367,6 +215,27 @@ class TrainingSection(LabelTableSection):
     )
     accumulate: int = Field(1, ge=1, description="Parts in which a step's gradients are computed.")
     shift: int = Field(2, ge=0, description="Largest shift of a cutout in training, pixels.")
+    zoom: float | None = Field(
+        None,
+        ge=1,
+        le=4,
+        description="Largest factor by which an axis of a cutout is enlarged in training; by "
+        "default what suits the network.",
+    )
+    dimming: Factors | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Bounds of a factor of brightness in training, [0.6, 1.0] say: for objects "
+        "fainter than those with labels.",
+    )
+    shrinking: Factors | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Bounds of a factor of size in training, [0.5, 1.0] say: for objects smaller "
+        "than those with labels.",
+    )
 
 
 class ProductSection(Section):

@@ -2,16 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from surveyproc.errors import InputError
+from surveyproc.evaluate.roc import area
 
 BINS = 10
 """Equal bins of the predicted share, 0 to 1, in which calibration is measured."""
+
+HALF = 0.5
+"""Share of the votes from which on an answer is taken for true."""
+
+
+def roc_area(score: ArrayLike, true: ArrayLike) -> float:
+    """`roc.area` of the scores that there are, NaN where it is not defined.
+
+    Parameters
+    ----------
+    score : array_like of float, shape (n,)
+        Higher = rather true; those that are not finite do not count.
+    true : array_like of bool, shape (n,)
+        What is so.
+
+    Returns
+    -------
+    float
+        NaN if all are true, or all false.
+
+    Examples
+    --------
+    >>> roc_area([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
+    0.75
+    """
+    value, label = np.asarray(score, np.float64), np.asarray(true, bool)
+    known = np.isfinite(value)
+    value, label = value[known], label[known]
+    return area(value, label) if label.any() and not label.all() else float("nan")
+
+
+def roc_table(
+    predicted: Mapping[str, ArrayLike], true: ArrayLike, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Areas of several models on the same objects, answer by answer.
+
+    Parameters
+    ----------
+    predicted : mapping of str to array_like of float, shape (n, k)
+        Scores by the name of the model: without and with an augmentation, say.
+    true : array_like of bool, shape (n, k)
+        What is so.
+    names : sequence of str, shape (k,)
+        The answers.
+
+    Returns
+    -------
+    list of dict
+        One an answer: `name`, `n` true ones, the area of each model by its name, and `difference`
+        of the last to the first.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit.
+    """
+    truth = np.asarray(true, bool)
+    scores = {model: np.asarray(one, np.float64) for model, one in predicted.items()}
+    for model, one in scores.items():
+        if one.shape != truth.shape or truth.shape[1:] != (len(names),):
+            raise InputError(f"{model}: scores of {len(names)} answers have shape {one.shape}")
+    rows = []
+    for k, name in enumerate(names):
+        areas = {model: roc_area(one[:, k], truth[:, k]) for model, one in scores.items()}
+        first, last = next(iter(areas.values())), areas[list(areas)[-1]]
+        rows.append(
+            {"name": name, "n": int(truth[:, k].sum()), **areas, "difference": last - first}
+        )
+    return rows
 
 
 def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) -> dict[str, Any]:
@@ -31,7 +101,8 @@ def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) ->
         share; `rmse`: sqrt(mean((predicted - true)^2)) by answer; `mean_rmse`: their mean, over the
         answers that have one; `calibration_error`: sum over bins of the predicted share of
         |mean(predicted) - mean(true)| times the bin's part of all pairs (Naeini et al. 2015, AAAI
-        29, 2901, for shares). NaN where there is nothing to count.
+        29, 2901, for shares); `roc_area` by answer, taking the answers that have at least half of
+        the votes for true (ours). NaN where there is nothing to count.
 
     Raises
     ------
@@ -53,12 +124,17 @@ def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) ->
         "n": int((rows & seen).sum()),
         "n_missing": int((rows & ~seen).sum()),
         "mean_rmse": float(rmse[counts > 0].mean()) if counts.any() else float("nan"),
-        "calibration_error": _calibration_error(p[known], f[known]),
+        "calibration_error": calibration_error(p[known], f[known]),
         "rmse": dict(zip(names, rmse.tolist(), strict=True)),
+        "roc_area": {
+            name: roc_area(p[known[:, k], k], f[known[:, k], k] >= HALF)
+            for k, name in enumerate(names)
+        },
     }
 
 
-def _calibration_error(p: NDArray[np.float64], f: NDArray[np.float64]) -> float:
+def calibration_error(p: NDArray[np.float64], f: NDArray[np.float64]) -> float:
+    """As in `vote_metrics`, of pairs of known shares or probabilities and truths, shape (n,)."""
     if not len(p):
         return float("nan")
     place = np.clip((p * BINS).astype(np.int64), 0, BINS - 1)

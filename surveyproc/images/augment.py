@@ -1,7 +1,9 @@
-"""Augmentation of cutouts on the training device: turns, flips and shifts by whole pixels.
+"""Augmentation of cutouts on the training device.
 
-Nothing is interpolated: every pixel of the result is a pixel of the input, so that noise keeps its
-statistics and a missing pixel stays missing.
+Turns, flips and shifts move whole pixels (`augment`): every pixel of the result is a pixel of the
+input, so that noise keeps its statistics and a missing pixel stays missing. Networks that look at
+shapes want zooms too (`zoom`), and those that must do with fainter and smaller galaxies than they
+were shown want them dimmed and shrunk (`recede`); both interpolate.
 
 The object's pixel is at index side // 2 of what comes in and at cutout // 2 of what goes out. A
 window of odd side turns and flips about that pixel. A window of even side has no central pixel: its
@@ -12,8 +14,44 @@ a shift as large as the margin) does it stay where it is, and the object is one 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What is done to the windows of a training beside turns, flips and shifts.
+
+    Khramtsov et al. 2022: zoom = 1.2; with the adversarial augmentation (eq. 2) also dimming =
+    (0.6, 1) and shrinking = (0.5, 1).
+
+    Attributes
+    ----------
+    zoom : float
+        Each axis of an object is enlarged by a factor of its own, evenly between 1 and this.
+    dimming, shrinking : tuple of float
+        Bounds of k and m of eq. 2, drawn evenly for each object.
+    """
+
+    zoom: float = 1.0
+    dimming: tuple[float, float] = (1.0, 1.0)
+    shrinking: tuple[float, float] = (1.0, 1.0)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Distorted copies of images, shape (n, band, side, side); draws are made on the CPU."""
+        n = len(images)
+        if self.zoom > 1.0:
+            draws = torch.rand(2, 2, n, generator=generator)
+            factors = 1.0 + (self.zoom - 1.0) * draws[0]
+            images = zoom(images, factors, draws[1])
+        bounds = torch.tensor([self.dimming, self.shrinking])
+        if (bounds != 1.0).any():
+            low, high = bounds.T[:, :, None]
+            k, m = low + (high - low) * torch.rand(2, n, generator=generator)
+            images = recede(images, k, m)
+        return images
 
 
 def augment(images: Tensor, generator: torch.Generator, cutout: int) -> Tensor:
@@ -58,6 +96,75 @@ def augment(images: Tensor, generator: torch.Generator, cutout: int) -> Tensor:
     place = torch.where(turned[:, :, None], plain.transpose(1, 2), plain)
     place = place.reshape(n, 1, -1).to(images.device).expand(-1, bands, -1)
     return images.flatten(2).gather(2, place).reshape(n, bands, cutout, cutout)
+
+
+def zoom(images: Tensor, factors: Tensor, places: Tensor) -> Tensor:
+    """Enlarge each axis and cut a window of the old size out (Khramtsov et al. 2022, section 4.2).
+
+    Parameters
+    ----------
+    images : float Tensor, shape (n, band, side, side)
+        Not finite = missing.
+    factors : float Tensor, shape (2, n)
+        Along y and x, at least 1.
+    places : float Tensor, shape (2, n)
+        Where the window lies: 0 at the first pixel, 1 at the last one that leaves it whole.
+
+    Returns
+    -------
+    float Tensor, shape (n, band, side, side)
+        A pixel is missing if most of what it is made of is.
+    """
+    side = images.shape[-1]
+    inside = torch.arange(side) + 0.5
+    first = places * (factors - 1.0) * side
+    sources = (inside + first[..., None]) / factors[..., None] - 0.5
+    return _resampled(images, sources, torch.ones_like(factors))
+
+
+def recede(images: Tensor, k: Tensor, m: Tensor) -> Tensor:
+    """The galaxies as if they were farther away: k S(I, m) (Khramtsov et al. 2022, eq. 2).
+
+    S shrinks an image about its middle to m times its side and fills the border by mirror images.
+    A pixel of the result is the mean of the pixels that it covers, weighted by a triangle.
+
+    Parameters
+    ----------
+    images : float Tensor, shape (n, band, side, side)
+        Not finite = missing.
+    k, m : float Tensor, shape (n,)
+        Factors of brightness and size, 0 < m <= 1.
+
+    Returns
+    -------
+    float Tensor, shape (n, band, side, side)
+        A pixel is missing if most of what it is made of is.
+    """
+    side = images.shape[-1]
+    from_middle = torch.arange(side) - (side - 1) / 2
+    sources = from_middle / m[:, None] + (side - 1) / 2
+    # Folded at the outer edges of the first and last pixels, as often as it takes.
+    beyond = (sources + 0.5).remainder(2 * side)
+    folded = torch.minimum(beyond, 2 * side - beyond) - 0.5
+    both = folded.expand(2, -1, -1)
+    shrunk = _resampled(images, both, (1.0 / m).expand(2, -1))
+    return shrunk * k.to(images.device)[:, None, None, None]
+
+
+def _resampled(images: Tensor, sources: Tensor, widths: Tensor) -> Tensor:
+    """Triangle-weighted means of the pixels about `sources`, shape (2, n, side): y, then x.
+
+    `widths`, shape (2, n), is half the base of the triangle, in pixels of the input.
+    """
+    distance = (sources[..., None] - torch.arange(images.shape[-1])).abs()
+    weights = (1.0 - distance / widths[..., None, None]).clamp(min=0.0)
+    y, x = (weights / weights.sum(dim=-1, keepdim=True)).to(images.device, images.dtype)
+    known = images.isfinite()
+    mean = torch.einsum("nyv,nbvu,nxu->nbyx", y, images.where(known, 0.0), x)
+    if bool(known.all()):
+        return mean
+    share = torch.einsum("nyv,nbvu,nxu->nbyx", y, known.to(images.dtype), x)
+    return (mean / share).where(share >= 0.5, torch.nan)
 
 
 def centre(images: Tensor, cutout: int) -> Tensor:

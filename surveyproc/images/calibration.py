@@ -10,7 +10,7 @@ from astropy.io.fits import Header
 
 from surveyproc.config import SurveyConfig
 from surveyproc.config.expressions import evaluate
-from surveyproc.config.sections import ImagesSection
+from surveyproc.config.inputs import ImagesSection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.grid import Grid
 from surveyproc.images.hdus import keyword

@@ -17,7 +17,7 @@ from astropy.io.fits import Header
 from fitsio.hdu import ImageHDU
 from numpy.typing import NDArray
 
-from surveyproc.config.sections import ImagesSection
+from surveyproc.config.inputs import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images.calibration import Calibration, softening
 from surveyproc.images.grid import Grid

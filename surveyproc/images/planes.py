@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 
 from astropy.io.fits import Header, VerifyError
 
-from surveyproc.config.sections import ImagesSection
+from surveyproc.config.inputs import ImagesSection
 from surveyproc.errors import InputError, near
 from surveyproc.images.hdus import Hdu, keyword
 from surveyproc.images.units import noise_kind

@@ -1,82 +1,201 @@
-"""One image of one object, from a file beside any survey: FITS, PNG or JPEG."""
+"""Stamps: image files of one object each, JPEG or PNG in colour, or FITS of any bands.
+
+Colour images give their planes r, g, b as intensities 0 to 255. FITS stamps are a cube with axes
+(band, y, x), or a plane of one band, in nanojansky or another unit of flux density, which BUNIT
+tells: the first HDU that holds any pixels.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from astropy import units
+from astropy.io import fits
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from surveyproc.errors import InputError
 
-COLOUR = (".png", ".jpg", ".jpeg")
+COLOURS = ("r", "g", "b")
+"""Planes of colour images; of gri composites these are the bands i, r and g."""
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".fits", ".fit", ".fits.gz", ".fits.fz")
+
+Pixels = NDArray[np.float32]
 
 
-def read_stamp(path: str | Path, bands: tuple[str, ...], side: int) -> NDArray[np.float32]:
-    """The pixels of a file as a network of images takes them, float32, shape (band, y, x).
+class DamagedStampError(InputError):
+    """A file that holds no whole image."""
 
-    Of a FITS file the first image, (band, y, x), or (y, x) of one band, in nanojansky a pixel; of
-    a PNG or JPEG the channels in order, 0 to 255, its upper row last as in FITS.
+
+def decode_stamp(data: bytes, name: str, resize: int | None = None) -> Pixels:
+    """The pixels of one file.
 
     Parameters
     ----------
-    path : str or Path
+    data : bytes
         The file.
-    bands : tuple of str
-        What the network reads, in order.
-    side : int
-        Pixels on a side that it reads.
+    name : str
+        What it is called, for messages; its ending tells FITS from the others.
+    resize : int, optional
+        Side in pixels to which the image is resampled (Lanczos), which FITS stamps are not.
+
+    Returns
+    -------
+    float32 ndarray, shape (band, side, side)
+        Intensities 0 to 255, or nJy, NaN where there is no pixel. The first row is that of the
+        file: FITS has it at the bottom and others at the top, which no network of ours minds.
+
+    Raises
+    ------
+    DamagedStampError
+        If the file holds no image, or not all of it.
+    InputError
+        If the image is not square, or one of another kind: grey, with an alpha channel, of a
+        palette, of 16 bits, or FITS of another unit or number of axes.
+    """
+    if ".fit" in name.lower():
+        if resize:
+            raise InputError(f"{name}: training.resize is for JPEG and PNG; cut FITS stamps anew")
+        pixels = _fits(data, name)
+    else:
+        pixels = _colour(data, name, resize)
+    if pixels.shape[1] != pixels.shape[2]:
+        raise InputError(f"{name}: stamps are square, and this one has {_sides(pixels)} pixels")
+    return pixels
+
+
+def _colour(data: bytes, name: str, resize: int | None) -> Pixels:
+    # Pillow makes 8 bits of 16 without a word; the depth is in the header's fixed place.
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 and data[24] == 16:
+        raise InputError(
+            f"{name}: a PNG of 16 bits a plane, and colour images have 8: convert it, or save the "
+            "fluxes as FITS"
+        )
+    try:
+        with warnings.catch_warnings():
+            # What Pillow warns of is an image of more pixels than any stamp has.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data)) as opened:
+                image: Image.Image = opened
+                if image.mode != "RGB":
+                    raise InputError(
+                        f"{name}: an image of mode {image.mode} "
+                        f"({_MODES.get(image.mode, 'not three colours')}); stamps are RGB"
+                    )
+                if resize and image.size[0] == image.size[1]:
+                    image = image.resize((resize, resize), Image.Resampling.LANCZOS)
+                planes = np.asarray(image, np.float32)
+    except InputError:
+        raise
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombWarning,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:
+        raise DamagedStampError(f"{name}: {error}") from error
+    return np.ascontiguousarray(planes.transpose(2, 0, 1))
+
+
+_MODES = {
+    "L": "grey",
+    "1": "black and white",
+    "P": "a palette",
+    "RGBA": "with an alpha channel",
+    "LA": "grey with an alpha channel",
+    "CMYK": "colours of print",
+    "I;16": "grey of 16 bits",
+}
+
+
+def _fits(data: bytes, name: str) -> Pixels:
+    try:
+        with warnings.catch_warnings():
+            # A file that is cut short is an error.
+            warnings.simplefilter("error")
+            with fits.open(BytesIO(data), memmap=False) as hdus:
+                found = next((one for one in hdus if getattr(one, "shape", ())), None)
+                if found is None or not found.is_image:
+                    raise DamagedStampError(f"{name}: the file holds no image")
+                values: Any = np.asarray(found.data, np.float32)
+                unit = str(found.header.get("BUNIT", "")).strip()
+    except InputError:
+        raise
+    except Exception as error:
+        raise DamagedStampError(f"{name}: {error}") from error
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3:
+        raise InputError(f"{name}: {values.ndim} axes; FITS stamps have (band, y, x), or (y, x)")
+    try:
+        factor = units.Unit(unit).to("nJy") if unit else 1.0
+    except (ValueError, units.UnitsError) as error:
+        raise InputError(f"{name}: BUNIT {unit!r} is no flux density a pixel: {error}") from error
+    pixels: Pixels = values * np.float32(factor)
+    return pixels
+
+
+def _sides(pixels: Pixels) -> str:
+    return f"{pixels.shape[2]} x {pixels.shape[1]}"
+
+
+def check_alike(pixels: Pixels, name: str, shape: tuple[int, ...], first: str) -> None:
+    """Refuse a stamp of other bands or another size than the first one.
 
     Raises
     ------
     InputError
-        If it is no such file or damaged, or has another number of bands or pixels.
+        Naming both files.
+    """
+    if len(pixels) != shape[0]:
+        raise InputError(f"{name} has {len(pixels)} bands, and {first} {shape[0]}")
+    if pixels.shape != shape:
+        raise InputError(
+            f"{name} has {_sides(pixels)} pixels, and {first} {shape[2]} x {shape[1]}: all stamps "
+            "of a folder have one size; training.resize = N makes it so for JPEG and PNG"
+        )
+
+
+def window(pixels: Pixels, side: int, name: str) -> Pixels:
+    """The central `side` x `side` pixels, the object's at index side // 2.
+
+    Raises
+    ------
+    InputError
+        If the stamp is smaller.
+    """
+    own = pixels.shape[-1]
+    if own < side:
+        raise InputError(
+            f"{name} has {own} pixels on a side, and {side} are wanted (the network's cutout and "
+            "training.shift on each side): set architecture_settings.cutout, or training.resize"
+        )
+    start = own // 2 - side // 2
+    return pixels[:, start : start + side, start : start + side]
+
+
+def read_stamp(path: str | Path, bands: Sequence[str], side: int) -> Pixels:
+    """What a network that reads these bands takes of a file, shape (band, side, side).
+
+    Raises
+    ------
+    InputError
+        As `decode_stamp` and `window`, and if there is no such file, or it has other bands.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
-    pixels = _colours(path) if path.suffix.lower() in COLOUR else _fits(path)
-    wanted = (len(bands), side, side)
-    if pixels.shape != wanted:
+    pixels = decode_stamp(path.read_bytes(), str(path))
+    if len(pixels) != len(bands):
         raise InputError(
-            f"{path} has {_told(pixels.shape)}, and the model reads {_told(wanted)} "
-            f"({', '.join(bands)}): cut or stack the image so"
+            f"{path} has {len(pixels)} bands, and the model reads {len(bands)} ({', '.join(bands)})"
         )
-    return np.ascontiguousarray(pixels, np.float32)
-
-
-def _told(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} bands of {shape[1]} x {shape[2]} pixels"
-
-
-def _colours(path: Path) -> NDArray[np.float32]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is no image that can be read: {error}") from error
-    if mode not in ("RGB", "L"):
-        raise InputError(
-            f"{path} is of mode {mode}: 8 bits of red, green and blue, or of grey alone, are read; "
-            "convert it (without alpha, palette or 16 bits)"
-        )
-    planes = np.atleast_3d(pixels).transpose(2, 0, 1)
-    return planes[:, ::-1].astype(np.float32)
-
-
-def _fits(path: Path) -> NDArray[np.float32]:
-    from astropy.io import fits
-
-    try:
-        with warnings.catch_warnings(), fits.open(path) as hdus:
-            warnings.simplefilter("ignore")
-            found = [one.data for one in hdus if one.is_image and one.header["NAXIS"] > 0]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is no FITS, PNG or JPEG that can be read: {error}") from error
-    if not found or found[0] is None or found[0].ndim not in (2, 3):
-        raise InputError(f"{path} has no image of (band, y, x) or (y, x)")
-    planes = found[0] if found[0].ndim == 3 else found[0][None]
-    return np.asarray(planes, np.float32)
+    return np.ascontiguousarray(window(pixels, side, str(path)))

@@ -33,6 +33,7 @@ OWN_MODULES = (
     "surveyproc.models.families.inception",
     "surveyproc.models.families.otelo",
     "surveyproc.models.families.tabm",
+    "surveyproc.models.families.morphology",
 )
 
 
@@ -130,6 +131,9 @@ class Network(nn.Module, ABC):
         Float32 Tensors of shape (n, bands, y, x), nJy a pixel, not finite = missing; they are read
         as they are asked for.
         """
+
+    def begin_training(self) -> None:
+        """Load the weights that training starts from, where those are not the random ones."""
 
     def begin_step(self, generator: torch.Generator) -> None:
         """Draw what is random in one step of training, the same for all workers."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc.config.sections import CatalogSection, FluxColumn, MagnitudeColumn
+from surveyproc.config.inputs import CatalogSection, FluxColumn, MagnitudeColumn
 from surveyproc.errors import ConfigError, near_or_all
 from surveyproc.measure.magnitudes import (
     fluxes_of_fluxes,

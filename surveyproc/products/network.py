@@ -257,7 +257,7 @@ class NetworkProduct:
             if column.dtype.kind == "f":
                 failed |= ~np.isfinite(column).all(axis=within)
             elif column.dtype.kind == "i":
-                failed |= (column == _nothing(column)).all(axis=within)
+                failed |= (column == schemas.nothing(column.dtype)).all(axis=within)
         failed &= ~empty
         flags = np.asarray(batch.flags, np.int32).copy()
         for name, where in (
@@ -270,7 +270,7 @@ class NetworkProduct:
             flags[where] |= schemas.flag(name)
         out: dict[str, NDArray[Any]] = {}
         for key, column in values.items():
-            column[empty | failed] = _nothing(column)
+            column[empty | failed] = schemas.nothing(column.dtype)
             out[f"{self._prefix}_{key}"] = column
         out[f"{self._name}_flag"] = flags
         return out
@@ -302,12 +302,6 @@ class NetworkProduct:
         if trained is None or batch.pixel_scale is None:
             return np.zeros(len(batch.flags), bool)
         return np.abs(batch.pixel_scale / trained - 1.0) > 0.02
-
-
-def _nothing(values: NDArray[Any]) -> float | int | str:
-    """What values of this type hold where nothing could be predicted."""
-    kind = values.dtype.kind
-    return np.nan if kind == "f" else int(np.iinfo(values.dtype).min) if kind == "i" else ""
 
 
 def _both(model: Iterable[str], survey: Iterable[str]) -> str:

@@ -11,8 +11,9 @@ from surveyproc import schemas
 from surveyproc.catalogs import neighbours, rows
 from surveyproc.catalogs.ingest import open_source, read_catalog
 from surveyproc.config import SurveyConfig
+from surveyproc.config.inputs import CatalogSection
 from surveyproc.config.kinds import kind_of, load_kind
-from surveyproc.config.sections import CatalogSection, ProductSection
+from surveyproc.config.sections import ProductSection
 from surveyproc.errors import ConfigError, near_or_all
 from surveyproc.products.base import Kind, Product, pixels_of, tables_of
 from surveyproc.products.catalog_photometry import CatalogPhotometry, check_number

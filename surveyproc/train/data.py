@@ -49,6 +49,8 @@ class TrainingSet:
     cube : TrainingCube or None
         Cutouts of the objects; `cube_row`, int64, shape (n,), says where each is, `no_image`,
         bool, shape (n,), which objects have none.
+    group : int64 ndarray, shape (n,), or None
+        Rows of one number are on one side of every split; by default those of one sky pixel are.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class TrainingSet:
     cube: TrainingCube | None = None
     cube_row: NDArray[np.int64] | None = None
     no_image: NDArray[np.bool_] | None = None
+    group: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for key in ("flux", "flux_err", "ra", "dec"):
@@ -93,7 +96,7 @@ class TrainingSet:
 
     def take(self, rows: NDArray[Any]) -> TrainingSet:
         """The rows of a boolean mask or an index array."""
-        keys = ("flux", "flux_err", "ra", "dec", "reddening", "cube_row", "no_image")
+        keys = ("flux", "flux_err", "ra", "dec", "reddening", "cube_row", "no_image", "group")
         parts: dict[str, Any] = {
             "targets": {name: values[rows] for name, values in self.targets.items()}
         }
@@ -118,10 +121,9 @@ class TrainingSet:
             If no row is left; the message has the counts.
         """
         with np.errstate(invalid="ignore"):
-            reasons: dict[str, Any] = {
-                f"no usable {what}": ~known,
-                "no position": ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90)),
-            }
+            reasons: dict[str, Any] = {f"no usable {what}": ~known}
+            if self.group is None:
+                reasons["no position"] = ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90))
             if self.no_image is not None:
                 reasons["no image"] = self.no_image
             else:
@@ -137,6 +139,23 @@ class TrainingSet:
             raise InputError(f"no row of the training set is usable ({counts or 'it is empty'})")
         return replace(self.take(keep), dropped=dropped)
 
+    def split(self, seed: int, share: float) -> NDArray[np.bool_]:
+        """Rows to hold out, as `sky_split`, by groups if there are some."""
+        if self.group is None:
+            return sky_split(self.ra, self.dec, seed, share)
+        return _held_out(self._groups, seed, share)
+
+    def folds(self, seed: int, folds: int) -> NDArray[np.int64]:
+        """Fold of each row, as `sky_folds`, by groups if there are some."""
+        if self.group is None:
+            return sky_folds(self.ra, self.dec, seed, folds)
+        return _in_folds(self._groups, seed, folds)
+
+    @property
+    def _groups(self) -> tuple[Any, Any, Any]:
+        assert self.group is not None
+        return np.unique(self.group, return_inverse=True, return_counts=True)
+
     @property
     def checksum(self) -> str:
         """First 16 hex digits of the SHA-256 of bands, all values, and the cube's version."""
@@ -146,6 +165,8 @@ class TrainingSet:
         hash_targets(total, self.targets)
         if self.reddening is not None:
             total.update(np.ascontiguousarray(self.reddening, dtype="<f8").tobytes())
+        if self.group is not None:
+            total.update(np.ascontiguousarray(self.group, dtype="<i8").tobytes())
         if self.cube is not None and self.cube_row is not None:
             total.update(self.cube.key.encode())
             total.update(np.ascontiguousarray(self.cube_row, dtype="<i8").tobytes())
@@ -236,7 +257,11 @@ def sky_split(
     bool ndarray, shape (n,)
         True = held out. Never all rows, unless they share one pixel at the highest order.
     """
-    distinct, member, counts = _pixels(ra, dec, order)
+    return _held_out(_pixels(ra, dec, order), seed, share)
+
+
+def _held_out(parts: tuple[Any, Any, Any], seed: int, share: float) -> NDArray[np.bool_]:
+    distinct, member, counts = parts
     drawn = sorted(range(len(distinct)), key=lambda k: _draw(seed, int(distinct[k])))
     held = np.zeros(len(distinct), bool)
     rows = 0
@@ -268,7 +293,11 @@ def sky_folds(ra: Float, dec: Float, seed: int, folds: int) -> NDArray[np.int64]
     InputError
         If the rows lie in fewer pixels than there are folds.
     """
-    distinct, member, counts = _pixels(ra, dec, None)
+    return _in_folds(_pixels(ra, dec, None), seed, folds)
+
+
+def _in_folds(parts: tuple[Any, Any, Any], seed: int, folds: int) -> NDArray[np.int64]:
+    distinct, member, counts = parts
     if len(distinct) < folds:
         raise InputError(
             f"training set: its {len(member)} rows lie in {len(distinct)} places of the sky, too "

@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surveyproc.images.augment import augment, centre
+from surveyproc.images.augment import Distortion, augment, centre
 from surveyproc.models.base import Reads
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.stream import in_order, shuffled
+
+NO_DISTORTION = Distortion()
 
 Sample = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Inputs of the network, and targets by name."""
@@ -74,6 +76,8 @@ class Examples:
         For training rows.
     seed : int
         Of order and perturbations.
+    distortion : Distortion
+        Of the cutouts of training rows.
     """
 
     reads: Reads
@@ -83,6 +87,7 @@ class Examples:
     cube: TrainingCube | None
     dropout: BandDropout
     seed: int
+    distortion: Distortion = NO_DISTORTION
 
     @property
     def rows(self) -> int:
@@ -185,7 +190,7 @@ class Examples:
             if draws is None:
                 planes = centre(planes, self.reads.cutout)
             else:
-                planes = augment(planes, draws, self.reads.cutout)
+                planes = self.distortion(augment(planes, draws, self.reads.cutout), draws)
             if lost is not None:
                 index = [bands.index(band) for band in self.reads.images]
                 planes = drop_planes(planes, lost[:, index].to(device))

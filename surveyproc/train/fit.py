@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from surveyproc.errors import SurveyError
+from surveyproc.images.augment import Distortion
 from surveyproc.models.base import Network
 from surveyproc.train.examples import Examples, generator
 from surveyproc.train.schedules import logistic, plateau_factor
@@ -77,6 +78,8 @@ class FitSettings:
     ema : float
         Decay of the running mean of the weights (Polyak & Juditsky 1992), which then is what is
         validated and kept; 0 keeps the weights themselves.
+    zoom, dimming, shrinking : float, tuple of float, tuple of float
+        Of cutouts in training: see `images.augment.Distortion`.
     """
 
     epochs: int
@@ -97,6 +100,14 @@ class FitSettings:
     stop_by: str = ""
     slow_by: str = ""
     logistic: tuple[float, ...] = ()
+    zoom: float = 1.0
+    dimming: tuple[float, float] = (1.0, 1.0)
+    shrinking: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def distortion(self) -> Distortion:
+        """What is done to cutouts in training."""
+        return Distortion(self.zoom, self.dimming, self.shrinking)
 
     def stage(self, epoch: int) -> int | None:
         """Stage of the epoch that follows after `epoch` finished ones; None after the last."""

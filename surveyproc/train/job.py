@@ -76,6 +76,7 @@ class Job:
             cube=None if self.cube is None else TrainingCube.open(store, self.cube),
             dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
             seed=settings.seed,
+            distortion=settings.distortion,
         )
         return network, examples, settings
 

@@ -14,6 +14,7 @@ from surveyproc.catalogs.labels import TARGET, target_columns
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import ModelSection
 from surveyproc.errors import ConfigError
+from surveyproc.images.stamps import COLOURS
 from surveyproc.models.base import Network, build
 from surveyproc.models.tasks.base import check_targets
 from surveyproc.places import Places
@@ -42,13 +43,23 @@ def untrained(config: SurveyConfig, section: ModelSection) -> Network:
             f"products.{section.name}.training: id matches labels to the survey's objects, and "
             "magnitudes are the label table's own: leave one of them out"
         )
+    stamps = section.training.images is not None
+    if stamps and (section.training.magnitudes or section.training.id):
+        raise ConfigError(
+            f"products.{section.name}.training: images names a folder of stamps, which need "
+            "neither magnitudes nor id: leave them out"
+        )
     bands = tuple(section.training.magnitudes)
+    if stamps:
+        bands = tuple(section.training.bands) or COLOURS
     if not bands:
         bands = _model_bands(section, _survey_bands(config, section, section.training.bands))
     try:
         settings = section.architecture_settings
         network = build(section.architecture or section.model, bands, settings)
         check_targets(network.tasks, target_columns(section.training))
+        if stamps and not network.reads.cutout:
+            raise ConfigError("training.images: this network reads no images")
     except ConfigError as error:
         raise ConfigError(f"products.{section.name}: {error}") from error
     return network

@@ -29,7 +29,7 @@ from tensorboardX import SummaryWriter
 
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
-from surveyproc.errors import InputError, StoreError, SurveyError
+from surveyproc.errors import StoreError, SurveyError
 from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
@@ -39,10 +39,11 @@ from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
-from surveyproc.train.data import TrainingSet, sky_folds, sky_split
+from surveyproc.train.data import TrainingSet
 from surveyproc.train.fit import FitSettings, FitState
 from surveyproc.train.job import DATA, TARGET, Job, histories
 from surveyproc.train.scores import cutouts_of, fit_outputs, flux_of, measure, some_of
+from surveyproc.train.split import check_rows, check_size, folds_of, set_aside
 
 RECIPE = 5
 """Raised when a change of the loop or the features changes the weights it ends with."""
@@ -159,7 +160,7 @@ def train(
     bands = training_set.bands
     chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(bands)}")
     made, chosen_settings = _built(chosen, training_set, network or {})
-    usable, test = _set_aside(_usable(training_set, made, settings), settings)
+    usable, test = set_aside(_usable(training_set, made, settings), settings)
     recipe = Recipe(
         architecture=chosen,
         bands=bands,
@@ -170,8 +171,9 @@ def train(
         members=settings.members,
         held_out_share=settings.held_out_share if settings.folds == 1 else 1 / settings.folds,
     )
-    fold = _folds(usable, settings)
-    _check_size(usable, fold, settings)
+    fold = folds_of(usable, settings)
+    check_size(usable, fold, settings)
+    check_rows(usable, fold, settings.folds, made)
     key = recipe.fingerprint(usable.checksum + (test.checksum if test else ""))
     folder = layout.training(name, key)
     done = find_trained(store, name, key)
@@ -237,7 +239,9 @@ def _fit_settings(
 ) -> FitSettings:
     """What suits the network, unless the settings say otherwise, unless `options` do."""
     keys = {"patience", "precision", "accumulate", "dropped_rows", "dropped_bands"}
+    keys |= {"zoom", "dimming", "shrinking"}
     said = settings.model_dump(include=keys & settings.model_fields_set, exclude_none=True)
+    said |= {key: tuple(one) for key, one in said.items() if isinstance(one, list)}
     if settings.learning_rates:
         said["rates"] = tuple(settings.learning_rates)
     chosen = {**suited, **said, **options}
@@ -267,46 +271,6 @@ def _usable(training_set: TrainingSet, network: Network, settings: TrainingSecti
     known = np.any([task.known(targets) for task in tasks], axis=0)
     what = " or ".join(task.name for task in tasks)
     return replace(training_set, targets=targets).usable(known, what)
-
-
-def _set_aside(
-    usable: TrainingSet, settings: TrainingSection
-) -> tuple[TrainingSet, TrainingSet | None]:
-    """The rows of the training, and those of the final test if there is one."""
-    if not settings.test_share:
-        return usable, None
-    rows = sky_split(usable.ra, usable.dec, settings.seed, settings.test_share)
-    return usable.take(~rows), usable.take(rows)
-
-
-def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
-    """The fold in which each row is held out, shape (n,); -1 for none."""
-    if settings.folds > 1:
-        return sky_folds(usable.ra, usable.dec, settings.seed, settings.folds)
-    if not settings.held_out_share:
-        return np.full(len(usable), -1)
-    held = sky_split(usable.ra, usable.dec, settings.seed, settings.held_out_share)
-    return np.where(held, 0, -1)
-
-
-def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
-    folds = range(settings.folds)
-    n = min(int((fold != part).sum()) for part in folds)
-    wanted = settings.folds > 1 or settings.held_out_share > 0
-    held = not wanted or all((fold == part).any() for part in folds)
-    if n < settings.batch_size or settings.batch_size < settings.workers or not held:
-        counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
-        raise InputError(
-            f"the training set has {len(usable)} usable rows, {n} of them for training after the "
-            f"split by sky position, and a batch takes training.batch_size = "
-            f"{settings.batch_size} on {settings.workers} workers: give more labels or a smaller "
-            f"batch" + (f" (left out: {counts})" if counts else "")
-        )
-    if settings.folds * settings.members == 1 and settings.batch_size % settings.workers:
-        raise InputError(
-            f"training.batch_size = {settings.batch_size} cannot be shared evenly by "
-            f"training.workers = {settings.workers}"
-        )
 
 
 def _scaling(
@@ -352,6 +316,7 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
             continue
         torch.manual_seed(recipe.fit.seed + member)
         network = build(recipe.architecture, recipe.bands, recipe.network)
+        network.begin_training()
         training = np.flatnonzero(fold != member % recipe.folds)
         network.set_targets(
             {name: torch.from_numpy(one[training]) for name, one in usable.targets.items()}
@@ -431,6 +396,12 @@ def _clear(store: Store, folder: str) -> None:
             store.remove(f"{folder}/{name}")
 
 
+def _pixel_scale(usable: TrainingSet) -> float | None:
+    """Arcsec a pixel of the cutouts; None without, or where stamps do not tell it."""
+    scale = np.nan if usable.cube is None else usable.cube.pixel_scale
+    return float(scale) if np.isfinite(scale) else None
+
+
 def _finish(
     store: Store,
     name: str,
@@ -462,7 +433,7 @@ def _finish(
         bands=recipe.bands,
         scaling=scaling,
         members=[network.state_dict() for network in networks],
-        pixel_scale=None if usable.cube is None else usable.cube.pixel_scale,
+        pixel_scale=_pixel_scale(usable),
         absent_bands="mask" if recipe.fit.dropped_rows else "refuse",
         training={
             "fingerprint": key,
@@ -480,7 +451,7 @@ def _finish(
                 for task in networks[0].tasks
                 if task.targets
             },
-            "split": "whole HEALPix pixels",
+            "split": "whole HEALPix pixels" if usable.group is None else "objects",
             "best_epoch": [state.best_epoch for state in states],
             "loss_curve": curves[0] if len(curves) == 1 else curves,
             "code": __version__,

@@ -101,7 +101,7 @@ def before_training(survey: Survey, sections: Sequence[ModelSection]) -> None:
         assert section.training is not None
         checks.append(partial(_own_model, survey, section))
         checks += _table(survey.config, f"products.{section.name}.training", section.training)
-        if not section.training.magnitudes:
+        if not section.training.magnitudes and section.training.images is None:
             checks.append(partial(read_catalog, survey.store, survey.name))
             before = survey.config.products[: survey.config.products.index(section)]
             # Those that are trained now will be there when they are wanted.
@@ -221,9 +221,9 @@ def _table(config: SurveyConfig, key: str, section: LabelsSection | TrainingSect
     """Every configured column of a label table, by the key that names it."""
     wanted = {name: getattr(section, name) for name in ("ra", "dec", "redshift", "select")}
     if isinstance(section, TrainingSection):
-        if section.id:
+        if section.id or section.images is not None:
             del wanted["ra"], wanted["dec"]
-            wanted["id"] = section.id
+            wanted["id" if section.id else "file"] = section.id or section.file
         for target, names in section.targets.items():
             for number, name in enumerate(names):
                 place = f"[{number}]" if len(names) > 1 else ""

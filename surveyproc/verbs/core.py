@@ -123,10 +123,13 @@ def _train_one(survey: Survey, section: ModelSection, places: Places) -> Trained
     from surveyproc.train.data import from_labels
     from surveyproc.train.labels import measured_training_set
     from surveyproc.train.loop import train as train_network
+    from surveyproc.train.stamps import stamp_training_set
 
     assert section.training is not None
     if section.training.magnitudes:
         training_set = from_labels(section.training, survey.config.resolve(section.training.source))
+    elif section.training.images is not None:
+        training_set = stamp_training_set(survey.store, section, survey.config)
     else:
         training_set = measured_training_set(survey, section, places)
     package = train_network(

@@ -7,7 +7,7 @@ from sklearn import metrics as peer
 from surveyproc.errors import InputError
 from surveyproc.evaluate.classes import class_metrics
 from surveyproc.evaluate.fluxes import flux_metrics
-from surveyproc.evaluate.votes import vote_metrics
+from surveyproc.evaluate.votes import roc_area, roc_table, vote_metrics
 
 
 def test_classes_by_hand():
@@ -88,3 +88,32 @@ def test_fluxes_without_use_are_counted():
     assert np.isnan(flux_metrics([], [], [])["nmad"])
     with pytest.raises(InputError, match="shapes"):
         flux_metrics([1.0], [1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("steps", [4, 1000])
+def test_roc_areas_against_scikit_learn(steps):
+    random = np.random.default_rng(steps)
+    true = random.random(500) < 0.2
+    score = np.round((random.normal(size=500) + true) * steps) / steps
+    assert roc_area(score, true) == pytest.approx(peer.roc_auc_score(true, score), abs=1e-12)
+    score[:3] = np.nan
+    assert roc_area(score, true) == pytest.approx(
+        peer.roc_auc_score(true[3:], score[3:]), abs=1e-12
+    )
+    assert np.isnan(roc_area(score, np.ones(500, bool)))
+
+
+def test_areas_of_two_models_side_by_side():
+    true = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], bool)
+    good, poor = np.where(true, 0.9, 0.1), np.array([[0.9, 0.5]] * 4)
+    first, second = roc_table({"without": poor, "with": good}, true, ("ring", "bar"))
+    assert first == {"name": "ring", "n": 2, "without": 0.5, "with": 1.0, "difference": 0.5}
+    assert second["name"] == "bar"
+    with pytest.raises(InputError, match="with: scores of 1 answers"):
+        roc_table({"with": good}, true, ("ring",))
+
+
+def test_areas_of_votes_take_the_majority_for_true():
+    shares = np.array([[0.9], [0.5], [0.4], [0.1], [np.nan]])
+    found = vote_metrics(np.array([[0.9], [0.4], [0.6], [0.2], [0.3]]), shares, ("x",))
+    assert found["roc_area"] == {"x": 0.75}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from surveyproc.images.augment import augment, centre
+from surveyproc.images.augment import Distortion, augment, centre, recede, zoom
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(0, 6)).map(lambda t: (t[0], t[0] + t[1]))
 
@@ -108,3 +108,72 @@ def test_windows_that_do_not_fit_are_refused(shape, cutout):
     for call in (lambda x: augment(x, generator(), cutout), lambda x: centre(x, cutout)):
         with pytest.raises(ValueError, match=f"no window of {cutout} pixels"):
             call(torch.zeros(shape))
+
+
+def test_no_distortion_draws_nothing():
+    images, source = torch.randn(2, 3, 8, 8), generator()
+    assert Distortion()(images, source) is images
+    assert torch.rand(1, generator=source) == torch.rand(1, generator=generator())
+
+
+def test_zoom_and_recession_by_one_change_nothing():
+    images = torch.randn(3, 2, 9, 9)
+    images[0, 1, 2, 3] = torch.nan
+    one = torch.ones(3)
+    for found in (zoom(images, torch.ones(2, 3), torch.rand(2, 3)), recede(images, one, one)):
+        torch.testing.assert_close(found, images, equal_nan=True)
+
+
+def test_each_axis_is_zoomed_by_its_own_factor():
+    # A plane that is linear in y and x tells where each pixel comes from.
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij")
+    images = torch.stack([y, x])[None]
+    found = zoom(images, torch.tensor([[1.25], [1.0]]), torch.tensor([[0.0], [0.5]]))
+    inner = found[0, 0, 1:-1]
+    torch.testing.assert_close(inner[1:] - inner[:-1], torch.full((17, 20), 1 / 1.25))
+    torch.testing.assert_close(found[0, 1], x)
+    assert found[0, 0, 0, 0] == pytest.approx(0.0, abs=0.2)
+    last = zoom(images, torch.tensor([[1.25], [1.0]]), torch.tensor([[1.0], [0.5]]))
+    assert last[0, 0, -1, 0] == pytest.approx(19.0, abs=0.2)
+
+
+def test_receding_galaxies_are_smaller_and_fainter_and_mirrored_about():
+    side, m, k = 64, 0.5, 0.6
+    y, x = np.mgrid[:side, :side] - 31.5
+    image = torch.tensor(np.exp(-(y**2 + (x / 1.5) ** 2) / 2 / 4**2), dtype=torch.float32)
+    found = recede(image[None, None], torch.tensor([k]), torch.tensor([m]))[0, 0]
+    small = torch.tensor(np.exp(-(y**2 + (x / 1.5) ** 2) / 2 / 2**2), dtype=torch.float32)
+    middle = slice(16, 48)
+    assert (found[middle, middle] - k * small[middle, middle]).abs().max() < 0.08
+    # Flux falls with the area, and with k; the border repeats the image's edge in a mirror.
+    flux = found[middle, middle].sum() / image.sum()
+    assert flux == pytest.approx(k * m**2, rel=0.01)
+    torch.testing.assert_close(found[:16], found[16:32].flip(0))
+    torch.testing.assert_close(found[:, 48:], found[:, 32:48].flip(1))
+
+
+def test_receding_averages_what_a_pixel_covers():
+    noise = torch.randn(2, 1, 96, 96, generator=generator())
+    found = recede(noise, torch.ones(2), torch.full((2,), 0.4))
+    assert found.std() < 0.6
+
+
+def test_missing_pixels_stay_missing_and_spoil_no_others():
+    images = torch.ones(1, 1, 32, 32)
+    images[0, 0, 10:20, 10:20] = torch.nan
+    found = recede(images, torch.tensor([0.8]), torch.tensor([0.7]))
+    share = found.isnan().float().mean() / images.isnan().float().mean()
+    assert 0.3 < share < 0.7
+    torch.testing.assert_close(found.nan_to_num(0.8), torch.full_like(found, 0.8))
+
+
+def test_distortions_are_drawn_within_their_bounds_for_each_object():
+    images = torch.zeros(500, 1, 16, 16)
+    images[:] = 100.0
+    found = Distortion(1.2, (0.6, 0.9), (0.5, 1.0))(images, generator())
+    k = found.mean(dim=(1, 2, 3)) / 100
+    assert (k >= 0.6 - 1e-5).all()
+    assert (k <= 0.9 + 1e-5).all()
+    assert k.std() == pytest.approx(0.3 / 12**0.5, rel=0.1)
+    again = Distortion(1.2, (0.6, 0.9), (0.5, 1.0))(images, generator())
+    assert found.equal(again)

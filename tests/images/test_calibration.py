@@ -11,7 +11,7 @@ from conftest_images import header, pixels, write
 from where import HERE
 
 from surveyproc.config import SurveyConfig
-from surveyproc.config.sections import ImagesSection
+from surveyproc.config.inputs import ImagesSection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.calibration import Calibration
 from surveyproc.images.cube import read_tiles

@@ -15,7 +15,7 @@ from conftest_images import header, pixels, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surveyproc.config.sections import ImagesSection
+from surveyproc.config.inputs import ImagesSection
 from surveyproc.errors import InputError, StoreError
 from surveyproc.images import fits as fits_planes
 from surveyproc.images.fits import Plane, PlaneReader, planes_of

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from where import HERE
 
-from surveyproc.config.sections import ImagesSection
+from surveyproc.config.inputs import ImagesSection
 from surveyproc.images.build import inverse_variance
 from surveyproc.images.cube import read_tiles, read_window
 from surveyproc.images.fits import PlaneReader, planes_of

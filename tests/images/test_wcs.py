@@ -15,7 +15,7 @@ from conftest_images import WCS_CARDS, header, pixels, write
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from surveyproc.config.sections import ImagesSection
+from surveyproc.config.inputs import ImagesSection
 from surveyproc.errors import InputError
 from surveyproc.images.fits import PlaneReader, planes_of
 from surveyproc.images.grid import Grid, same_grid

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surveyproc import schemas
-from surveyproc.config.sections import CatalogSection
+from surveyproc.config.inputs import CatalogSection
 from surveyproc.errors import ConfigError
 from surveyproc.measure.magnitudes import (
     fluxes_of_fluxes,

@@ -122,7 +122,7 @@ def test_an_image_finds_the_object_that_it_is_of(survey, rows, tmp_path):
     with pytest.raises(InputError, match="makes no embedding of it"):
         survey.similar(image=tmp_path / "empty.fits")
     fits.PrimaryHDU(stamp[:2]).writeto(tmp_path / "two.fits")
-    with pytest.raises(InputError, match="has 2 bands of 12 x 12 pixels, and the model reads 3"):
+    with pytest.raises(InputError, match="has 2 bands, and the model reads 3"):
         survey.similar(image=tmp_path / "two.fits")
 
 

@@ -88,8 +88,12 @@ class BandScaling(nn.Module):
         known = images.isfinite()
         if present is not None:
             known = known & present.bool()[:, :, None, None]
-        planes = (compress(images.where(known, 0.0)) - self.mean) / self.std
+        planes = (self.compress(images.where(known, 0.0)) - self.mean) / self.std
         return planes * known
+
+    def compress(self, images: Tensor) -> Tensor:
+        """Finite pixels, shape (n, bands, y, x), nJy, as they are standardised: here `compress`."""
+        return compress(images)
 
     def outside(self, images: Tensor) -> Tensor:
         """Objects brighter or fainter at their centre, in any band, than all that `fit` was given.
@@ -105,9 +109,16 @@ class BandScaling(nn.Module):
         -------
         bool Tensor, shape (n,)
         """
-        core = _core(images)
+        core = self._core(images)
         beyond = (core < self.brightness[:, 0]) | (core > self.brightness[:, 1])
         return beyond.any(dim=1)
+
+    def _core(self, images: Tensor) -> Tensor:
+        """Mean of the compressed central pixels, shape (n, bands); NaN where none is finite."""
+        first = images.shape[-1] // 2 - CORE // 2
+        part = slice(first, first + CORE)
+        core = images[..., part, part]
+        return self.compress(core.where(core.isfinite(), torch.nan)).nanmean(dim=(2, 3))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -122,12 +133,12 @@ class BandScaling(nn.Module):
         least = torch.full((len(self.mean),), WIDEST)
         greatest = -least
         for images in batches:
-            core = _core(images).cpu()
+            core = self._core(images).cpu()
             # A core without a pixel is NaN, which fmin and fmax pass over.
             for one in core:
                 least, greatest = least.fmin(one), greatest.fmax(one)
             known = images.isfinite()
-            values = compress(images.where(known, 0.0)).double()
+            values = self.compress(images.where(known, 0.0)).double()
             sums += torch.stack([part.sum((0, 2, 3)) for part in (known, values, values**2)]).cpu()
         count, total, squares = sums
         if (count == 0).any():
@@ -137,14 +148,6 @@ class BandScaling(nn.Module):
         std = (squares / count - mean**2).clamp(min=0.0).sqrt()
         self.mean.copy_(mean[:, None, None])
         self.std.copy_(std.where(std > 0, 1.0)[:, None, None])
-
-
-def _core(images: Tensor) -> Tensor:
-    """Mean of the compressed central pixels, shape (n, bands); NaN where none is finite."""
-    first = images.shape[-1] // 2 - CORE // 2
-    part = slice(first, first + CORE)
-    core = images[..., part, part]
-    return compress(core.where(core.isfinite(), torch.nan)).nanmean(dim=(2, 3))
 
 
 def same_average_pool(x: Tensor) -> Tensor:

@@ -131,6 +131,16 @@ class Task(ABC):
         first = np.isfinite(targets[self.targets[0].name])
         return np.asarray(first.any(axis=tuple(range(1, first.ndim))))
 
+    def lacking(self, targets: Mapping[str, Float]) -> str:
+        """What the rows that one network is trained with do not tell; empty if they will do.
+
+        Parameters
+        ----------
+        targets : mapping of str to float64 ndarray
+            From `encode`, of those rows.
+        """
+        return ""
+
     def learned(self, labels: Labels) -> Sequence[str] | None:
         """Names of its outputs that only the label table tells; None if it knows them.
 

@@ -180,6 +180,19 @@ class ClassTask(Task):
             )
         return {target.name: np.array([place.get(text, np.nan) for text in texts], np.float64)}
 
+    def lacking(self, targets: Mapping[str, Float]) -> str:
+        """The class without an example, if there is one."""
+        values = targets[self.name]
+        known = values[np.isfinite(values)].astype(np.int64)
+        counts = np.bincount(known, minlength=len(self.classes))
+        if counts.all():
+            return ""
+        told = ", ".join(f"{n} {name}" for name, n in zip(self.classes, counts, strict=True))
+        return (
+            f"no object of class {self.classes[int(counts.argmin())]!r} is left to train with "
+            f"after the split ({told}): give more labels of it, leave it out, or hold out less"
+        )
+
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
         """Those of `evaluate.classes.class_metrics`, `area` and `calibration_error`."""
         p, index = self._probabilities(values), targets[self.name].astype(np.int64)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import dirichlet_multinomial
 
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError
@@ -242,3 +243,88 @@ def test_names_that_would_meet_are_refused():
         built(ClassTask(("a", "b")), ClassTask(("c", "d")))
     with pytest.raises(ConfigError, match="two outputs would be column 'flux_g'"):
         built(FluxTask(("g",)), VoteTask(("flux_g",)))
+
+
+QUESTIONS = {"shape": ("smooth", "disk"), "arms": ("one", "two", "three")}
+ALL = ("smooth", "disk", "one", "two", "three")
+
+
+def test_votes_of_questions_against_scipy():
+    task = VoteTask(ALL, questions=QUESTIONS)
+    output = torch.tensor([[0.3, -1.0, 2.0, 0.0, -4.0]])
+    counts = np.array([[12, 28, 3, 20, 5]], float)
+    cast = np.array([[40.0, 40, 28, 28, 28]])
+    targets = {"votes": torch.tensor(counts / cast), "votes_counts": torch.tensor(cast)}
+    alpha = 1 + 100 / (1 + np.exp(-output.numpy()[0].astype(float)))
+    expected = -sum(
+        dirichlet_multinomial(alpha[part], int(counts[0, part].sum())).logpmf(counts[0, part])
+        for part in (slice(0, 2), slice(2, 5))
+    )
+    assert float(task.loss(output, targets)[0]) == pytest.approx(expected, rel=1e-4)
+    shares = task.values(output)
+    assert shares["smooth"] + shares["disk"] == pytest.approx(1)
+    assert shares["two"][0] == pytest.approx(alpha[3] / alpha[2:].sum(), rel=1e-5)
+    torch.testing.assert_close(task.average([output, output]), output, rtol=1e-4, atol=1e-4)
+
+
+def test_a_question_that_nobody_was_asked_teaches_nothing():
+    task = VoteTask(ALL, questions=QUESTIONS)
+    output = torch.randn(3, 5, requires_grad=True)
+    shares = torch.tensor([[0.5, 0.5, NAN, NAN, NAN], [0.5, 0.5, 0, 0, 0], [NAN] * 5])
+    cast = torch.tensor([[10.0, 10, 0, 0, 0], [10, 10, NAN, NAN, NAN], [NAN] * 5])
+    losses = task.loss(output, {"votes": shares, "votes_counts": cast})
+    losses.sum().backward()
+    assert losses[2] == 0
+    assert (output.grad[:2, :2] != 0).all()
+    assert output.grad[:, 2:].abs().max() == 0
+    assert output.grad[2].abs().max() == 0
+
+
+def test_few_votes_say_little():
+    task = VoteTask(("a", "b"), questions={"q": ("a", "b")})
+    grads = []
+    for n in (2.0, 40.0):
+        output = torch.zeros(1, 2, requires_grad=True)
+        shares = torch.tensor([[1.0, 0.0]])
+        task.loss(output, {"votes": shares, "votes_counts": torch.full((1, 2), n)}).backward()
+        grads.append(output.grad[0, 0].abs())
+    assert grads[1] > 5 * grads[0]
+
+
+def test_rows_without_votes_are_no_labels():
+    shares = np.array([[0.4, 0.6, 0, 0, 0], [0, 0, 0, 0, 0], [np.nan] * 5, [1, 0, 0.5, 0.5, 0]])
+    cast = np.array([[40.0] * 5, [40] * 5, [40] * 5, [20, 20, 0, 0, 0]])
+    task = VoteTask(ALL, questions=QUESTIONS)
+    labels = {"votes": shares, "votes_counts": cast}
+    found = task.encode(labels, SETTINGS)
+    assert task.known(found).tolist() == [True, False, False, True]
+    assert np.isnan(found["votes"][3]).tolist() == [False, False, True, True, True]
+    assert shares[1, 0] == 0
+    # Of answers for themselves, none may be right.
+    assert VoteTask(ALL).known(VoteTask(ALL).encode({"votes": shares}, SETTINGS)).sum() == 3
+    with pytest.raises(InputError, match=r"all shares in training\.targets\.votes are 0"):
+        VoteTask(ALL).encode({"votes": np.zeros((3, 5))}, SETTINGS)
+    with pytest.raises(ConfigError, match="votes_counts"):
+        task.encode({"votes": shares}, SETTINGS)
+
+
+@pytest.mark.parametrize("worst", [1.2, -0.1])
+def test_shares_outside_of_0_and_1_are_named(worst):
+    shares = np.full((3, 5), 0.5)
+    shares[1, 2] = worst
+    with pytest.raises(InputError, match=f"holds {worst:g}; shares of votes lie within 0 and 1"):
+        VoteTask(ALL).encode({"votes": shares}, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        ({"questions": {"q": ("a",)}}, "answer 'b' must be one of the 2 answers"),
+        ({"questions": {"q": ("a", "b"), "r": ("b",)}}, "answer 'b'"),
+        ({"questions": {"q": ("a", "b", "c")}}, "answer 'c'"),
+        ({"thresholds": {"c": 0.5}}, "thresholds: 'c' is no answer"),
+    ],
+)
+def test_questions_must_fit_the_answers(keys, match):
+    with pytest.raises(ConfigError, match=match):
+        VoteTask(("a", "b"), **keys)

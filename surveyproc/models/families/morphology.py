@@ -1,0 +1,219 @@
+"""Networks that see what a galaxy looks like (Khramtsov et al. 2022, SDSS morphology III).
+
+What the paper states: 100 x 100 colour images, scaled by its eq. 1; one of eleven backbones, a
+global maximum of its maps, a dense layer of 128 with LeakyReLU and one output a class (five of
+them); or a dense layer of 512 with ReLU and 34 outputs, the features of Galaxy Zoo 2, each for
+itself; Adam with 1e-4 over 40 epochs; zoom, turns and flips; with the adversarial augmentation
+also its eq. 2. Its softmax and sigmoid are in the losses here.
+
+What is ours: the small backbones (`backbones`), cutouts of any bands in nanojansky beside colour
+images (`pixels`), LeakyReLU's slope of 0.01, the Dirichlet-multinomial loss of votes, the average
+over the eight symmetries of the square at inference, the settings of the training, and the
+embedding: the dense layer, by which galaxies that look alike can be found. A network
+starts from random weights unless `weights` says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from surveyproc.catalogs.galaxy_zoo import FEATURES, QUESTIONS
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.models.base import Network, Reads, checked, register
+from surveyproc.models.families.backbones import backbone, load_weights, symmetries
+from surveyproc.models.families.pixels import SCALINGS
+from surveyproc.models.tasks.classes import ClassTask
+from surveyproc.models.tasks.embedding import EmbeddingTask
+from surveyproc.models.tasks.votes import VoteTask
+
+HEADS = {"classes": 128, "votes": 512}
+"""Width of the dense layer before the decision, by what is decided."""
+
+
+@dataclass(frozen=True)
+class MorphologyConfig:
+    """Everything that fixes a morphology network.
+
+    Attributes
+    ----------
+    image_bands : tuple of str
+        Bands of the cutouts; `r`, `g`, `b` are the planes of colour images.
+    backbone : str
+        `residual`, `equivariant`, or a name of timm.
+    cutout : int
+        Pixels on a side.
+    pixels : {'asinh', 'lupton', 'eight_bit'}
+        How pixels become inputs; `eight_bit` for colour images.
+    decides : {'classes', 'votes'}
+        Classes that exclude each other, or shares of votes.
+    classes : mapping of str to tuple of str
+        `class` to the names; those of the labels if absent.
+    answers : tuple of str
+        Names of the votes; the 34 features of Galaxy Zoo 2 by default.
+    questions : mapping of str to tuple of str, or 'galaxy_zoo_2'
+        Question to its answers; by that name those of the default answers. With questions the loss
+        is that of votes cast for one answer each (Dirichlet-multinomial), and numbers of votes are
+        needed; without, each answer is for itself.
+    thresholds : mapping of str to float
+        Answer to the share above which an object has the feature, kept with the model; by default
+        the paper's, of those answers that are among its 34.
+    hidden : int
+        Width of the dense layer; 0: as the paper has it, 128 for classes and 512 for votes.
+    average : bool
+        Whether outputs at inference are the means over the eight turns and mirror images.
+    weights : str
+        Start of the backbone: nothing (random), `timm`, which downloads them, or a safetensors
+        file.
+
+    Raises
+    ------
+    ConfigError
+        If a value cannot be used; the message names it.
+    """
+
+    image_bands: tuple[str, ...]
+    backbone: str = "residual"
+    cutout: PositiveInt = 100
+    pixels: Literal["asinh", "lupton", "eight_bit"] = "asinh"
+    decides: Literal["classes", "votes"] = "classes"
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    answers: tuple[str, ...] = tuple(one.name for one in FEATURES)
+    questions: Mapping[str, tuple[str, ...]] | Literal["galaxy_zoo_2"] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(
+        default_factory=lambda: {one.name: one.threshold for one in FEATURES}
+    )
+    hidden: NonNegativeInt = 0
+    average: bool = False
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.image_bands:
+            raise ConfigError("image_bands: at least one band is needed")
+        if self.cutout < 32:
+            raise ConfigError(
+                f"cutout: of {self.cutout} pixels a backbone leaves none; 32 is least"
+            )
+        if self.decides == "classes" and self.questions:
+            raise ConfigError('questions: only with decides = "votes"')
+
+
+class Morphology(Network):
+    """A backbone, the maximum of its maps, a dense layer, and a decision.
+
+    Parameters
+    ----------
+    config : MorphologyConfig
+        What it is made of.
+    """
+
+    fit_options: ClassVar[Mapping[str, Any]] = {
+        "rates": (1e-3,),
+        "schedule": "cosine",
+        "weight_decay": 1e-2,
+        "ema": 0.99,
+        "zoom": 1.2,
+        "dropped_rows": 0.0,
+    }
+
+    def __init__(self, config: MorphologyConfig) -> None:
+        super().__init__()
+        self.config = config
+        planes = len(config.image_bands)
+        self.reads = Reads(images=config.image_bands, cutout=config.cutout)
+        self.scaling = SCALINGS[config.pixels](planes, config.cutout)
+        self.backbone = backbone(config.backbone, planes)
+        width = config.hidden or HEADS[config.decides]
+        self.decision: ClassTask | VoteTask
+        if config.decides == "classes":
+            self.decision = ClassTask(config.classes.get("class", ()))
+            # The names may be told by the labels, after this was built once without.
+            outputs = max(1, len(self.decision.classes))
+        else:
+            named = QUESTIONS if isinstance(config.questions, str) else config.questions
+            known = {
+                one: config.thresholds[one] for one in config.answers if one in config.thresholds
+            }
+            self.decision = VoteTask(config.answers, questions=named, thresholds=known)
+            outputs = len(config.answers)
+        self.tasks = (self.decision, EmbeddingTask(width))
+        activation = nn.LeakyReLU() if config.decides == "classes" else nn.ReLU()
+        self.dense = nn.Sequential(nn.Linear(self.backbone.num_features, width), activation)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """The decision and the layer before it.
+
+        Parameters
+        ----------
+        images : float32 Tensor, shape (n, band, cutout, cutout)
+            nJy a pixel, or intensities 0 to 255; not finite = missing.
+
+        Returns
+        -------
+        dict
+            `class` or `votes`: logits; `embedding`.
+
+        Raises
+        ------
+        InputError
+            If the images have another shape, or the backbone gives no maps of features.
+        """
+        planes = self.scaling(images)
+        if self.training or not self.config.average:
+            return self._decide(planes)
+        each = [self._decide(one) for one in symmetries(planes)]
+        return {
+            self.decision.name: self.decision.average([one[self.decision.name] for one in each]),
+            "embedding": torch.stack([one["embedding"] for one in each]).mean(dim=0),
+        }
+
+    def _decide(self, planes: Tensor) -> dict[str, Tensor]:
+        maps = self.backbone.forward_features(planes)
+        if maps.ndim != 4 or maps.shape[1] != self.backbone.num_features:
+            raise InputError(
+                f"backbone {self.config.backbone!r} gives {tuple(maps.shape)} and no maps of "
+                f"{self.backbone.num_features} features: choose a convolutional one"
+            )
+        vector = self.dense(maps.amax(dim=(2, 3)))
+        return {self.decision.name: self.head(vector).float(), "embedding": vector.float()}
+
+    def begin_training(self) -> None:
+        """Load the weights that the backbone starts from, if there are some."""
+        config = self.config
+        if config.weights:
+            load_weights(self.backbone, config.backbone, len(config.image_bands), config.weights)
+
+    def set_images(self, batches: Iterable[Tensor]) -> None:
+        """As the scaling's `fit`."""
+        self.scaling.fit(batches)
+
+    def outside(self, images: Tensor) -> Tensor:
+        """As `BandScaling.outside`."""
+        return self.scaling.outside(images)
+
+
+@register("morphology")
+@register("morphology-*")
+def morphology(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Morphology:
+    """A network of cutouts of all bands; `settings` are fields of `MorphologyConfig`.
+
+    `morphology-densenet201` has that backbone, `morphology` the one of the settings.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or cannot be used, or there is no such backbone.
+    """
+    _, _, named = name.partition("-")
+    chosen: dict[str, Any] = {"image_bands": tuple(bands), **({"backbone": named} if named else {})}
+    config = checked(MorphologyConfig, chosen | dict(settings), name)
+    absent = sorted(set(config.image_bands) - set(bands))
+    if absent:
+        raise ConfigError(f"{name}: band {absent[0]!r} is not among {', '.join(bands)}")
+    return Morphology(config)
