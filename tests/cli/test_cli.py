@@ -34,7 +34,7 @@ def words(text: str) -> set[str]:
 
 RELEASE = words(
     "release url path rows rejected duplicates partitions kinds tables pixels rows_per_second "
-    "products flags band_flags quarantined published"
+    "products flags band_flags quarantined damaged searched published"
 )
 EVALUATION = words(
     "catalog release rows rejected column labels labels_dropped matched threshold thresholds all "
@@ -95,8 +95,8 @@ def test_verbs_on_a_published_survey_answer_in_json(published_survey, verb, keys
             Night,
             NIGHT
             | words(
-                "files tiles kept problems notes places units products quarantined gates compared "
-                "diff removed cleaned unsaved"
+                "files tiles kept problems notes places units products quarantined damaged gates "
+                "compared diff removed cleaned unsaved"
             ),
         ),
         (NightUnits, words("total affected computed adopted resumed quarantined")),
