@@ -20,7 +20,15 @@ FIRST = {
     "flags": {"photometry": {"any": 1}},
 }
 """What the first releases recorded."""
-LATER = {"band_flags": {}, "kinds": {}, "tables": {}, "pixels": [], "quarantined": []}
+LATER = {
+    "damaged": [],
+    "searched": {},
+    "band_flags": {},
+    "kinds": {},
+    "tables": {},
+    "pixels": [],
+    "quarantined": [],
+}
 
 
 def test_records_of_the_first_releases_are_read_and_what_is_written_has_their_keys(tmp_path):

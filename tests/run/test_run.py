@@ -405,7 +405,7 @@ def test_commit_records_hold_what_the_design_says(published_survey):
     document = json.loads(records[0].read_text())
     assert set(document) == {
         *("unit", "leaf", "stats", "flags", "band_flags", "seconds", "provenance"),
-        *("products", "carried", "tables", "pixels"),
+        *("products", "carried", "tables", "pixels", "indexes", "device"),
         *("adopted", "quarantined"),
     }
 
