@@ -115,7 +115,7 @@ def test_what_decides_the_content_decides_the_name(survey, built):
     config, _store = survey
 
     def key(config=config, bands=BANDS, cutout=SIDE):
-        return training_cube._inputs(Survey(config), config.product("photoz"), bands, cutout).key
+        return training_cube._content(Survey(config), config.product("photoz"), bands, cutout).key
 
     def changed(name, **update):
         products = [
