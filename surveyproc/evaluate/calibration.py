@@ -15,7 +15,7 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import log_softmax
 
 from surveyproc.errors import InputError
-from surveyproc.evaluate.classes import LEAST
+from surveyproc.evaluate.classes import LEAST, with_prediction
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -75,7 +75,7 @@ def calibration_error(probabilities: ArrayLike, index: ArrayLike, bins: int = BI
     bins : int
         As in `reliability`.
     """
-    p, true = _known(probabilities, index)
+    p, true = with_prediction(probabilities, index)
     if not len(p):
         return float("nan")
     errors = []
@@ -111,7 +111,7 @@ def fit_platt(probabilities: ArrayLike, index: ArrayLike) -> Float:
     InputError
         If a class has no object.
     """
-    p, true = _known(probabilities, index)
+    p, true = with_prediction(probabilities, index)
     k = p.shape[1]
     counts = np.bincount(true, minlength=k)
     if not counts.all():
@@ -162,7 +162,7 @@ def isotonic(probabilities: ArrayLike, index: ArrayLike) -> Calibration:
     index : array_like of int, shape (n,)
         The true classes.
     """
-    p, true = _known(probabilities, index)
+    p, true = with_prediction(probabilities, index)
     if not len(p):
         raise InputError("calibration: there is no object to fit it to")
     steps = []
@@ -230,18 +230,9 @@ def cross_calibrated(
     return found
 
 
-def _known(probabilities: ArrayLike, index: ArrayLike) -> tuple[Float, Int]:
-    """Those rows that have a prediction."""
-    p, true = np.asarray(probabilities, np.float64), np.asarray(index, np.int64)
-    if p.ndim != 2 or p.shape[1] < 2 or len(p) != len(true):
-        raise InputError(f"probabilities of {len(true)} objects have shape {p.shape}")
-    known = np.isfinite(p).all(axis=1)
-    return p[known], true[known]
-
-
 def report(probabilities: ArrayLike, index: ArrayLike) -> dict[str, Any]:
     """`calibration_error`, and `reliability` of the most probable class."""
-    p, true = _known(probabilities, index)
+    p, true = with_prediction(probabilities, index)
     best = p.argmax(axis=1)
     return {
         "calibration_error": calibration_error(p, true),

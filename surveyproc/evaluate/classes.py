@@ -6,12 +6,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from surveyproc.errors import InputError
 
 LEAST = float(np.finfo(np.float32).tiny)
 """Probability that one of zero counts as: -ln of zero would make the mean infinite."""
+
+
+def with_prediction(
+    probabilities: ArrayLike, index: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Probabilities, shape (m, k), and classes, (m,), of the objects that have a prediction.
+
+    Parameters
+    ----------
+    probabilities : array_like of float, shape (n, k)
+        A row with a value that is not finite has no prediction.
+    index : array_like of int, shape (n,)
+        The true classes.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit, or there are fewer than two classes.
+    """
+    p, true = np.asarray(probabilities, np.float64), np.asarray(index, np.int64)
+    if p.ndim != 2 or p.shape[1] < 2 or len(p) != len(true):
+        raise InputError(f"probabilities of classes of {len(true)} objects have shape {p.shape}")
+    known = np.isfinite(p).all(axis=1)
+    return p[known], true[known]
 
 
 def class_metrics(
@@ -50,12 +74,10 @@ def class_metrics(
     InputError
         If the shapes do not fit.
     """
-    p, true = np.asarray(probabilities, np.float64), np.asarray(index, np.int64)
-    k = len(classes)
-    if p.shape != (len(true), k):
-        raise InputError(f"probabilities of {k} classes and {len(true)} objects: shape {p.shape}")
-    known = np.isfinite(p).all(axis=1)
-    p, true = p[known], true[known]
+    p, true = with_prediction(probabilities, index)
+    k, missing = len(classes), len(np.asarray(index)) - len(true)
+    if p.shape[1] != k:
+        raise InputError(f"probabilities of {p.shape[1]} classes, and {k} names of classes")
     confusion = np.zeros((k, k), np.int64)
     np.add.at(confusion, (true, p.argmax(axis=1)), 1)
     hits = confusion.diagonal().astype(np.float64)
@@ -66,7 +88,7 @@ def class_metrics(
     at_truth = np.maximum(p[np.arange(n), true], LEAST)
     return {
         "n": n,
-        "n_missing": int((~known).sum()),
+        "n_missing": missing,
         "accuracy": float(hits.sum() / n) if n else nothing,
         "log_loss": float(-np.log(at_truth).mean()) if n else nothing,
         "brier": float(((p - np.eye(k)[true]) ** 2).sum(axis=1).mean()) if n else nothing,

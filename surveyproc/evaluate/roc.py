@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 
 from surveyproc.errors import InputError
 from surveyproc.evaluate.bootstrap import bootstrap
+from surveyproc.evaluate.classes import with_prediction
 
 Float = NDArray[np.float64]
 
@@ -96,9 +97,7 @@ def mean_area(probabilities: ArrayLike, index: ArrayLike) -> float:
     float
         NaN if a class has no object, or all.
     """
-    p, true = np.asarray(probabilities, np.float64), np.asarray(index, np.int64)
-    known = np.isfinite(p).all(axis=1)
-    p, true = p[known], true[known]
+    p, true = with_prediction(probabilities, index)
     counts = np.bincount(true, minlength=p.shape[1])
     if not counts.all() or (counts > 0).sum() < 2:
         return float("nan")

@@ -42,7 +42,7 @@ def test_classes_that_nobody_has_are_undefined_and_certain_errors_finite():
     nothing = class_metrics(np.empty((0, 2)), [], ("a", "b"))
     assert nothing["n"] == 0
     assert np.isnan(nothing["accuracy"])
-    with pytest.raises(InputError, match="2 classes and 1 objects"):
+    with pytest.raises(InputError, match="3 classes, and 2 names"):
         class_metrics([[1.0, 0.0, 0.0]], [1], ("a", "b"))
 
 
