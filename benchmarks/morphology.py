@@ -1,23 +1,29 @@
 """What morphology networks learn from few labels, and from bright galaxies for faint ones.
 
 Usage:
-    python benchmarks/morphology.py classes DATA WORK [backbone ...]
-    python benchmarks/morphology.py faint DATA WORK [seed ...]
+    python benchmarks/morphology.py classes DATA WORK [--backbone NAME ...] [--set NAME ...]
+        [--share S ...] [--fold K ...] [--cutout 48] [--epochs N] [--turning DEGREES]
+        [--batch 64] [--plain | --start]
+    python benchmarks/morphology.py unlabelled DATA WORK [--set NAME] [--cutout 48] [--epochs N]
+    python benchmarks/morphology.py faint DATA WORK [--seed N ...] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py sheet DATA WORK
-    python benchmarks/morphology.py tell WORK
+    python benchmarks/morphology.py tell DATA WORK
 
 classes: gz1_images and gz2_spirals in five folds by object, with all, half and a tenth of the
-labels; faint: a faint survey made of the bright one, with and without the adversarial augmentation;
-sheet: a contact sheet of kids_viking_field; tell: the figures so far. DATA holds the three. Every
-training appends a line to WORK/<part>.jsonl and is not repeated if its line is there, so a part can
-be stopped at any time. One thread a process: start two with different arguments for two cores.
+labels, `--plain` without zoom, running mean and turns, `--start` from what `unlabelled` learned
+from all stamps of a set without their labels; faint: a faint survey made of the bright one, with
+and without the adversarial augmentation; sheet: a contact sheet of kids_viking_field; tell: the
+figures so far. DATA holds the three. Every training appends a line to WORK/<part>.jsonl and is not
+repeated if its line is there, so a part can
+be stopped at any time. One thread a process: start two with different arguments for two cores, or
+more where there is a GPU, which is used.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
-import sys
 import time
 import zipfile
 from collections.abc import Sequence
@@ -48,7 +54,7 @@ from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.fit import FitSettings, fit
 from surveyproc.train.stamps import read_stamps
 
-CUTOUT, SHIFT, FOLDS, SEED = 48, 4, 5, 3
+SHIFT, FOLDS, SEED = 4, 5, 3
 BANDS = ("r", "g", "b")
 GZ1 = {
     "elliptical": "elliptical",
@@ -60,7 +66,7 @@ EPOCHS = {1.0: 12, 0.5: 14, 0.1: 30}
 """Of trainings with all, half and a tenth of the labels."""
 
 
-def stamps(data: Path, work: Path, name: str) -> TrainingSet:
+def stamps(data: Path, work: Path, name: str, cutout: int) -> TrainingSet:
     """One of the two sets of stamps as a training set of three planes."""
     folder = work / name
     if not folder.exists():
@@ -76,9 +82,9 @@ def stamps(data: Path, work: Path, name: str) -> TrainingSet:
     section = TrainingSection(
         source=f"{name}.csv", images=name, targets={"class": ["class"]}, shift=SHIFT
     )
-    reads = network("residual", ("a", "b")).reads
+    reads = network("residual", ("a", "b"), cutout=cutout).reads
     return read_stamps(
-        Store(str(work / "store")),
+        Store(str(work / f"store-{cutout}")),
         name,
         section,
         reads,
@@ -88,7 +94,7 @@ def stamps(data: Path, work: Path, name: str) -> TrainingSet:
 
 
 def network(backbone: str, classes: Sequence[str], **settings: Any) -> Network:
-    told = {"classes": {"class": list(classes)}, "cutout": CUTOUT, "pixels": "eight_bit"}
+    told = {"classes": {"class": list(classes)}, "pixels": "eight_bit"}
     return build("morphology", BANDS, {**told, "backbone": backbone, **settings})
 
 
@@ -98,7 +104,7 @@ def trained(
     """A network trained with all rows of a set; the last weights count."""
     settings = FitSettings(
         epochs=epochs,
-        batch_size=64,
+        batch_size=options.pop("batch_size", 64),
         seed=seed,
         **{**made.fit_options, "precision": "bfloat16", **options},
     )
@@ -113,27 +119,59 @@ def trained(
         distortion=settings.distortion,
     )
     made.set_images(images for _, images in examples.images(~examples.held_out, 256))
-    for state in fit(made, examples, settings):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for state in fit(made, examples, settings, device=device):
         last = state.history[-1]
         print(f"  epoch {state.epoch}: loss {last['loss']:.3f}", flush=True)
     made.load_state_dict(state.best)
     return made.eval()
 
 
+def unlabelled(options: argparse.Namespace) -> None:
+    """A contrastive network of all stamps of each set, for backbones to start from."""
+    for name in options.set:
+        for backbone in options.backbone:
+            whole = stamps(options.data, options.work, name, options.cutout)
+            torch.manual_seed(SEED)
+            told = {"cutout": options.cutout, "pixels": "eight_bit", "backbone": backbone}
+            made = trained(
+                whole,
+                np.zeros(len(whole)),
+                build("contrastive", BANDS, told),
+                options.epochs or 20,
+                SEED,
+                batch_size=options.batch,
+            )
+            torch.save(made.state_dict(), start_of(options, name, backbone))
+
+
+def start_of(options: argparse.Namespace, name: str, backbone: str) -> Path:
+    return Path(options.work / f"unlabelled-{name}-{backbone}-{options.cutout}.pt")
+
+
+def begin(made: Network, start: Path) -> None:
+    """The weights that a contrastive network has under the same names."""
+    own, other = made.state_dict(), torch.load(start, map_location="cpu")
+    shared = {key: value for key, value in other.items() if key in own}
+    assert any(key.startswith("backbone") for key in shared)
+    made.load_state_dict({**own, **shared})
+
+
 def pixels_of(chosen: TrainingSet) -> np.ndarray:
-    """Stamps as they lie in the cube, shape (n, 3, CUTOUT + 2 SHIFT, ...)."""
+    """Stamps as they lie in the cube, shape (n, 3, cutout + 2 SHIFT, ...)."""
     whole = np.concatenate([chosen.cube.read(shard) for shard in range(chosen.cube.shards)])
     return whole[chosen.cube_row]
 
 
 def probabilities(made: Network, images: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    values, _ = predict(made, None, images=np.ascontiguousarray(images))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values, _ = predict(made, None, images=np.ascontiguousarray(images), device=device)
     return np.stack([values[f"p_{one}"] for one in classes], axis=1)
 
 
 def both_ways(made: Network, settings: Any, images: np.ndarray, classes: Any) -> dict[str, Any]:
     """Probabilities as they are, and as means over the eight symmetries."""
-    averaged = network(settings, classes, average=True)
+    averaged = network(settings, classes, average=True, cutout=images.shape[-1])
     averaged.load_state_dict(made.state_dict())
     return {
         "plain": probabilities(made, images, classes),
@@ -150,16 +188,18 @@ def append(path: Path, entry: dict[str, Any]) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def classes(data: Path, work: Path, backbones: Sequence[str]) -> None:
+def classes(options: argparse.Namespace) -> None:
     """Five-fold by object: probabilities of all rows by networks that have not seen them."""
+    work, cutout = options.work, options.cutout
     path = work / "classes.jsonl"
-    sets = {name: stamps(data, work, name) for name in ("gz1_images", "gz2_spirals")}
-    plan = [(name, share, part) for share in EPOCHS for name in sets for part in range(FOLDS)]
-    # What the aims are about comes first, then what is cheap.
-    plan.sort(key=lambda one: ([1.0, 0.1, 0.5].index(one[1]) + 2 * (one[0] != "gz1_images"), one))
-    for backbone in backbones or ("residual", "equivariant"):
+    sets = {name: stamps(options.data, work, name, cutout) for name in options.set}
+    plan = [(name, share, k) for share in options.share for name in sets for k in options.fold]
+    for backbone in options.backbone:
         for name, share, part in plan:
-            key = {"set": name, "backbone": backbone, "share": share, "part": part}
+            key = {"set": name, "share": share, "backbone": backbone, "cutout": cutout}
+            key |= {"epochs": options.epochs or EPOCHS[share], "turning": options.turning}
+            key |= {"how": "plain" if options.plain else "start" if options.start else ""}
+            key |= {"part": part}
             if any(key.items() <= one.items() for one in done(path)):
                 continue
             whole = sets[name]
@@ -173,14 +213,24 @@ def classes(data: Path, work: Path, backbones: Sequence[str]) -> None:
             started = time.time()
             print(key, len(rows), flush=True)
             torch.manual_seed(part)
+            made = network(backbone, names, cutout=cutout)
+            if options.start:
+                begin(made, start_of(options, name, backbone))
             made = trained(
-                whole.take(rows), index[rows], network(backbone, names), EPOCHS[share], part
+                whole.take(rows),
+                index[rows],
+                made,
+                key["epochs"],
+                part,
+                turning=options.turning,
+                batch_size=options.batch,
+                **({"zoom": 1.0, "ema": 0.0} if options.plain else {}),
             )
             seconds = time.time() - started
             test = np.flatnonzero(fold == part)
-            seen = centre(torch.from_numpy(pixels_of(whole.take(test))), CUTOUT).numpy()
+            seen = centre(torch.from_numpy(pixels_of(whole.take(test))), cutout).numpy()
             p = both_ways(made, backbone, seen, names)
-            torch.save(made.state_dict(), work / f"{name}-{backbone}-{share}-{part}.pt")
+            torch.save(made.state_dict(), work / f"{weights_of(key)}.pt")
             append(
                 path,
                 {
@@ -193,6 +243,11 @@ def classes(data: Path, work: Path, backbones: Sequence[str]) -> None:
             )
 
 
+def weights_of(key: dict[str, Any]) -> str:
+    """Name of the file with a network's weights."""
+    return "-".join(str(value) for value in key.values())
+
+
 FAINT = {"k": 0.45, "m": 0.4}
 """Outside of what the augmentation draws: 0.6 to 1 and 0.5 to 1."""
 
@@ -202,7 +257,7 @@ NOISE = 2.5
 DRAWN = {"dimming": (0.6, 1.0), "shrinking": (0.5, 1.0)}
 
 
-def faint_stamps(work: Path, files: Sequence[str], seed: int) -> np.ndarray:
+def faint_stamps(work: Path, files: Sequence[str], seed: int, cutout: int) -> np.ndarray:
     """Stamps as eq. 2 and noise make them, from the whole 128 pixels, which have sky about them."""
     draws = torch.Generator().manual_seed(seed)
     made = []
@@ -210,7 +265,7 @@ def faint_stamps(work: Path, files: Sequence[str], seed: int) -> np.ndarray:
         whole = decode_stamp((work / "gz1_images" / name).read_bytes(), name)
         image = torch.from_numpy(whole)[None]
         small = recede(image, torch.tensor([FAINT["k"]]), torch.tensor([FAINT["m"]]))[0].numpy()
-        small = window(small, CUTOUT + 2 * SHIFT, name)
+        small = window(small, cutout + 2 * SHIFT, name)
         noise = torch.randn(small.shape, generator=draws).numpy()
         made.append(np.clip(np.rint(small + NOISE * noise), 0, 255))
     return np.stack(made).astype(np.float32)
@@ -225,18 +280,19 @@ def receded(images: np.ndarray, seed: int) -> np.ndarray:
     ).numpy()
 
 
-def faint(data: Path, work: Path, seeds: Sequence[int]) -> None:
+def faint(options: argparse.Namespace) -> None:
     """Half of gz1 with labels, a quarter to test with, a quarter made the faint survey."""
+    work, cutout = options.work, options.cutout
     path = work / "faint.jsonl"
-    whole = stamps(data, work, "gz1_images")
+    whole = stamps(options.data, work, "gz1_images", cutout)
     names = sorted(set(whole.targets["class"]))
     index = np.array([names.index(one) for one in whole.targets["class"]])
     files = np.array(whole.cube.index["file"].to_pylist())[whole.cube_row]
-    for seed in seeds:
+    for seed in options.seed:
         order = np.random.default_rng(seed).permutation(len(whole))
         labelled, bright, dim = np.split(order, [len(order) // 2, 3 * len(order) // 4])
         labelled = np.sort(labelled)
-        dimmed = faint_stamps(work, files[dim], seed)
+        dimmed = faint_stamps(work, files[dim], seed, cutout)
         plain = pixels_of(whole.take(bright))
         seen = {"bright": (plain, index[bright]), "faint": (dimmed, index[dim])}
         for kind, options in (("without", {}), ("with", DRAWN)):
@@ -247,14 +303,14 @@ def faint(data: Path, work: Path, seeds: Sequence[int]) -> None:
             made = trained(
                 whole.take(labelled),
                 index[labelled],
-                network("residual", names),
-                8,
+                network("residual", names, cutout=cutout),
+                options.epochs or 8,
                 seed,
                 **options,
             )
             entry: dict[str, Any] = {"seed": seed, "part": kind}
             for where, (images, true) in seen.items():
-                cut = centre(torch.from_numpy(images), CUTOUT).numpy()
+                cut = centre(torch.from_numpy(images), cutout).numpy()
                 result = judged(probabilities(made, cut, names), true, names)
                 for key in ("accuracy", "balanced", "early_late_area", "mean_area"):
                     entry[f"{key}, {where}, {kind}"] = result[key]
@@ -265,12 +321,12 @@ def faint(data: Path, work: Path, seeds: Sequence[int]) -> None:
         for kind, images in (("before", plain), ("after", receded(plain, seed))):
             print(seed, "adversarial", kind, flush=True)
             told = tell_apart(
-                Store(str(work / "store")),
+                Store(str(work / f"store-{cutout}")),
                 f"adversary-{seed}-{kind}",
                 images,
                 dimmed,
                 bands=BANDS,
-                network={"cutout": CUTOUT, "pixels": "eight_bit"},
+                network={"cutout": cutout, "pixels": "eight_bit"},
                 settings={"epochs": 3, "seed": seed, "precision": "bfloat16"},
             )
             entry[f"adversarial accuracy, {kind}"] = told.accuracy
@@ -279,7 +335,7 @@ def faint(data: Path, work: Path, seeds: Sequence[int]) -> None:
                 adversary = told.package.network()
                 entry["score of bright"] = float(told.training.mean())
                 entry["score of faint"] = float(told.inference.mean())
-                cut = centre(torch.from_numpy(receded(plain, seed)), CUTOUT).numpy()
+                cut = centre(torch.from_numpy(receded(plain, seed)), cutout).numpy()
                 moved = probabilities(adversary, cut, ["training"])
                 entry["score of bright, distorted by eq. 2"] = float(moved.mean())
         append(path, entry)
@@ -302,7 +358,7 @@ GZ_R50 = 5.0
 """About the half-light radius of a galaxy in a stamp of gz1, pixels."""
 
 
-def composites(data: Path, work: Path) -> tuple[np.ndarray, Any]:
+def composites(data: Path, work: Path, cutout: int) -> tuple[np.ndarray, Any]:
     """gri composites of the field's galaxies on the scale of the stamps of gz1, and their rows.
 
     Brighter than r = 21.5, extended (half-light radius of 2.2 pixels or more; stars have 1.7), not
@@ -322,21 +378,22 @@ def composites(data: Path, work: Path) -> tuple[np.ndarray, Any]:
         g, r, i = np.array([7.8, 5.7, 4.9])[:, None, None] / 5.7 * np.nan_to_num(planes)
         core = np.mean([g, r, i], axis=0)[61:68, 61:68].max()
         rgb = make_lupton_rgb(i, r, g, stretch=0.25 * core, Q=8)
-        half = CUTOUT / 2 * r50 / GZ_R50
+        half = cutout / 2 * r50 / GZ_R50
         box = (64.5 - half, 64.5 - half, 64.5 + half, 64.5 + half)
-        image = Image.fromarray(rgb).resize((CUTOUT, CUTOUT), Image.Resampling.LANCZOS, box)
+        image = Image.fromarray(rgb).resize((cutout, cutout), Image.Resampling.LANCZOS, box)
         made.append(np.asarray(image, np.float32).transpose(2, 0, 1))
     return np.stack(made), table
 
 
-def sheet(data: Path, work: Path) -> None:
+def sheet(options: argparse.Namespace) -> None:
     """The ten most confident of each class of gz1, by the mean of the networks that there are."""
-    images, table = composites(data, work)
+    work, cutout = options.work, options.cutout
+    images, table = composites(options.data, work, cutout)
     names = sorted(set(GZ1.values()))
     each = []
-    for weights in sorted(work.glob("gz1_images-residual-1.0-*.pt")):
-        made = network("residual", names, average=True)
-        made.load_state_dict(torch.load(weights))
+    for weights in sorted(work.glob(f"gz1_images-1.0-residual-{cutout}-*.pt")):
+        made = network("residual", names, average=True, cutout=cutout)
+        made.load_state_dict(torch.load(weights, map_location="cpu"))
         each.append(probabilities(made.eval(), images, names))
     p = np.mean(each, axis=0)
     print(len(each), "networks,", len(images), "galaxies; most probable classes:")
@@ -373,47 +430,77 @@ def judged(p: np.ndarray, index: np.ndarray, names: Sequence[str]) -> dict[str, 
     }
 
 
-def tell(work: Path) -> None:
-    lines = done(work / "classes.jsonl")
-    kinds = sorted({(one["set"], one["share"], one["backbone"]) for one in lines}, reverse=True)
-    for kind in kinds:
-        some = [one for one in lines if (one["set"], one["share"], one["backbone"]) == kind]
-        index = np.concatenate([one["true"] for one in some])
-        seconds = sum(one["seconds"] for one in some)
-        for way in ("plain", "averaged"):
-            p = np.concatenate([one[way] for one in some])
-            result = judged(p, index, some[0]["classes"])
-            each = [
-                judged(np.array(one[way]), np.array(one["true"]), one["classes"]) for one in some
+def shown(what: str, some: Sequence[dict[str, Any]], way: str) -> None:
+    """Metrics of the probabilities of all folds of one kind of network."""
+    p = [np.array(one[way]) for one in some]
+    result = judged(
+        np.concatenate(p), np.concatenate([one["true"] for one in some]), some[0]["classes"]
+    )
+    each = [
+        judged(q, np.array(one["true"]), one["classes"]) for q, one in zip(p, some, strict=True)
+    ]
+    seconds = sum(one["seconds"] for one in some)
+    print(what, way, f"{len(some)} folds, {seconds} s", some[0]["classes"])
+    print("   ", {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()})
+    error = {
+        key: round(np.std([one[key] for one in each], ddof=1) / len(each) ** 0.5, 4)
+        for key in ("accuracy", "early_late_area")
+        if len(each) > 1
+    }
+    print("    standard errors over folds", error)
+
+
+def tell(options: argparse.Namespace) -> None:
+    kinds: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in done(options.work / "classes.jsonl"):
+        task = f"{line['set']}, {line['share']} of the labels"
+        what = " ".join(
+            str(line[key]) for key in ("backbone", "cutout", "epochs", "turning", "how")
+        )
+        kinds.setdefault(task, {}).setdefault(what, []).append(line)
+    for task, of_task in kinds.items():
+        for what, some in of_task.items():
+            some.sort(key=lambda one: one["part"])
+            for way in ("plain", "averaged"):
+                shown(f"{task}: {what},", some, way)
+        whole = [some for some in of_task.values() if len(some) == FOLDS]
+        if len(whole) > 1:
+            mean = [
+                {**same[0], "averaged": np.mean([one["averaged"] for one in same], axis=0)}
+                for same in zip(*whole, strict=True)
             ]
-            error = {
-                key: np.std([one[key] for one in each], ddof=1) / len(each) ** 0.5
-                for key in ("accuracy", "early_late_area")
-                if len(each) > 1
-            }
-            print(*kind, way, f"{len(some)} folds, {seconds} s", some[0]["classes"])
-            print("   ", {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()})
-            print("    standard errors over folds", {k: round(v, 4) for k, v in error.items()})
-    lines = done(work / "faint.jsonl")
+            shown(f"{task}: mean of {len(whole)} networks,", mean, "averaged")
+    lines = done(options.work / "faint.jsonl")
     for key in sorted({key for one in lines for key in one} - {"seed", "part"}):
         values = [one[key] for one in lines if key in one]
         error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
         print(f"{key}: {np.mean(values):.4f} +- {error:.4f} ({len(values)} seeds)")
 
 
+PARTS = {"classes": classes, "unlabelled": unlabelled, "faint": faint, "sheet": sheet, "tell": tell}
+
+
 def main() -> None:
-    part, *more = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--backbone", nargs="+", default=["residual", "equivariant"])
+    parser.add_argument("--set", nargs="+", default=["gz1_images", "gz2_spirals"])
+    parser.add_argument("--share", nargs="+", type=float, default=[1.0, 0.1, 0.5])
+    parser.add_argument("--fold", nargs="*", type=int, default=list(range(FOLDS)))
+    parser.add_argument("--seed", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--cutout", type=int, default=48)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--turning", type=float, default=0.0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--start", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    work = Path(more[-1] if part == "tell" else more[1]).absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    if part == "tell":
-        tell(work)
-    elif part == "classes":
-        classes(Path(more[0]), work, more[2:])
-    elif part == "sheet":
-        sheet(Path(more[0]), work)
-    elif part == "faint":
-        faint(Path(more[0]), work, [int(one) for one in more[2:] or "123"])
+    options.work = options.work.absolute()
+    options.work.mkdir(parents=True, exist_ok=True)
+    PARTS[options.part](options)
 
 
 if __name__ == "__main__":

@@ -120,9 +120,10 @@ def run(survey: Path, settings: list[str], environment: dict[str, str]) -> dict[
         (store / "runs").glob("r*/commits/*.json"), key=lambda one: one.stat().st_mtime
     )
     documents = [json.loads(one.read_text()) for one in records]
-    between = records[-1].stat().st_mtime - records[0].stat().st_mtime
+    first, last = (records[place].stat().st_mtime for place in (0, -1))
     return {
-        "rate": sum(one["leaf"]["rows"] for one in documents[1:]) / between,
+        "rate": sum(one["leaf"]["rows"] for one in documents[1:]) / (last - first),
+        "between": (first, last),
         "seconds": seconds,
         "leaves": {one["unit"]: one["leaf"]["sha256"] for one in documents},
         "why": "; ".join(one["why"] for one in json.loads(done.stdout)["places"]),

@@ -236,6 +236,13 @@ class TrainingSection(LabelTableSection):
         description="Bounds of a factor of size in training, [0.5, 1.0] say: for objects smaller "
         "than those with labels.",
     )
+    turning: float | None = Field(
+        None,
+        ge=0,
+        le=180,
+        description="Largest angle by which a cutout is turned in training, degrees, beside turns "
+        "by right angles; by default what suits the network.",
+    )
 
 
 class ProductSection(Section):

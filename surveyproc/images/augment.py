@@ -2,8 +2,9 @@
 
 Turns, flips and shifts move whole pixels (`augment`): every pixel of the result is a pixel of the
 input, so that noise keeps its statistics and a missing pixel stays missing. Networks that look at
-shapes want zooms too (`zoom`), and those that must do with fainter and smaller galaxies than they
-were shown want them dimmed and shrunk (`recede`); both interpolate.
+shapes want zooms and turns by any angle too (`zoom`, `turn`), and those that must do with fainter
+and smaller galaxies than they were shown want them dimmed and shrunk (`recede`); all three
+interpolate.
 
 The object's pixel is at index side // 2 of what comes in and at cutout // 2 of what goes out. A
 window of odd side turns and flips about that pixel. A window of even side has no central pixel: its
@@ -14,10 +15,12 @@ a shift as large as the margin) does it stay where it is, and the object is one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,21 @@ class Distortion:
         Each axis of an object is enlarged by a factor of its own, evenly between 1 and this.
     dimming, shrinking : tuple of float
         Bounds of k and m of eq. 2, drawn evenly for each object.
+    turning : float
+        Largest angle by which an object is turned, either way, degrees (ours).
     """
 
     zoom: float = 1.0
     dimming: tuple[float, float] = (1.0, 1.0)
     shrinking: tuple[float, float] = (1.0, 1.0)
+    turning: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Distorted copies of images, shape (n, band, side, side); draws are made on the CPU."""
         n = len(images)
+        if self.turning:
+            angles = math.radians(self.turning) * (2 * torch.rand(n, generator=generator) - 1)
+            images = turn(images, angles)
         if self.zoom > 1.0:
             draws = torch.rand(2, 2, n, generator=generator)
             factors = 1.0 + (self.zoom - 1.0) * draws[0]
@@ -96,6 +105,39 @@ def augment(images: Tensor, generator: torch.Generator, cutout: int) -> Tensor:
     place = torch.where(turned[:, :, None], plain.transpose(1, 2), plain)
     place = place.reshape(n, 1, -1).to(images.device).expand(-1, bands, -1)
     return images.flatten(2).gather(2, place).reshape(n, bands, cutout, cutout)
+
+
+def turn(images: Tensor, angles: Tensor) -> Tensor:
+    """Turn images about their middle by any angle; mirror images fill the corners.
+
+    Parameters
+    ----------
+    images : float Tensor, shape (n, band, side, side)
+        Not finite = missing.
+    angles : float Tensor, shape (n,)
+        Radians, from the y axis (up) to the x axis.
+
+    Returns
+    -------
+    float Tensor, shape (n, band, side, side)
+        Bilinear means of four pixels; a pixel is missing if most of what it is made of is.
+    """
+    cos, sin = angles.cos(), angles.sin()
+    zero = torch.zeros_like(angles)
+    rows = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).reshape(-1, 2, 3)
+    grid = functional.affine_grid(rows.to(images), list(images.shape), align_corners=False)
+    known = images.isfinite()
+
+    def sampled(planes: Tensor) -> Tensor:
+        return functional.grid_sample(
+            planes, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+
+    mean = sampled(images.where(known, 0.0))
+    if bool(known.all()):
+        return mean
+    share = sampled(known.to(images.dtype))
+    return (mean / share).where(share >= 0.5, torch.nan)
 
 
 def zoom(images: Tensor, factors: Tensor, places: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ OWN_MODULES = (
     "surveyproc.models.families.otelo",
     "surveyproc.models.families.tabm",
     "surveyproc.models.families.morphology",
+    "surveyproc.models.families.contrastive",
 )
 
 
@@ -107,7 +108,7 @@ class Network(nn.Module, ABC):
         parts = [
             task.weight * task.loss(outputs[task.name], targets)
             for task in self.tasks
-            if task.targets
+            if task.targets or task.unlabelled
         ]
         return torch.stack(parts).sum(dim=0)
 

@@ -25,6 +25,11 @@ Read = Callable[[Task, Any], dict[str, NDArray[Any]]]
 """What is taken of a task's output."""
 
 
+def device_here() -> str:
+    """The device of a process that nobody told where to compute: `cuda` if torch sees a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def predict(
     network: Network,
     scaling: FeatureScaling | None,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-import torch
-
+from surveyproc.models.inference import device_here
 from surveyproc.places import Item, Ledger, Places, Stage
 from surveyproc.store.storage import Store
 from surveyproc.train.fit import FitState, fit
@@ -48,8 +47,7 @@ class _Alone:
             network, examples, settings = self.job.load(number)
             last = FitState.from_bytes(self.store.read(key)) if self.store.exists(key) else None
             saved = time.monotonic()
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            for state in fit(network, examples, settings, last, device=device):
+            for state in fit(network, examples, settings, last, device=device_here()):
                 over = settings.stage(state.epoch) is None
                 if over or time.monotonic() - saved > SAVE_INTERVAL_S:
                     self.store.put(key, state.to_bytes())

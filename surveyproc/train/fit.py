@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from surveyproc.errors import SurveyError
 from surveyproc.images.augment import Distortion
@@ -78,7 +79,7 @@ class FitSettings:
     ema : float
         Decay of the running mean of the weights (Polyak & Juditsky 1992), which then is what is
         validated and kept; 0 keeps the weights themselves.
-    zoom, dimming, shrinking : float, tuple of float, tuple of float
+    zoom, dimming, shrinking, turning : float, tuple of float, tuple of float, float
         Of cutouts in training: see `images.augment.Distortion`.
     """
 
@@ -103,11 +104,12 @@ class FitSettings:
     zoom: float = 1.0
     dimming: tuple[float, float] = (1.0, 1.0)
     shrinking: tuple[float, float] = (1.0, 1.0)
+    turning: float = 0.0
 
     @property
     def distortion(self) -> Distortion:
         """What is done to cutouts in training."""
-        return Distortion(self.zoom, self.dimming, self.shrinking)
+        return Distortion(self.zoom, self.dimming, self.shrinking, self.turning)
 
     def stage(self, epoch: int) -> int | None:
         """Stage of the epoch that follows after `epoch` finished ones; None after the last."""
@@ -367,9 +369,11 @@ class _Steps:
             for key, value in values.items()
         }
 
-    def _chunks(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def _chunks(self, tensors: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
         """The parts in which a step's gradients are accumulated."""
-        chunks = [whole.chunk(self.settings.accumulate) for whole in tensors.values()]
+        if not tensors:
+            return [{} for _ in range(parts)]
+        chunks = [whole.chunk(parts) for whole in tensors.values()]
         return [dict(zip(tensors, part, strict=True)) for part in zip(*chunks, strict=True)]
 
     def share_gradients(self) -> None:
@@ -404,12 +408,12 @@ class _Steps:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * factor
         objects = len(next(iter(inputs.values())))
-        parts = self._chunks(inputs)
+        parts = self._chunks(inputs, self.settings.accumulate)
         kind = torch.device(self.device).type
         half = self.settings.precision == "bfloat16"
         self.optimiser.zero_grad()
         total = torch.zeros((), device=self.device)
-        for part, known in zip(parts, self._chunks(targets), strict=True):
+        for part, known in zip(parts, self._chunks(targets, len(parts)), strict=True):
             with torch.autocast(kind, torch.bfloat16, enabled=half):
                 outputs = self.network(**part)
             loss = self.network.loss(outputs, known).sum() / objects
@@ -420,10 +424,14 @@ class _Steps:
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimiser.step()
-        decay = min(self.settings.ema, (1 + number) / (10 + number))
-        with torch.no_grad():
-            for name, parameter in self.network.named_parameters() if self.average else ():
-                self.average[name].lerp_(parameter, 1 - decay)
+        if self.average:
+            decay = min(self.settings.ema, (1 + number) / (10 + number))
+            parameters = dict(self.network.named_parameters())
+            # All at once: on a GPU a kernel for each of some hundred tensors is what a step takes.
+            with torch.no_grad():
+                get_ema_multi_avg_fn(decay)(  # type: ignore[no-untyped-call]
+                    list(self.average.values()), [parameters[name] for name in self.average], None
+                )
         return total
 
 

@@ -239,7 +239,7 @@ def _fit_settings(
 ) -> FitSettings:
     """What suits the network, unless the settings say otherwise, unless `options` do."""
     keys = {"patience", "precision", "accumulate", "dropped_rows", "dropped_bands"}
-    keys |= {"zoom", "dimming", "shrinking"}
+    keys |= {"zoom", "dimming", "shrinking", "turning"}
     said = settings.model_dump(include=keys & settings.model_fields_set, exclude_none=True)
     said |= {key: tuple(one) for key, one in said.items() if isinstance(one, list)}
     if settings.learning_rates:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from surveyproc.images.augment import Distortion, augment, centre, recede, zoom
+from surveyproc.images.augment import Distortion, augment, centre, recede, turn, zoom
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(0, 6)).map(lambda t: (t[0], t[0] + t[1]))
 
@@ -120,7 +120,11 @@ def test_zoom_and_recession_by_one_change_nothing():
     images = torch.randn(3, 2, 9, 9)
     images[0, 1, 2, 3] = torch.nan
     one = torch.ones(3)
-    for found in (zoom(images, torch.ones(2, 3), torch.rand(2, 3)), recede(images, one, one)):
+    for found in (
+        zoom(images, torch.ones(2, 3), torch.rand(2, 3)),
+        recede(images, one, one),
+        turn(images, torch.zeros(3)),
+    ):
         torch.testing.assert_close(found, images, equal_nan=True)
 
 
@@ -152,6 +156,27 @@ def test_receding_galaxies_are_smaller_and_fainter_and_mirrored_about():
     torch.testing.assert_close(found[:, 48:], found[:, 32:48].flip(1))
 
 
+@pytest.mark.parametrize("side", [8, 9])
+def test_turns_by_right_angles_are_those_of_whole_pixels(side):
+    images = torch.randn(4, 2, side, side)
+    images[0, 1, 2, 3] = torch.nan
+    angles = torch.arange(4) * torch.pi / 2
+    found = turn(images, angles)
+    expected = torch.stack([torch.rot90(one, k, (-2, -1)) for k, one in enumerate(images)])
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_a_turn_moves_up_to_the_right_and_mirrors_the_corners():
+    side = 41
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    image = torch.exp(-((y - 30.0) ** 2 + (x - 20.0) ** 2) / 8)
+    found = turn(image[None, None], torch.tensor([torch.pi / 6]))[0, 0]
+    peak = found.flatten().argmax()
+    assert (int(peak // side), int(peak % side)) == (29, 25)  # 10 cos 30 up, 10 sin 30 right
+    ones = turn(torch.ones(1, 1, side, side), torch.tensor([0.7]))
+    torch.testing.assert_close(ones, torch.ones_like(ones))
+
+
 def test_receding_averages_what_a_pixel_covers():
     noise = torch.randn(2, 1, 96, 96, generator=generator())
     found = recede(noise, torch.ones(2), torch.full((2,), 0.4))
@@ -170,10 +195,10 @@ def test_missing_pixels_stay_missing_and_spoil_no_others():
 def test_distortions_are_drawn_within_their_bounds_for_each_object():
     images = torch.zeros(500, 1, 16, 16)
     images[:] = 100.0
-    found = Distortion(1.2, (0.6, 0.9), (0.5, 1.0))(images, generator())
+    found = Distortion(1.2, (0.6, 0.9), (0.5, 1.0), 90.0)(images, generator())
     k = found.mean(dim=(1, 2, 3)) / 100
     assert (k >= 0.6 - 1e-5).all()
     assert (k <= 0.9 + 1e-5).all()
     assert k.std() == pytest.approx(0.3 / 12**0.5, rel=0.1)
-    again = Distortion(1.2, (0.6, 0.9), (0.5, 1.0))(images, generator())
+    again = Distortion(1.2, (0.6, 0.9), (0.5, 1.0), 90.0)(images, generator())
     assert found.equal(again)

@@ -65,7 +65,9 @@ class Task(ABC):
     weight : float
         Of its loss among those of other tasks.
     targets : tuple of Target
-        What it learns from; without any it has no loss.
+        What it learns from.
+    unlabelled : bool
+        Whether it learns without targets; if not, and there are none, it has no loss.
     fitted : Module or None
         What `fit` chooses, in buffers that are kept among the network's weights.
     """
@@ -74,6 +76,7 @@ class Task(ABC):
     name: str
     weight: float = 1.0
     targets: tuple[Target, ...] = ()
+    unlabelled: bool = False
     fitted: nn.Module | None = None
 
     @abstractmethod
