@@ -49,6 +49,9 @@ class TrainingSet:
     cube : TrainingCube or None
         Cutouts of the objects; `cube_row`, int64, shape (n,), says where each is, `no_image`,
         bool, shape (n,), which objects have none.
+    held_out : bool ndarray, shape (n,), or None
+        Rows to hold out where the set itself says it, as blends do whose galaxies are in no other
+        row; None to split by position on the sky.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class TrainingSet:
     cube: TrainingCube | None = None
     cube_row: NDArray[np.int64] | None = None
     no_image: NDArray[np.bool_] | None = None
+    held_out: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         for key in ("flux", "flux_err", "ra", "dec"):
@@ -93,7 +97,7 @@ class TrainingSet:
 
     def take(self, rows: NDArray[Any]) -> TrainingSet:
         """The rows of a boolean mask or an index array."""
-        keys = ("flux", "flux_err", "ra", "dec", "reddening", "cube_row", "no_image")
+        keys = ("flux", "flux_err", "ra", "dec", "reddening", "cube_row", "no_image", "held_out")
         parts: dict[str, Any] = {
             "targets": {name: values[rows] for name, values in self.targets.items()}
         }
@@ -149,6 +153,8 @@ class TrainingSet:
         if self.cube is not None and self.cube_row is not None:
             total.update(self.cube.key.encode())
             total.update(np.ascontiguousarray(self.cube_row, dtype="<i8").tobytes())
+        if self.held_out is not None:
+            total.update(np.ascontiguousarray(self.held_out, dtype=bool).tobytes())
         return total.hexdigest()[:16]
 
 

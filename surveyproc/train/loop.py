@@ -13,35 +13,38 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from tensorboardX import SummaryWriter
 
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
-from surveyproc.errors import InputError, StoreError, SurveyError
+from surveyproc.errors import InputError, SurveyError
 from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
-from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
-from surveyproc.models.tasks.base import check_targets
+from surveyproc.models.package import (
+    FORMAT,
+    Package,
+    find_trained,
+    load_package,
+    save_package,
+    set_current,
+)
+from surveyproc.models.tasks.base import Task, check_targets
 from surveyproc.places import Places, opened
-from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
+from surveyproc.train.curves import watched_epochs, write_log
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitSettings, FitState
-from surveyproc.train.job import DATA, TARGET, Job, histories
+from surveyproc.train.job import DATA, TARGET, Job
 from surveyproc.train.scores import cutouts_of, flux_of, measure
 
 RECIPE = 5
@@ -172,7 +175,9 @@ def train(
     )
     fold = _folds(usable, settings)
     _check_size(usable, fold, settings)
-    key = recipe.fingerprint(usable.checksum + (test.checksum if test else ""))
+    start = None if settings.start is None else load_package(store, settings.start)
+    known = [usable.checksum, test.checksum if test else "", start.version if start else ""]
+    key = recipe.fingerprint("".join(known))
     folder = layout.training(name, key)
     done = find_trained(store, name, key)
     if done is not None:
@@ -200,8 +205,9 @@ def train(
     tell(f"train {name}: {len(usable)} rows, {', '.join(counts)}; {folder}")
     try:
         _write_data(store, job, usable, fold, scaling)
-        _write_starts(store, job, usable, fold, recipe)
-        with _watch(store, folder, recipe, name, tell):
+        _write_starts(store, job, usable, fold, recipe, start)
+        epochs = recipe.fit.total_epochs
+        with watched_epochs(store, folder, name, recipe.networks, epochs, tell):
             states = _trained(job, recipe, places, tell)
     except (SurveyError, OSError):
         # Another process may have finished this training and removed the folder under us.
@@ -212,8 +218,8 @@ def train(
         _clear(store, folder)
         return done
     for member, state in enumerate(states):
-        _write_log(store, folder, member, state.history)
-    package = _finish(store, name, survey, recipe, key, usable, test, fold, scaling, states)
+        write_log(store, folder, member, state.history)
+    package = _finish(store, name, survey, recipe, key, usable, test, fold, scaling, states, start)
     tell(f"train {name}: version {package.version}")
     _clear(store, folder)
     return package
@@ -249,7 +255,7 @@ def _built(
 ) -> tuple[Network, dict[str, Any]]:
     """The network, and its settings with the names of classes that only the labels tell."""
     made = build(architecture, training_set.bands, settings)
-    check_targets(made.tasks, training_set.targets)
+    check_targets(made.tasks, [*training_set.targets, *_masks(made, training_set)])
     learned = {task.name: task.learned(training_set.targets) for task in made.tasks}
     names = {task: list(classes) for task, classes in learned.items() if classes is not None}
     if not names:
@@ -258,15 +264,27 @@ def _built(
     return build(architecture, training_set.bands, told), told
 
 
+def _masks(network: Network, training_set: TrainingSet) -> list[str]:
+    """Targets of the network's tasks that the training cube holds as images."""
+    held = {} if training_set.cube is None else training_set.cube.pixel_targets
+    return [task.name for task in network.tasks if task.pixels and task.name in held]
+
+
+def _known(task: Task, usable: TrainingSet) -> NDArray[np.bool_]:
+    """Rows that a task can learn from; every object of a cube has its masks."""
+    return np.ones(len(usable), bool) if task.pixels else task.known(usable.targets)
+
+
 def _usable(training_set: TrainingSet, network: Network, settings: TrainingSection) -> TrainingSet:
     """The rows that some task can learn from, their targets as numbers."""
     targets: dict[str, Float] = {}
     tasks = [task for task in network.tasks if task.targets]
     for task in tasks:
         targets |= task.encode(training_set.targets, settings)
-    known = np.any([task.known(targets) for task in tasks], axis=0)
+    encoded = replace(training_set, targets=targets)
+    known = np.any([_known(task, encoded) for task in tasks], axis=0)
     what = " or ".join(task.name for task in tasks)
-    return replace(training_set, targets=targets).usable(known, what)
+    return encoded.usable(known, what)
 
 
 def _set_aside(
@@ -281,6 +299,10 @@ def _set_aside(
 
 def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
     """The fold in which each row is held out, shape (n,); -1 for none."""
+    if usable.held_out is not None:
+        if settings.folds > 1:
+            raise InputError("training.folds: this training set says itself which rows to hold out")
+        return np.where(usable.held_out, 0, -1)
     if settings.folds > 1:
         return sky_folds(usable.ra, usable.dec, settings.seed, settings.folds)
     if not settings.held_out_share:
@@ -292,7 +314,7 @@ def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
 def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
     folds = range(settings.folds)
     n = min(int((fold != part).sum()) for part in folds)
-    wanted = settings.folds > 1 or settings.held_out_share > 0
+    wanted = usable.held_out is None and (settings.folds > 1 or settings.held_out_share > 0)
     held = not wanted or all((fold == part).any() for part in folds)
     if n < settings.batch_size or settings.batch_size < settings.workers or not held:
         counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
@@ -344,8 +366,16 @@ def _write_data(
         store.put(where, safetensors.torch.save(_tensors(usable, fold, scaling)))
 
 
-def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe: Recipe) -> None:
-    """Every network before its first step: random weights, statistics of its training rows."""
+def _write_starts(
+    store: Store,
+    job: Job,
+    usable: TrainingSet,
+    fold: Int,
+    recipe: Recipe,
+    start: Package | None,
+) -> None:
+    """Every network before its first step: random weights, or those of a package that it begins
+    with, statistics of its training rows."""
     for member in range(recipe.networks):
         where = f"{job.folder}/start-{member}.safetensors"
         if store.exists(where):
@@ -359,67 +389,14 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
         if network.reads.cutout:
             some = np.zeros(len(usable), bool)
             some[training[:: max(1, len(training) // SCALING_ROWS)]] = True
-            network.set_images(images for _, images in cutouts_of(usable, network, some))
+            network.set_images(images for _, images, _ in cutouts_of(usable, network, some))
+        if start is not None:
+            network.load_state_dict(start.begin(network.state_dict(), member))
         store.put(where, safetensors.torch.save(network.state_dict()))
 
 
 def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _watch(
-    store: Store, folder: str, recipe: Recipe, name: str, tell: Callable[[str], None]
-) -> Iterator[None]:
-    """Tell of the last epochs, and log them, every five seconds while the block runs.
-
-    Read from the store: the workers may be other processes.
-    """
-    over = threading.Event()
-    told: dict[int, int] = {}
-
-    def look(how: str = "") -> None:
-        for number, history in sorted(histories(store, folder).items()):
-            if len(history) <= told.get(number, 0):
-                continue
-            _write_log(store, folder, number, history)
-            told[number], last = len(history), history[-1]
-            which = f"network {number + 1} of {recipe.networks}, " if recipe.networks > 1 else ""
-            tell(
-                f"train {name}: {which}{how}epoch {last['epoch']} of {recipe.fit.total_epochs}, "
-                f"loss {last['loss']:.4f}"
-            )
-
-    look("goes on after ")
-
-    def watch() -> None:
-        while not over.wait(PLAIN_INTERVAL_S):
-            # What is read while it is written, or was not there in time, is told the next time.
-            with suppress(StoreError, OSError):
-                look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    look()
-
-
-def _write_log(
-    store: Store, folder: str, member: int, history: Sequence[Mapping[str, float]]
-) -> None:
-    """The loss curve of a member so far, for TensorBoard, under `log/`."""
-    with tempfile.TemporaryDirectory() as place:
-        with SummaryWriter(place) as writer:
-            for entry in history:
-                for key in sorted(entry.keys() - {"epoch"}):
-                    writer.add_scalar(key, entry[key], int(entry["epoch"]))
-        (events,) = Path(place).iterdir()
-        # Its own name has the time in it; this one is replaced as the training goes on.
-        store.put(f"{folder}/log/member-{member}/events.out.tfevents", events.read_bytes())
 
 
 def _clear(store: Store, folder: str) -> None:
@@ -443,6 +420,7 @@ def _finish(
     fold: Int,
     scaling: FeatureScaling | None,
     states: list[FitState],
+    start: Package | None,
 ) -> Package:
     """Measure the best weights on the rows they were not trained with, and save the package."""
     networks = []
@@ -450,19 +428,20 @@ def _finish(
         network = build(recipe.architecture, recipe.bands, recipe.network)
         network.load_state_dict(state.best)
         networks.append(network.eval())
-    metrics = measure(networks, scaling, usable, fold, test)
+    metrics, calibration = measure(networks, scaling, usable, fold, test)
     folds = range(recipe.folds)
     document = json.loads(json.dumps(asdict(recipe)))
+    scale = np.nan if usable.cube is None else usable.cube.pixel_scale
     curves = [state.history for state in states]
     return save_package(
         store,
         name,
         architecture=recipe.architecture,
-        settings=recipe.network,
+        settings=recipe.network | ({"calibration": calibration} if calibration else {}),
         bands=recipe.bands,
         scaling=scaling,
         members=[state.best for state in states],
-        pixel_scale=None if usable.cube is None else usable.cube.pixel_scale,
+        pixel_scale=scale if np.isfinite(scale) else None,
         absent_bands="mask" if recipe.fit.dropped_rows else "refuse",
         training={
             "fingerprint": key,
@@ -470,13 +449,14 @@ def _finish(
             "recipe": {"number": RECIPE, **document},
             "data_checksum": usable.checksum,
             "cube": None if usable.cube is None else usable.cube.key,
+            "start": None if start is None else f"{start.name}@{start.version}",
             "rows": len(usable),
             "rows_training": [int((fold != part).sum()) for part in folds],
             "rows_held_out": [int((fold == part).sum()) for part in folds],
             "rows_test": 0 if test is None else len(test),
             "rows_dropped": usable.dropped,
             "rows_known": {
-                task.name: int(task.known(usable.targets).sum())
+                task.name: int(_known(task, usable).sum())
                 for task in networks[0].tasks
                 if task.targets
             },

@@ -15,6 +15,7 @@ from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import FeatureScaling
 from surveyproc.models.inference import predict
 from surveyproc.models.tasks.base import Task, Values
+from surveyproc.models.tasks.masks import MaskTask
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.examples import BandDropout, Examples
 
@@ -28,8 +29,10 @@ def measure(
     usable: TrainingSet,
     fold: Int,
     test: TrainingSet | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics of the networks on the rows they held out, and of their mean on the test rows.
+
+    Tasks that correct their values do so by the rows held out.
 
     Parameters
     ----------
@@ -47,14 +50,17 @@ def measure(
 
     Returns
     -------
-    dict
+    metrics : dict
         `held_out`, and `test`, where there are such rows: the metrics of every task that has
         targets, by its name, on the rows whose target is known. None where undefined.
+    calibration : dict
+        What tasks correct their values by, by name; {} if none does.
     """
     threads = torch.get_num_threads()
     # Several threads beside other work can be a hundred times slower than one.
     torch.set_num_threads(1)
     tasks, metrics = networks[0].tasks, {}
+    calibration: dict[str, Any] = {}
     folds = int(fold.max()) + 1
     if folds:
         parts = [
@@ -63,12 +69,17 @@ def measure(
         ]
         values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         order = np.concatenate([np.flatnonzero(fold == part) for part in range(folds)])
-        metrics["held_out"] = _metrics(tasks, values, usable.take(order).targets)
+        targets = usable.take(order).targets
+        for task in tasks:
+            found = task.calibrate(values, targets) if task.targets else None
+            if found is not None:
+                calibration[task.name] = found
+        metrics["held_out"] = _metrics(tasks, values, targets, calibration)
     if test is not None:
         values = _predict(_mean(networks), scaling, test, np.ones(len(test), bool))
-        metrics["test"] = _metrics(tasks, values, test.targets)
+        metrics["test"] = _metrics(tasks, values, test.targets, calibration)
     torch.set_num_threads(threads)
-    return metrics
+    return metrics, calibration
 
 
 def _mean(networks: Sequence[Network]) -> Network:
@@ -83,7 +94,7 @@ def flux_of(usable: TrainingSet, bands: tuple[str, ...]) -> tuple[Float, Float]:
 
 
 def cutouts_of(usable: TrainingSet, network: Network, rows: NDArray[np.bool_]) -> Any:
-    """(rows, images) of the chosen rows, as the network reads them."""
+    """(rows, images, masks) of the chosen rows, as the network reads them."""
     if usable.cube is None:
         raise InputError("this network reads images: train it with the survey's own objects")
     examples = Examples(
@@ -118,21 +129,30 @@ def _predict(
     if not network.reads.cutout:
         return of(np.flatnonzero(rows), None)
     parts, order = [], []
-    for some, images in cutouts_of(usable, network, rows):
+    for some, images, masks in cutouts_of(usable, network, rows):
         order.append(some.numpy())
-        parts.append(of(some.numpy(), images.numpy()))
+        values = of(some.numpy(), images.numpy())
+        for task in network.tasks:
+            if isinstance(task, MaskTask) and task.name in masks:
+                values |= task.compare(values.pop(task.name), masks[task.name].numpy())
+        parts.append(values)
     back = np.argsort(np.concatenate(order), kind="stable")
     return {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
 
 
 def _metrics(
-    tasks: Sequence[Task], values: Values, targets: Mapping[str, Float]
+    tasks: Sequence[Task],
+    values: Values,
+    targets: Mapping[str, Float],
+    calibration: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Metrics of every task on the rows whose target is known; none of one without targets."""
     found = {}
     for task in tasks:
+        if task.name in calibration:
+            values = task.corrected(values, calibration[task.name])
         if task.targets:
-            rows = task.known(targets)
+            rows = slice(None) if task.pixels else task.known(targets)
             found[task.name] = task.metrics(
                 {key: column[rows] for key, column in values.items()},
                 {name: column[rows] for name, column in targets.items()},

@@ -74,16 +74,19 @@ def _train_one(survey: Survey, section: ModelSection, places: Places) -> dict[st
     from surveyproc.train.labels import measured_training_set
     from surveyproc.train.loop import train as train_network
 
-    assert section.training is not None
-    if section.training.magnitudes:
-        training_set = from_labels(section.training, survey.config.resolve(section.training.source))
+    settings = section.training
+    assert settings is not None
+    if settings.start is not None and "/" in settings.start:
+        settings = settings.model_copy(update={"start": survey.config.resolve(settings.start)})
+    if settings.magnitudes:
+        training_set = from_labels(settings, survey.config.resolve(settings.source))
     else:
         training_set = measured_training_set(survey, section, places)
     package = train_network(
         training_set,
         architecture=section.architecture or section.model,
         network=section.architecture_settings,
-        settings=section.training,
+        settings=settings,
         store=survey.store,
         name=section.model,
         survey=survey.name,

@@ -66,9 +66,13 @@ class Task(ABC):
         Of its loss among those of other tasks.
     targets : tuple of Target
         What it learns from; without any it has no loss.
+    pixels : bool
+        Whether its target is an image of the cutout's size, which a training cube holds and no
+        label table does.
     """
 
     kind: ClassVar[str]
+    pixels: ClassVar[bool] = False
     name: str
     weight: float = 1.0
     targets: tuple[Target, ...] = ()
@@ -134,6 +138,25 @@ class Task(ABC):
         tasks to names.
         """
         return None
+
+    def calibrate(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any] | None:
+        """What its values are to be corrected by, from objects that were not trained with.
+
+        The network is then built again, with that in its setting `calibration`, a mapping of tasks
+        to what they found. None if it corrects nothing.
+
+        Parameters
+        ----------
+        values : mapping of str to ndarray
+            From `values` without any correction.
+        targets : mapping of str to float64 ndarray
+            From `encode`, of the same objects.
+        """
+        return None
+
+    def corrected(self, values: Values, calibration: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Its values with what `calibrate` found."""
+        return dict(values)
 
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
         """What the values are worth on objects whose targets are known; JSON-able.
