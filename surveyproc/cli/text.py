@@ -5,6 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+KEPT = {
+    "ingest": "tiles that were finished are kept, and the last catalog until the new one is whole; "
+    "the same command goes on from there",
+    "train": "epochs that were finished are kept; the same command goes on from there",
+    "run": "units that were finished are kept; the same command goes on from there",
+    "nightly": "tiles and units that were finished are kept, and the published release; the same "
+    "command goes on from there",
+    "demo": "what was finished is kept; the same command goes on from there",
+    "clean": "what was removed was not needed; the same command goes on from there",
+    "blends": "the blends are not whole; the same command makes them anew",
+    "simulate": "the survey is not whole; the same command draws it anew",
+    "submit": "no job is followed; `ray job list` shows whether one was submitted",
+}
+"""What Ctrl-C says, verb by verb; the others change nothing before their last step."""
+
 
 def rows(counts: dict[str, Any]) -> str:
     """Objects of a release, and rows that are not in it."""

@@ -21,7 +21,7 @@ Int = NDArray[np.int64]
 
 TRIES = 25
 """Shifts that are drawn for a pair, before another pair is."""
-PAIRS = 200
+PAIRS = 20
 """Sets of galaxies that are drawn for a blend, before the rule is said not to fit the parents."""
 
 
