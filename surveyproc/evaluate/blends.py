@@ -81,7 +81,9 @@ def magnitude_errors(flux: ArrayLike, true: ArrayLike) -> Float:
         return np.where(ratio <= 0, np.inf, -2.5 * np.log10(ratio))
 
 
-def blend_metrics(flux: ArrayLike, true: ArrayLike, error: ArrayLike | None = None) -> dict[str, Any]:
+def blend_metrics(
+    flux: ArrayLike, true: ArrayLike, error: ArrayLike | None = None
+) -> dict[str, Any]:
     """What fluxes of blended galaxies are worth.
 
     Parameters

@@ -63,14 +63,12 @@ def detect(image: ArrayLike, how: Detection) -> NDArray[Any]:
     Raises
     ------
     InputError
-        If the image holds pixels that are not finite, or no noise at all.
+        If the image holds pixels that are not finite.
     """
     pixels = np.ascontiguousarray(image, np.float64)
     if not np.isfinite(pixels).all():
         raise InputError("sources are detected in finite pixels alone, and this image has others")
     rms = float(sep.Background(pixels).globalrms)
-    if not rms > 0:
-        raise InputError("this image has no noise, which thresholds of sources count in")
     return np.asarray(
         sep.extract(
             pixels,

@@ -288,9 +288,7 @@ def turned(stamp: NDArray[np.generic], turn: int) -> NDArray[np.generic]:
     return stamp
 
 
-def _overlap(
-    dy: int, dx: int, side: int
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _overlap(dy: int, dx: int, side: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where a stamp that is moved by (dy, dx) comes to lie, and which part of it that is."""
 
     def along(step: int) -> tuple[slice, slice]:

@@ -111,7 +111,9 @@ def drawn(
         tilt = own.normal(0.0, 0.15)
         for band, sky in enumerate(skies):
             # Colours relative to the first band: a tilt of each component's spectrum.
-            weights = np.array([part.light * 10 ** (0.4 * band * (part.red + tilt)) for part in parts])
+            weights = np.array(
+                [part.light * 10 ** (0.4 * band * (part.red + tilt)) for part in parts]
+            )
             weights *= flux[k]
             total[k, band] = weights.sum()
             profile = galsim.Sum(

@@ -150,8 +150,6 @@ def isolate(
     """
     detection = np.ascontiguousarray(image[select], dtype=np.float64)
     sigma = float(sep.Background(detection).globalrms)
-    if not sigma > 0:
-        return None
     found, segments = sep.extract(
         detection, DETECTION, err=sigma, minarea=LEAST_PIXELS, segmentation_map=True
     )

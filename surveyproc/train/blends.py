@@ -120,7 +120,9 @@ def write_blends(
     found = []
     for number, (part, pools) in enumerate(parts.items()):
         rng = np.random.default_rng([seed, number])
-        chosen = [choose(parents, pool, n, rule, galaxies=galaxies, rng=rng) for pool, n, _ in pools]
+        chosen = [
+            choose(parents, pool, n, rule, galaxies=galaxies, rng=rng) for pool, n, _ in pools
+        ]
         blends = Blends(
             *(
                 np.concatenate([getattr(one, key) for one in chosen])
@@ -143,9 +145,7 @@ def write_blends(
             "provenance": {"surveyproc_version": surveyproc.__version__},
         }
         key = layout.blends(part)
-        found.append(
-            _write(store, key, parents, blends, level, held_out, (seed, number), record)
-        )
+        found.append(_write(store, key, parents, blends, level, held_out, (seed, number), record))
     return found[0], found[1]
 
 
@@ -276,8 +276,15 @@ def blend_truth(cube: TrainingCube) -> BlendTruth:
     )
 
 
-def blend_training_set(cube: TrainingCube) -> TrainingSet:
+def blend_training_set(cube: TrainingCube, *, fluxes: bool = True) -> TrainingSet:
     """The training set of a cube of blends, which says itself what is held out.
+
+    Parameters
+    ----------
+    cube : TrainingCube
+        From `write_blends`.
+    fluxes : bool
+        Whether the network learns fluxes; masks come with the cube.
 
     Raises
     ------
@@ -289,7 +296,7 @@ def blend_training_set(cube: TrainingCube) -> TrainingSet:
     return TrainingSet(
         flux=unknown,
         flux_err=unknown,
-        targets={"fluxes": _fluxes(cube)},
+        targets={"fluxes": _fluxes(cube)} if fluxes else {},
         # Blends lie nowhere on the sky, and nothing is split by it.
         ra=np.zeros(cube.n),
         dec=np.zeros(cube.n),
@@ -312,4 +319,5 @@ def _galaxies(cube: TrainingCube) -> int:
 def _fluxes(cube: TrainingCube) -> Float:
     outputs = len(flux_names(_galaxies(cube), cube.bands))
     flat = np.asarray(cube.index[f"{TARGET}fluxes"].combine_chunks().flatten())
-    return np.asarray(flat.reshape(-1, outputs), np.float64)
+    # A copy: Arrow's own numbers cannot be written to, which torch warns of.
+    return flat.reshape(-1, outputs).astype(np.float64)

@@ -132,7 +132,12 @@ def test_only_galaxies_of_one_psf_meet():
         (1, PAPER, ConfigError, "two galaxies at least, not 1"),
         (2, Rule(magnitudes=1e-9), InputError, "none of 40 galaxies has 1 companions"),
         (40, Rule(magnitudes=0.5), InputError, "none of 40 galaxies has 39 companions"),
-        (14, Rule(magnitudes=9, least=9), InputError, r"no place for the galaxies of 5 of 5 blends"),
+        (
+            14,
+            Rule(magnitudes=9, least=9),
+            InputError,
+            r"no place for the galaxies of 5 of 5 blends",
+        ),
     ],
 )
 def test_rules_that_nothing_satisfies_are_named(galaxies, rule, error, match):
@@ -155,7 +160,9 @@ def crowded(side=64, seed=0):
     y, x = np.indices((side, side))
 
     def spot(yc, xc, flux, sigma=2.0):
-        return flux / (2 * np.pi * sigma**2) * np.exp(-((x - xc) ** 2 + (y - yc) ** 2) / 2 / sigma**2)
+        return (
+            flux / (2 * np.pi * sigma**2) * np.exp(-((x - xc) ** 2 + (y - yc) ** 2) / 2 / sigma**2)
+        )
 
     alone = spot(32, 32, 3000.0)
     neighbour = spot(32, 52, 4000.0)

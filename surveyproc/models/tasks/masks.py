@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from surveyproc.config.sections import TrainingSection
+from surveyproc.errors import InputError
 from surveyproc.evaluate.blends import mask_overlaps, overlap_bias, shared_pixels
 from surveyproc.models.tasks.base import Float, Labels, Target, Task, Values, finite
 
@@ -82,8 +83,22 @@ class MaskTask(Task):
         return {self.name: output.float().sigmoid().cpu().numpy()}
 
     def encode(self, labels: Labels, settings: TrainingSection) -> dict[str, Float]:
-        """Nothing: masks come with the cutouts, out of the training cube."""
+        """Nothing: masks come with the cutouts, out of the training cube.
+
+        Raises
+        ------
+        InputError
+            If a label table is to hold them.
+        """
+        if self.name in labels:
+            raise InputError(self._lacks(self.targets[0]))
         return {}
+
+    def _lacks(self, target: Target) -> str:
+        return (
+            f"task {self.name!r} learns from images of masks, which a label table does not hold: "
+            "train with a cube that has them, as `surveyproc blends` makes it"
+        )
 
     def compare(self, found: NDArray[Any], true: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """What is kept of masks for their metrics, an object a row; the masks are too many.
