@@ -6,9 +6,9 @@
 Two test sets: blends of stamps of real galaxies (r band, 64 x 64 pixels, no galaxy both trained
 with and tested) and of galaxies drawn at the resolution of a space telescope (128 x 128). The
 networks know no centres; sep and SExtractor find them and are told which source is which galaxy;
-scarlet2 gets the true ones and the PSF. Fluxes of sep are isophotal: as the paper, which gave them a
-zero point of their own, we scale them (`scaled`), by the median of what is lost of the blends that
-the networks hold out. Times are those of one core.
+scarlet2 gets the true ones and the PSF. Fluxes of sep are isophotal: as the paper, which gave them
+a zero point of their own, we scale them (`scaled`), by the median of what is lost of the blends
+that the networks hold out. Times are those of one core.
 
 What was trained and found is kept in FOLDER: a run that is repeated goes on. `--width 256 --filters
 32 --blends 25000 --epochs 70` are the paper's sizes; the defaults end in minutes.
@@ -199,8 +199,8 @@ def line(name: str, flux: np.ndarray, true: np.ndarray, seconds: float, note: st
 
 
 HEAD = (
-    f"  {'':18s} {'n':>6s} {'lost':>5s}  MAPE flux by galaxy      both   on m    mean    std  out % "
-    "  s/blend (one core) | paper: MAPE, std, outliers %"
+    f"  {'':18s} {'n':>6s} {'lost':>5s}  MAPE flux by galaxy      both   on m    mean    std"
+    "  out %   s/blend (one core) | paper: MAPE, std, outliers %"
 )
 
 
@@ -280,8 +280,9 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     masks = packages["blend2mask2flux"].metrics["held_out"]["masks"]
     alone = packages["unet"].metrics["held_out"]["masks"]
     print(
-        f"  masks, rows held out: U-Net IoU {alone['iou']:.3f} dn {alone['overlap_bias']:+.3f}, after "
-        f"joint training {masks['iou']:.3f} {masks['overlap_bias']:+.3f} | paper 0.82 -0.05, 0.70 +0.31"
+        f"  masks, rows held out: U-Net IoU {alone['iou']:.3f} dn {alone['overlap_bias']:+.3f}, "
+        f"after joint training {masks['iou']:.3f} {masks['overlap_bias']:+.3f} | paper 0.82 -0.05, "
+        "0.70 +0.31"
     )
     share = [np.abs(answers[one][0] / true - 1).mean(axis=1) for one in packages if one != "unet"]
     gains = bootstrap(lambda a, b: (b - a).mean(axis=-1), share, 2000, options.seed)

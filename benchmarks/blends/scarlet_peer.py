@@ -1,4 +1,4 @@
-"""scarlet2 on blends: fluxes of galaxies whose centres are known. Runs in an environment of its own.
+"""scarlet2 on blends: fluxes of galaxies whose centres are known. Wants an environment of its own.
 
     python -m venv /somewhere && /somewhere/bin/pip install scarlet2
 
@@ -6,8 +6,9 @@
 
     python scarlet_peer.py blends.npz fluxes.npz
 
-blends.npz: `images` (n, band, side, side), `sigma` (n, band), `centres` (n, k, 2) as y, x in pixels,
-`fwhm` (band) of a Gaussian PSF in pixels. fluxes.npz: `flux` (n, k, band), `seconds` (n,) of one core.
+blends.npz: `images` (n, band, side, side), `sigma` (n, band), `centres` (n, k, 2) as y, x in
+pixels, `fwhm` (band) of a Gaussian PSF in pixels. fluxes.npz: `flux` (n, k, band), `seconds` (n,),
+those of one core.
 
 As in scarlet2's own quickstart: a Gaussian start from the moments about each centre, a free
 spectrum and a free, positive morphology of each source, Adam until nothing changes by more than

@@ -8,6 +8,7 @@ in, numbers out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,9 +99,9 @@ def blend_metrics(
     dict
         `n` galaxies with a flux, `n_missing` without; `mean`, `median` and `std` (of the
         population) of dm over positive fluxes; `outliers`, the share with |dm| > 0.75, a flux that
-        is not positive among them; `mape_flux`, the mean of 100 |flux - true| / true, `mape_magnitude`
-        of 100 |dm| / m, percent; with errors `coverage`, the share with |flux - true| <= error. NaN
-        where there is nothing to count.
+        is not positive among them; `mape_flux`, the mean of 100 |flux - true| / true, and
+        `mape_magnitude`, of 100 |dm| / m, percent; with errors `coverage`, the share with
+        |flux - true| <= error. NaN where there is nothing to count.
 
     Raises
     ------
@@ -162,7 +163,7 @@ def binned_blends(
     """
     values = np.asarray(by, np.float64)
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (values >= low) & ((values < high) | ((high == edges[-1]) & (values == high)))
         own = None if error is None else error[inside]
         rows.append({"low": low, "high": high, **blend_metrics(flux[inside], true[inside], own)})

@@ -1,8 +1,8 @@
-"""The classical answer to blended pairs: detection twice, cold and hot, as Boucaud et al. 2019 did.
+"""The classical answer to blended pairs: detection, cold and then hot (Boucaud et al. 2019).
 
-Section 3.3 and table 3 of the paper, and the public script for what it does not say. The script ranks
-the sources besides the central one by flux and then takes the place in that rank for a place in the
-whole list; here the brightest is meant, and taken.
+Section 3.3 and table 3 of the paper, and the public script for what it does not say. The script
+ranks the sources besides the central one by flux and then takes the place in that rank for a place
+in the whole list; here the brightest is meant, and taken.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def classical_fluxes(
 ) -> tuple[Float, int]:
     """Fluxes of the central galaxy of a pair and of its companion, and how many sources there are.
 
-    Cold first, and hot where that finds fewer than two. Two sources: each galaxy has the one that is
-    nearer to it. One: the central galaxy's if it is within half its radius of the centre, else the
-    companion's. More: the two brightest.
+    Cold first, and hot where that finds fewer than two. Two sources: each galaxy has the one that
+    is nearer to it. One: the central galaxy's if it is within half its radius of the centre, else
+    the companion's. More: the two brightest.
 
     Parameters
     ----------

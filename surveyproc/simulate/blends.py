@@ -53,7 +53,7 @@ class Rule:
     turn: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.magnitudes > 0 and 0 <= self.least and 0 < self.most):
+        if not (self.magnitudes > 0 and self.least >= 0 and self.most > 0):
             raise ConfigError(f"rule of blends: {self} has a limit that nothing satisfies")
 
     def limits(self, one: Float, other: Float, side: int) -> tuple[Float, Float]:

@@ -142,7 +142,8 @@ def half_light(images: NDArray[np.float32], flux: Float) -> Float:
     grown = images.reshape(len(images), -1)[:, order].cumsum(axis=1, dtype=np.float64)
     reached = (grown >= 0.5 * flux[:, None]).argmax(axis=1)
     # Half a pixel at least: one pixel alone may hold half the light.
-    return np.maximum(distance[order][reached], 0.5)
+    found: Float = np.maximum(distance[order][reached], 0.5)
+    return found
 
 
 @dataclass(frozen=True)

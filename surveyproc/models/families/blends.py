@@ -1,20 +1,21 @@
 """Fluxes and masks of blended galaxies (Boucaud et al. 2019, MNRAS 491, 2481).
 
-`blend2flux` (section 3.1): five 3x3 convolutions with ReLU of widths f, f, 2f, 2f, 4f, a 2x2 maximum
-after each of the first four, dense layers with SELU, a linear output of one flux a galaxy and band.
+`blend2flux` (section 3.1): five 3x3 convolutions with ReLU of widths f, f, 2f, 2f, 4f, a 2x2
+maximum after each of the first four, dense layers with SELU, a linear output of one flux a galaxy
+and band.
 The paper does not say how wide the dense layers are: two of width f give its three counts of
 parameters (table 2), and no other width does.
 
 `unet` (section 3.2): depth 5 means four levels, each two convolutions with ReLU and dropout and a
 2x2 maximum, and two more at the bottom; filters double from level to level; the skip connection
 leaves before the second dropout. The authors' modular network has transposed convolutions of 3x3
-pixels, the classic one 2x2 (`up`), both without an activation. The paper draws two maps; the authors' runs had a
-third of the overlap (`overlap`).
+pixels, the classic one 2x2 (`up`), both without an activation. The paper draws two maps; the
+authors' runs had a third of the overlap (`overlap`).
 
 `blend2mask2flux`: the U-Net, then a smaller blend2flux on the image and the maps. The paper gives
 18.5 million parameters and no sizes, and the authors' class was never published. Ours: up 2, width
-128, three dense layers of 256, which are 18,497,092 with two maps and one band, the nearest of what is natural.
-The loss is MAPE + 0.1 times the masks' binary cross entropy; both weights are settings.
+128, three dense layers of 256, which are 18,497,092 with two maps and one band, the nearest of what
+is natural. The loss is MAPE + 0.1 times the masks' binary cross entropy; both weights are settings.
 
 Dense and convolutional weights begin as Glorot's uniform ones, biases at zero (Keras' defaults).
 
