@@ -122,9 +122,13 @@ def _predict(
     if network.reads.reddening:
         reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
 
+    # Where networks of images are trained, see `train.apart`.
+    device = "cuda" if network.reads.cutout and torch.cuda.is_available() else "cpu"
+
     def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
         given = [None if a is None else a[index] for a in (flux, reddening, errors)]
-        return predict(network, scaling, given[0], images, given[1], given[2])[0]
+        values, _ = predict(network, scaling, given[0], images, given[1], given[2], device=device)
+        return values
 
     if not network.reads.cutout:
         return of(np.flatnonzero(rows), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def _read(path: Path, bands: tuple[str, ...], unit: float, seed: int, fill: Fill
         with np.load(path, allow_pickle=False) as held:
             images, names = held["images"], [str(name) for name in held["bands"]]
             kind = held["kind"].astype(str) if "kind" in held else None
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise InputError(
             f"{path}: cannot be read as stamps ({error}): give a .npz file with `images`, shape "
             "(n, band, side, side), and `bands`"
