@@ -99,7 +99,8 @@ def _told(cube: TrainingCube) -> dict[str, Any]:
 
 def _read(path: Path, bands: tuple[str, ...], unit: float, seed: int, fill: Fill) -> Parents:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        # Opened here: numpy leaves a file open that is no whole archive.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             images, names = held["images"], [str(name) for name in held["bands"]]
             kind = held["kind"].astype(str) if "kind" in held else None
     except (OSError, KeyError, ValueError, BadZipFile) as error:
