@@ -91,7 +91,7 @@ def test_a_stamp_of_another_size_is_named():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_missing_pixels_are_read_as_the_mean(name):
+def test_missing_pixels_are_read_as_sky(name):
     torch.manual_seed(0)
     network = build(name, ("r",), SMALL[name]).eval()
     images = torch.randn(3, 1, 16, 16)
@@ -104,6 +104,23 @@ def test_missing_pixels_are_read_as_the_mean(name):
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_units_are_those_of_the_training_set():
+    """Another unit of the pixels is the same input, and missing pixels do not count."""
+    torch.manual_seed(0)
+    network = build("blend2flux", ("g", "r"), SMALL["blend2flux"])
+    images = torch.randn(50, 2, 16, 16) * torch.tensor([2.0, 30.0])[:, None, None]
+    images[:, 0, :3] = NAN
+    network.set_images(iter(images.split(20)))
+    torch.testing.assert_close(
+        network.scaling.level.flatten(), torch.tensor([2.0, 30.0]), rtol=0.03, atol=0.0
+    )
+    planes = network.scaling(images)
+    network.set_images([1e3 * images])
+    torch.testing.assert_close(network.scaling(1e3 * images), planes)
+    assert not network.outside(1e3 * images).any()
+    assert network.outside(1e6 * images).any()
 
 
 def test_losses_by_hand():
