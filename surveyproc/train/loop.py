@@ -175,6 +175,7 @@ def train(
     )
     fold = _folds(usable, settings)
     _check_size(usable, fold, settings)
+    _check_cutout(usable, made)
     start = None if settings.start is None else load_package(store, settings.start)
     known = [usable.checksum, test.checksum if test else "", start.version if start else ""]
     key = recipe.fingerprint("".join(known))
@@ -293,6 +294,8 @@ def _set_aside(
     """The rows of the training, and those of the final test if there is one."""
     if not settings.test_share:
         return usable, None
+    if usable.held_out is not None:
+        raise InputError("training.test_share: the test of this training set is a set of its own")
     rows = sky_split(usable.ra, usable.dec, settings.seed, settings.test_share)
     return usable.take(~rows), usable.take(rows)
 
@@ -328,6 +331,15 @@ def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> No
         raise InputError(
             f"training.batch_size = {settings.batch_size} cannot be shared evenly by "
             f"training.workers = {settings.workers}"
+        )
+
+
+def _check_cutout(usable: TrainingSet, network: Network) -> None:
+    side, held = network.reads.cutout, usable.cube
+    if held is not None and side > held.cutout:
+        raise InputError(
+            f"the network reads {side} x {side} pixels, and the cutouts of {held.key} have "
+            f"{held.cutout} x {held.cutout}: set its cutout to {held.cutout}, or make larger ones"
         )
 
 
@@ -374,8 +386,7 @@ def _write_starts(
     recipe: Recipe,
     start: Package | None,
 ) -> None:
-    """Every network before its first step: random weights, or those of a package that it begins
-    with, statistics of its training rows."""
+    """Every network before its first step: weights, and statistics of its training rows."""
     for member in range(recipe.networks):
         where = f"{job.folder}/start-{member}.safetensors"
         if store.exists(where):

@@ -211,10 +211,17 @@ def test_fluxes_that_are_not_positive_are_missing(made, tmp_path):
 def test_folds_and_shares_that_cannot_be_are_named(made):
     with pytest.raises(InputError, match="says itself which rows to hold out"):
         go(made, "blend2flux", network={"cutout": SIDE, "width": 4}, folds=3)
+    with pytest.raises(InputError, match="the test of this training set is a set of its own"):
+        go(made, "blend2flux", network={"cutout": SIDE, "width": 4}, test_share=0.2)
     with pytest.raises(ConfigError, match="leaves no galaxies"):
         BlendCounts(held_out_share=0.5, test_share=0.5)
     with pytest.raises(ConfigError, match="greater than 0"):
         BlendCounts(test_share=0.0)
+
+
+def test_stamps_smaller_than_the_networks_are_named(made):
+    with pytest.raises(InputError, match=r"reads 32 x 32 pixels, and the cutouts of blends/train"):
+        go(made, "blend2flux", network={"cutout": 2 * SIDE, "width": 4})
 
 
 def test_another_cube_holds_no_blends(tmp_path):
