@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
-from surveyproc.errors import InputError, SurveyError
+from surveyproc.errors import SurveyError
 from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import (
@@ -42,10 +42,11 @@ from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
 from surveyproc.train.curves import watched_epochs, write_log
-from surveyproc.train.data import TrainingSet, sky_folds, sky_split
+from surveyproc.train.data import TrainingSet
 from surveyproc.train.fit import FitSettings, FitState
 from surveyproc.train.job import DATA, TARGET, Job
 from surveyproc.train.scores import cutouts_of, flux_of, measure
+from surveyproc.train.split import check_cutout, check_size, folds_of, set_aside
 
 RECIPE = 5
 """Raised when a change of the loop or the features changes the weights it ends with."""
@@ -162,7 +163,7 @@ def train(
     bands = training_set.bands
     chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(bands)}")
     made, chosen_settings = _built(chosen, training_set, network or {})
-    usable, test = _set_aside(_usable(training_set, made, settings), settings)
+    usable, test = set_aside(_usable(training_set, made, settings), settings)
     recipe = Recipe(
         architecture=chosen,
         bands=bands,
@@ -173,9 +174,9 @@ def train(
         members=settings.members,
         held_out_share=settings.held_out_share if settings.folds == 1 else 1 / settings.folds,
     )
-    fold = _folds(usable, settings)
-    _check_size(usable, fold, settings)
-    _check_cutout(usable, made)
+    fold = folds_of(usable, settings)
+    check_size(usable, fold, settings)
+    check_cutout(usable, made)
     start = None if settings.start is None else load_package(store, settings.start)
     known = [usable.checksum, test.checksum if test else "", start.version if start else ""]
     key = recipe.fingerprint("".join(known))
@@ -286,61 +287,6 @@ def _usable(training_set: TrainingSet, network: Network, settings: TrainingSecti
     known = np.any([_known(task, encoded) for task in tasks], axis=0)
     what = " or ".join(task.name for task in tasks)
     return encoded.usable(known, what)
-
-
-def _set_aside(
-    usable: TrainingSet, settings: TrainingSection
-) -> tuple[TrainingSet, TrainingSet | None]:
-    """The rows of the training, and those of the final test if there is one."""
-    if not settings.test_share:
-        return usable, None
-    if usable.held_out is not None:
-        raise InputError("training.test_share: the test of this training set is a set of its own")
-    rows = sky_split(usable.ra, usable.dec, settings.seed, settings.test_share)
-    return usable.take(~rows), usable.take(rows)
-
-
-def _folds(usable: TrainingSet, settings: TrainingSection) -> Int:
-    """The fold in which each row is held out, shape (n,); -1 for none."""
-    if usable.held_out is not None:
-        if settings.folds > 1:
-            raise InputError("training.folds: this training set says itself which rows to hold out")
-        return np.where(usable.held_out, 0, -1)
-    if settings.folds > 1:
-        return sky_folds(usable.ra, usable.dec, settings.seed, settings.folds)
-    if not settings.held_out_share:
-        return np.full(len(usable), -1)
-    held = sky_split(usable.ra, usable.dec, settings.seed, settings.held_out_share)
-    return np.where(held, 0, -1)
-
-
-def _check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
-    folds = range(settings.folds)
-    n = min(int((fold != part).sum()) for part in folds)
-    wanted = usable.held_out is None and (settings.folds > 1 or settings.held_out_share > 0)
-    held = not wanted or all((fold == part).any() for part in folds)
-    if n < settings.batch_size or settings.batch_size < settings.workers or not held:
-        counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
-        raise InputError(
-            f"the training set has {len(usable)} usable rows, {n} of them for training after the "
-            f"split by sky position, and a batch takes training.batch_size = "
-            f"{settings.batch_size} on {settings.workers} workers: give more labels or a smaller "
-            f"batch" + (f" (left out: {counts})" if counts else "")
-        )
-    if settings.folds * settings.members == 1 and settings.batch_size % settings.workers:
-        raise InputError(
-            f"training.batch_size = {settings.batch_size} cannot be shared evenly by "
-            f"training.workers = {settings.workers}"
-        )
-
-
-def _check_cutout(usable: TrainingSet, network: Network) -> None:
-    side, held = network.reads.cutout, usable.cube
-    if held is not None and side > held.cutout:
-        raise InputError(
-            f"the network reads {side} x {side} pixels, and the cutouts of {held.key} have "
-            f"{held.cutout} x {held.cutout}: set its cutout to {held.cutout}, or make larger ones"
-        )
 
 
 def _scaling(

@@ -22,8 +22,9 @@ Dense and convolutional weights begin as Glorot's uniform ones, biases at zero (
 Ours: units of the images and fluxes, which are those of the training set (root mean squares of its
 pixels, medians of its fluxes) in place of the catalog's; and errors: a branch beside the last layer
 reads the same features, without a gradient into them, so that a network with errors has the fluxes
-of one without. Its sizes are not in the paper's counts; `errors = false` leaves it out, and then all fluxes have the
-same relative error. Either is scaled by what the rows held out say (`FluxTask.calibrate`).
+of one without. Its sizes are not in the paper's counts; `errors = false` leaves it out, and then
+all fluxes have the same relative error. Either is scaled by what the rows held out say
+(`FluxTask.calibrate`).
 """
 
 from __future__ import annotations

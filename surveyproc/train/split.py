@@ -1,0 +1,70 @@
+"""Which labelled rows a training learns from, holds out, and sets aside."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surveyproc.config.sections import TrainingSection
+from surveyproc.errors import InputError
+from surveyproc.models.base import Network
+from surveyproc.train.data import TrainingSet, sky_folds, sky_split
+
+Int = NDArray[np.int64]
+
+
+def set_aside(
+    usable: TrainingSet, settings: TrainingSection
+) -> tuple[TrainingSet, TrainingSet | None]:
+    """The rows of the training, and those of the final test if there is one."""
+    if not settings.test_share:
+        return usable, None
+    if usable.held_out is not None:
+        raise InputError("training.test_share: the test of this training set is a set of its own")
+    rows = sky_split(usable.ra, usable.dec, settings.seed, settings.test_share)
+    return usable.take(~rows), usable.take(rows)
+
+
+def folds_of(usable: TrainingSet, settings: TrainingSection) -> Int:
+    """The fold in which each row is held out, shape (n,); -1 for none."""
+    if usable.held_out is not None:
+        if settings.folds > 1:
+            raise InputError("training.folds: this training set says itself which rows to hold out")
+        return np.where(usable.held_out, 0, -1)
+    if settings.folds > 1:
+        return sky_folds(usable.ra, usable.dec, settings.seed, settings.folds)
+    if not settings.held_out_share:
+        return np.full(len(usable), -1)
+    held = sky_split(usable.ra, usable.dec, settings.seed, settings.held_out_share)
+    return np.where(held, 0, -1)
+
+
+def check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> None:
+    """That every network has a batch of rows, and rows held out; InputError otherwise."""
+    folds = range(settings.folds)
+    n = min(int((fold != part).sum()) for part in folds)
+    wanted = usable.held_out is None and (settings.folds > 1 or settings.held_out_share > 0)
+    held = not wanted or all((fold == part).any() for part in folds)
+    if n < settings.batch_size or settings.batch_size < settings.workers or not held:
+        counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
+        raise InputError(
+            f"the training set has {len(usable)} usable rows, {n} of them for training after the "
+            f"split by sky position, and a batch takes training.batch_size = "
+            f"{settings.batch_size} on {settings.workers} workers: give more labels or a smaller "
+            f"batch" + (f" (left out: {counts})" if counts else "")
+        )
+    if settings.folds * settings.members == 1 and settings.batch_size % settings.workers:
+        raise InputError(
+            f"training.batch_size = {settings.batch_size} cannot be shared evenly by "
+            f"training.workers = {settings.workers}"
+        )
+
+
+def check_cutout(usable: TrainingSet, network: Network) -> None:
+    """That the cutouts are as large as the network reads; InputError otherwise."""
+    side, held = network.reads.cutout, usable.cube
+    if held is not None and side > held.cutout:
+        raise InputError(
+            f"the network reads {side} x {side} pixels, and the cutouts of {held.key} have "
+            f"{held.cutout} x {held.cutout}: set its cutout to {held.cutout}, or make larger ones"
+        )
