@@ -61,7 +61,8 @@ class Parents:
     Raises
     ------
     InputError
-        If the shapes do not fit each other.
+        If the shapes do not fit each other, or a galaxy has no positive flux in the band of the
+        selection, and so no magnitude.
     """
 
     images: Images
@@ -85,6 +86,12 @@ class Parents:
         for key, (wanted, found) in shapes.items():
             if wanted != found:
                 raise InputError(f"parents of blends: {key} has shape {found}, not {wanted}")
+        faint = int((~(self.flux[:, self.select] > 0)).sum())
+        if faint:
+            raise InputError(
+                f"parents of blends: {faint} of {n} galaxies have no positive flux in band "
+                f"{self.bands[self.select]}, by which they are selected: leave them out"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -216,6 +216,8 @@ def test_stamps_of_no_use_are_left_out_and_counted():
         from_stamps(images, ("r", "i"), "r")
     with pytest.raises(InputError, match=r"flux has shape \(1, 2\), not \(1, 1\)"):
         replace(found, flux=np.ones((1, 2)))
+    with pytest.raises(InputError, match=r"1 of 1 galaxies have no positive flux in band r, by"):
+        replace(found, flux=np.zeros((1, 1)))
 
 
 def test_drawn_galaxies_have_the_flux_and_size_that_is_said():

@@ -101,7 +101,8 @@ class UNetConfig:
     cutout, galaxies :
         As in `Blend2FluxConfig`.
     depth : int
-        Levels, the bottom among them.
+        Levels, the bottom among them. With too few no pixel sees as far as the edges, and the
+        network cannot tell which galaxy is the central one: 64 pixels want 5 levels, not 4.
     filters : int
         Of the first level.
     up : {2, 3}
