@@ -39,7 +39,7 @@ from surveyproc.simulate.galaxies import Sky, drawn
 from surveyproc.simulate.parents import Parents, from_stamps
 from surveyproc.store.storage import Store
 from surveyproc.train.blends import BlendCounts, blend_training_set, blend_truth, write_blends
-from surveyproc.train.cube import TrainingCube
+from surveyproc.train.cube import SHARD, TrainingCube
 from surveyproc.train.loop import train
 
 # The paper's MAPE on the flux, std and outliers over all its blends (released catalogue, both
@@ -119,9 +119,14 @@ def trained(cube: TrainingCube, options: argparse.Namespace) -> dict[str, Packag
     return found
 
 
-def pixels(cube: TrainingCube) -> np.ndarray:
-    planes = np.concatenate([cube.read(k) for k in range(cube.shards)])
-    return np.ascontiguousarray(planes[:, : len(cube.bands)])
+def pixels(cube: TrainingCube, rows: np.ndarray) -> np.ndarray:
+    """Images of some blends, in order, shard by shard: all of a training would fill the memory."""
+    bands = len(cube.bands)
+    parts = [
+        cube.read(int(number))[rows[rows // SHARD == number] % SHARD, :bands]
+        for number in np.unique(rows // SHARD)
+    ]
+    return np.concatenate(parts)
 
 
 def of_network(package: Package, images: np.ndarray, galaxies: int) -> tuple[np.ndarray, ...]:
@@ -230,7 +235,7 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     train_cube, test_cube = blends_of(name, store, options)
     print(f"{name}: {train_cube.n} blends to train with, {test_cube.n} of the test", flush=True)
     packages = trained(train_cube, options)
-    images, truth = pixels(test_cube), blend_truth(test_cube)
+    images, truth = pixels(test_cube, np.arange(test_cube.n)), blend_truth(test_cube)
     true = truth.flux[..., 0]
     answers: dict[str, tuple[np.ndarray, float]] = {}
     errors = {}
@@ -243,7 +248,7 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
         held = train_cube.index["held_out"].to_numpy().astype(bool)
         known = blend_truth(train_cube)
         some = np.flatnonzero(held)[:1000]
-        stamps = pixels(train_cube)[some]
+        stamps = pixels(train_cube, some)
         there, _ = of_sep(stamps, known.radius[some], known.shift[some])
         factor = float(np.nanmedian(known.flux[some, :, 0] / there))
         answers["sep"] = flux, seconds
