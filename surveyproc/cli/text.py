@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from surveyproc.verbs.similar import Similar
     from surveyproc.verbs.submit import JobEnd
 
+KEPT = {
+    "ingest": "tiles that were finished are kept, and the last catalog until the new one is whole; "
+    "the same command goes on from there",
+    "train": "epochs that were finished are kept; the same command goes on from there",
+    "run": "units that were finished are kept; the same command goes on from there",
+    "nightly": "tiles and units that were finished are kept, and the published release; the same "
+    "command goes on from there",
+    "demo": "what was finished is kept; the same command goes on from there",
+    "clean": "what was removed was not needed; the same command goes on from there",
+    "blends": "the blends are not whole; the same command makes them anew",
+    "simulate": "the survey is not whole; the same command draws it anew",
+    "submit": "no job is followed; `ray job list` shows whether one was submitted",
+}
+"""What Ctrl-C says, verb by verb; the others change nothing before their last step."""
+
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 

@@ -157,6 +157,11 @@ class TrainingSection(LabelTableSection):
         max_length=2,
         description="Labels between these two are trained with; others are left out.",
     )
+    start: ModelReference | None = Field(
+        None,
+        description="A package whose weights the network begins with, layer by layer of the same "
+        "name; its other layers begin at random.",
+    )
     held_out_share: float = Field(
         0.15,
         ge=0,

@@ -51,6 +51,9 @@ class TrainingSet:
         bool, shape (n,), which objects have none.
     group : int64 ndarray, shape (n,), or None
         Rows of one number are on one side of every split; by default those of one sky pixel are.
+    held_out : bool ndarray, shape (n,), or None
+        Rows to hold out where the set itself says it, as blends do whose galaxies are in no other
+        row; None to split by position on the sky.
 
     Raises
     ------
@@ -70,6 +73,7 @@ class TrainingSet:
     cube_row: NDArray[np.int64] | None = None
     no_image: NDArray[np.bool_] | None = None
     group: NDArray[np.int64] | None = None
+    held_out: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         for key in ("flux", "flux_err", "ra", "dec"):
@@ -100,7 +104,7 @@ class TrainingSet:
         parts: dict[str, Any] = {
             "targets": {name: values[rows] for name, values in self.targets.items()}
         }
-        for key in keys:
+        for key in (*keys, "held_out"):
             whole = getattr(self, key)
             parts[key] = None if whole is None else whole[rows]
         return replace(self, **parts)
@@ -170,6 +174,8 @@ class TrainingSet:
         if self.cube is not None and self.cube_row is not None:
             total.update(self.cube.key.encode())
             total.update(np.ascontiguousarray(self.cube_row, dtype="<i8").tobytes())
+        if self.held_out is not None:
+            total.update(np.ascontiguousarray(self.held_out, dtype=bool).tobytes())
         return total.hexdigest()[:16]
 
 
