@@ -105,6 +105,11 @@ class LabelsSection(LabelTableSection):
 class TrainingSection(LabelTableSection):
     """Labels of a product's network, with its own photometry or with the survey's."""
 
+    source: str = Field(
+        "",
+        description="Any catalog format; relative path or URL. Only images that are a cube of "
+        "blends go without.",
+    )
     redshift: str | None = Field(None, description="Column with the redshift, if it is learned.")
     targets: dict[
         str,
@@ -125,8 +130,9 @@ class TrainingSection(LabelTableSection):
     )
     images: str | None = Field(
         None,
-        description="Folder with stamps (JPEG, PNG, FITS), one an object of the label table: the "
-        "network learns from these instead of the survey's cutouts.",
+        description="Folder with stamps (JPEG, PNG, FITS), one an object of the label table, or, "
+        "without a source, a cube of `surveyproc blends`, which holds its own truth: the network "
+        "learns from these instead of the survey's cutouts.",
     )
     file: str = Field(
         "file",
@@ -241,6 +247,17 @@ class TrainingSection(LabelTableSection):
         description="Bounds of a factor of size in training, [0.5, 1.0] say: for objects smaller "
         "than those with labels.",
     )
+
+    @model_validator(mode="after")
+    def _labelled(self) -> TrainingSection:
+        if not self.source and self.images is None:
+            raise ValueError("key `source` is missing: name the label table")
+        return self
+
+    @property
+    def of_blends(self) -> bool:
+        """Whether `images` is a cube of blends."""
+        return not self.source
 
 
 class ProductSection(Section):

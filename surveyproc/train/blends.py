@@ -30,7 +30,7 @@ from surveyproc.train.cube import SHARD, TrainingCube
 from surveyproc.train.data import TrainingSet
 
 Float = NDArray[np.float64]
-MASKS = "masks"
+FLUXES, MASKS = "fluxes", "masks"
 THREADS = 2
 """Shards that are made at once."""
 
@@ -193,7 +193,7 @@ def _index(
     columns: dict[str, Any] = {
         "object_id": np.arange(n),
         "held_out": held_out,
-        f"{TARGET}fluxes": pa.FixedSizeListArray.from_arrays(flux.ravel(), flux.shape[1]),
+        f"{TARGET}{FLUXES}": pa.FixedSizeListArray.from_arrays(flux.ravel(), flux.shape[1]),
         "psf": parents.psf[blends.members[:, 0]],
         "noise": np.full(n, np.nan) if noise is None else noise[:, parents.select],
     }
@@ -276,6 +276,23 @@ def blend_truth(cube: TrainingCube) -> BlendTruth:
     )
 
 
+def open_blends(url: str) -> TrainingCube:
+    """The cube of blends at a path or URL, `ROOT/blends/train`.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    root, _, part = url.rstrip("/").rpartition(f"/{layout.blends('')}")
+    store = Store(root or "/")
+    if not part or not store.exists(f"{layout.blends(part)}/{cubes.RECORD}"):
+        raise InputError(
+            f"{url} is no cube of blends: `surveyproc blends --out ROOT` writes ROOT/blends/train"
+        )
+    return TrainingCube.open(store, layout.blends(part))
+
+
 def blend_training_set(cube: TrainingCube, *, fluxes: bool = True) -> TrainingSet:
     """The training set of a cube of blends, which says itself what is held out.
 
@@ -292,18 +309,9 @@ def blend_training_set(cube: TrainingCube, *, fluxes: bool = True) -> TrainingSe
         If the cube holds no blends.
     """
     _galaxies(cube)
-    unknown = np.full((cube.n, len(cube.bands)), np.nan)
-    return TrainingSet(
-        flux=unknown,
-        flux_err=unknown,
-        targets={"fluxes": _fluxes(cube)} if fluxes else {},
-        # Blends lie nowhere on the sky, and nothing is split by it.
-        ra=np.zeros(cube.n),
-        dec=np.zeros(cube.n),
-        bands=cube.bands,
-        cube=cube,
-        cube_row=np.arange(cube.n),
-        no_image=np.zeros(cube.n, bool),
+    return TrainingSet.of_cube(
+        cube,
+        {FLUXES: _fluxes(cube)} if fluxes else {},
         held_out=cube.index["held_out"].to_numpy().astype(bool),
     )
 
@@ -318,6 +326,6 @@ def _galaxies(cube: TrainingCube) -> int:
 
 def _fluxes(cube: TrainingCube) -> Float:
     outputs = len(flux_names(_galaxies(cube), cube.bands))
-    flat = np.asarray(cube.index[f"{TARGET}fluxes"].combine_chunks().flatten())
+    flat = np.asarray(cube.index[f"{TARGET}{FLUXES}"].combine_chunks().flatten())
     # A copy: Arrow's own numbers cannot be written to, which torch warns of.
     return flat.reshape(-1, outputs).astype(np.float64)

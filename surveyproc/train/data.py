@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,33 @@ class TrainingSet:
                 f"{lengths}"
             )
 
+    @classmethod
+    def of_cube(
+        cls,
+        cube: TrainingCube,
+        targets: Targets,
+        *,
+        group: NDArray[np.int64] | None = None,
+        held_out: NDArray[np.bool_] | None = None,
+        dropped: Mapping[str, int] = MappingProxyType({}),
+    ) -> TrainingSet:
+        """All objects of a cube of images without fluxes or positions; the rest as the class."""
+        nothing = np.full((cube.n, len(cube.bands)), np.nan)
+        return cls(
+            flux=nothing,
+            flux_err=nothing,
+            targets=targets,
+            ra=nothing[:, 0],
+            dec=nothing[:, 0],
+            bands=cube.bands,
+            dropped={why: count for why, count in dropped.items() if count},
+            cube=cube,
+            cube_row=np.arange(cube.n),
+            no_image=np.zeros(cube.n, bool),
+            group=group,
+            held_out=held_out,
+        )
+
     def __len__(self) -> int:
         return len(self.ra)
 
@@ -126,7 +155,7 @@ class TrainingSet:
         """
         with np.errstate(invalid="ignore"):
             reasons: dict[str, Any] = {f"no usable {what}": ~known}
-            if self.group is None:
+            if self.group is None and self.held_out is None:
                 reasons["no position"] = ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90))
             if self.no_image is not None:
                 reasons["no image"] = self.no_image
@@ -172,7 +201,8 @@ class TrainingSet:
         if self.group is not None:
             total.update(np.ascontiguousarray(self.group, dtype="<i8").tobytes())
         if self.cube is not None and self.cube_row is not None:
-            total.update(self.cube.key.encode())
+            # Blends of other galaxies come to lie where those before did.
+            total.update(self.cube.key.encode() + self.cube.record["index_sha256"].encode())
             total.update(np.ascontiguousarray(self.cube_row, dtype="<i8").tobytes())
         if self.held_out is not None:
             total.update(np.ascontiguousarray(self.held_out, dtype=bool).tobytes())

@@ -197,7 +197,7 @@ def train(
         network=recipe.network,
         fit=recipe.fit,
         folds=recipe.folds,
-        cube=None if usable.cube is None else usable.cube.key,
+        cube=None if usable.cube is None else (usable.cube.store.url_of(""), usable.cube.key),
     )
     counts = [
         f"{int((fold >= 0).sum())} of them held out"
@@ -375,6 +375,13 @@ def _pixel_scale(usable: TrainingSet) -> float | None:
     return float(scale) if np.isfinite(scale) else None
 
 
+def _split(usable: TrainingSet) -> str:
+    """What lies on one side of the split as a whole."""
+    if usable.held_out is not None:
+        return "galaxies"
+    return "whole HEALPix pixels" if usable.group is None else "objects"
+
+
 def _finish(
     store: Store,
     name: str,
@@ -426,7 +433,7 @@ def _finish(
                 for task in networks[0].tasks
                 if task.targets
             },
-            "split": "whole HEALPix pixels" if usable.group is None else "objects",
+            "split": _split(usable),
             "best_epoch": [state.best_epoch for state in states],
             "loss_curve": curves[0] if len(curves) == 1 else curves,
             "code": __version__,

@@ -83,6 +83,12 @@ def check_cutout(usable: TrainingSet, network: Network, fit: FitSettings) -> Non
             f"the network reads {side} x {side} pixels, and the cutouts of {held.key} have "
             f"{held.cutout} x {held.cutout}: set its cutout to {held.cutout}, or make larger ones"
         )
+    for task in network.tasks:
+        if task.pixels and (planes := held.pixel_targets[task.name]) != task.targets[0].length:
+            raise InputError(
+                f"task {task.name!r} has {task.targets[0].length} planes, and those of {held.key} "
+                f"{planes}: give the network as many galaxies"
+            )
     if held.pixel_targets and fit.distortion != NO_DISTORTION:
         raise InputError(
             f"training.zoom, dimming, shrinking: {', '.join(held.pixel_targets)} of {held.key} "

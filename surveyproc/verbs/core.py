@@ -121,7 +121,7 @@ def train(survey: Survey, name: str | None = None) -> dict[str, Trained]:
 
 def _train_one(survey: Survey, section: ModelSection, places: Places) -> Trained:
     from surveyproc.train.data import from_labels
-    from surveyproc.train.labels import measured_training_set
+    from surveyproc.train.labels import labelled_blends, measured_training_set
     from surveyproc.train.loop import train as train_network
     from surveyproc.train.stamps import stamp_training_set
 
@@ -131,6 +131,8 @@ def _train_one(survey: Survey, section: ModelSection, places: Places) -> Trained
         settings = settings.model_copy(update={"start": survey.config.resolve(settings.start)})
     if settings.magnitudes:
         training_set = from_labels(settings, survey.config.resolve(settings.source))
+    elif settings.of_blends:
+        training_set = labelled_blends(survey.config, section)
     elif settings.images is not None:
         training_set = stamp_training_set(survey.store, section, survey.config)
     else:

@@ -7,6 +7,8 @@ import where
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surveyproc import verbs
+from surveyproc.config import load
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError
 from surveyproc.models.base import Reads
@@ -15,6 +17,7 @@ from surveyproc.models.package import load_package
 from surveyproc.simulate.blends import Rule
 from surveyproc.simulate.parents import Parents
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 from surveyproc.train.blends import (
     BlendCounts,
     blend_training_set,
@@ -165,15 +168,21 @@ def test_three_stages(made):
     fluxes = found["fluxes"]["central_r"]
     assert fluxes["n"] == 80
     assert fluxes["mape_flux"] < 80
-    # Scaled by the very rows that are judged here.
-    assert fluxes["coverage"] == pytest.approx(0.68, abs=0.03)
-    calibration = package.document["settings"]["calibration"]["fluxes"]
+    # Scaled by other rows than those that are judged.
+    assert fluxes["coverage"] == pytest.approx(0.68, abs=0.06)
+    (calibration,) = [task["calibration"] for task in package.tasks if "calibration" in task]
     assert set(calibration) == {"central_g", "central_r", "companion_g", "companion_r"}
-    # What a package says is what was measured.
+    # What a package says is calibrated.
     again = load_package(made[0].store, "blend2mask2flux").network()
-    values, _ = predict(again, None, images=made[1].read(0)[:, :2])
-    assert again.tasks[0].calibration == calibration
-    assert (values["flux_err_central_r"] > 0).all()
+    images = made[1].read(0)[:, :2]
+    values, _ = predict(again, None, images=images)
+    again.calibrations = {}
+    before, _ = predict(again, None, images=images)
+    np.testing.assert_array_equal(values["flux_central_r"], before["flux_central_r"])
+    (scale,) = calibration["central_r"]["scale"]
+    np.testing.assert_allclose(
+        values["flux_err_central_r"], scale * before["flux_err_central_r"], rtol=1e-5
+    )
 
 
 def test_training_goes_on_from_the_weights_of_a_package(made):
@@ -234,6 +243,84 @@ def test_an_ensemble_is_calibrated_as_one(made):
         made, "blend2flux", network={"cutout": SIDE, "width": 4, "errors": False}, members=2
     )
     assert package.document["members"] == 2
-    assert len(package.network().tasks[0].calibration["central_r"]["scale"]) == 1
+    assert len(package.network().calibrations["fluxes"]["central_r"]["scale"]) == 1
     found = package.metrics["held_out"]["fluxes"]["companion_r"]
-    assert found["coverage"] == pytest.approx(0.68, abs=0.03)
+    assert found["coverage"] == pytest.approx(0.68, abs=0.06)
+
+
+def survey(folder, images, keys="", root="store"):
+    """A survey.toml whose three products learn from a cube of blends."""
+    (folder / "catalog.csv").write_text("object_id,ra,dec\n1,10.0,10.0\n")
+    network = f"cutout = {SIDE}, filters = 3, depth = 2, up = 2"
+    products = {
+        "blend2flux": f"cutout = {SIDE}, width = 4",
+        "unet": network,
+        "blend2mask2flux": network + ", width = 4, dense = [8]",
+    }
+    text = f"""
+    [survey]
+    name = "blends"
+    root = "{folder / root}"
+    [images]
+    bands = ["g", "r"]
+    [catalog]
+    source = "catalog.csv"
+    """
+    for name, settings_ in products.items():
+        text += f"""
+    [[products]]
+    name = "network_{name}"
+    model = "{name}"
+    architecture_settings = {{ {settings_} }}
+    [products.training]
+    images = "{images}"
+    epochs = 1
+    batch_size = 40
+    {'start = "unet"' if name == "blend2mask2flux" else ""}
+    {keys}
+    """
+    (folder / "survey.toml").write_text(text)
+    return Survey(load(folder / "survey.toml", ["run.place=here"]))
+
+
+def test_a_survey_trains_with_the_blends_that_images_names(made, tmp_path):
+    """All three networks, into another root than that of the blends."""
+    done = verbs.train(survey(tmp_path, made[0].store.url_of("blends/train")))
+    assert list(done) == ["network_blend2flux", "network_unet", "network_blend2mask2flux"]
+    found = {name: one.metrics["held_out"] for name, one in done.items()}
+    assert found["network_blend2flux"]["fluxes"]["central_r"]["n"] == 80
+    assert found["network_unet"].keys() == {"masks"}
+    assert found["network_blend2mask2flux"].keys() == {"fluxes", "masks"}
+    package = load_package(Store(str(tmp_path / "store")), "blend2mask2flux")
+    assert package.document["training"]["start"].startswith("unet@")
+    assert package.document["training"]["split"] == "galaxies"
+
+
+@pytest.mark.parametrize(
+    ("images", "keys", "error", "match"),
+    [
+        ("elsewhere", "", InputError, "elsewhere is no cube of blends: `surveyproc blends"),
+        ("blends/train", "", InputError, "blends/train is no cube of blends"),
+        (None, 'redshift = "z"', ConfigError, "leave out redshift, or name the source"),
+        (None, "zoom = 1.2", InputError, "masks of blends/train would not lie on the distorted"),
+    ],
+)
+def test_what_cannot_be_trained_with_blends_is_named(made, tmp_path, images, keys, error, match):
+    given = images or made[0].store.url_of("blends/train")
+    with pytest.raises(error, match=match):
+        verbs.train(survey(tmp_path, given, keys), "network_unet")
+
+
+def test_masks_of_other_galaxies_than_the_networks_are_named(made):
+    with pytest.raises(InputError, match="has 3 planes, and those of blends/train 2"):
+        go(made, "unet.b", network=UNET | {"galaxies": 3})
+
+
+def test_other_blends_in_the_same_place_are_another_training_set(tmp_path):
+    """Also for a network of masks, to which the fluxes are not handed."""
+    found = []
+    for seed in (0, 0, 1):
+        counts, rule = BlendCounts(40, 10), Rule(least=1.5)
+        cube = write_blends(Store(str(tmp_path)), spots(), counts, rule=rule, seed=seed)[0]
+        found.append(blend_training_set(cube, fluxes=False).checksum)
+    assert found[0] == found[1] != found[2]
