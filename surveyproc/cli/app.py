@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
-import json
 import logging
-import math
 import os
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
@@ -18,7 +16,6 @@ import typer
 from surveyproc.cli import text
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.interrupt import hint, watched
-from surveyproc.store.documents import document
 
 # `--help` answers at once: what only some verbs need is imported by them.
 if TYPE_CHECKING:
@@ -55,26 +52,9 @@ def _load(survey: Path, overrides: list[str] | None) -> Opened:
 
 def _show(result: Any, as_json: bool, lines: list[str]) -> None:
     if as_json:
-        print(_as_json(result))
+        print(text.as_json(result))
     else:
         print(text.printable("\n".join(lines)))
-
-
-def _as_json(result: Any) -> str:
-    return json.dumps(_strict(document(result)), default=_plain, indent=1, sort_keys=True)
-
-
-def _strict(value: Any) -> Any:
-    """NaN and infinities as null: JSON has neither."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 @app.command()
@@ -456,13 +436,7 @@ def blends(
         counts=BlendCounts(train, test),
         seed=seed,
     )
-    lines = [
-        f"{part}: {done[part]['blends']} blends of {done[part]['galaxies']} galaxies, "
-        f"{done[part]['url']}"
-        for part in ("train", "test")
-    ]
-    lines += [f"  left out: {count} stamps {why}" for why, count in done["dropped"].items()]
-    _show(done, as_json, lines)
+    _show(done, as_json, text.blend_lines(done))
 
 
 @app.command()

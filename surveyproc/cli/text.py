@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from surveyproc.store.documents import document
 
 if TYPE_CHECKING:
     from surveyproc.evaluate.compare import Gain
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from surveyproc.releases.clean import Cleaned
     from surveyproc.releases.diff import Difference
     from surveyproc.releases.flux_ratios import TileRatio
+    from surveyproc.verbs.blends import Blended
     from surveyproc.verbs.nightly import Night
     from surveyproc.verbs.similar import Similar
     from surveyproc.verbs.submit import JobEnd
@@ -32,6 +36,24 @@ KEPT = {
     "submit": "no job is followed; `ray job list` shows whether one was submitted",
 }
 """What Ctrl-C says, verb by verb; the others change nothing before their last step."""
+
+
+def as_json(result: Any) -> str:
+    """The result of a verb as one JSON document."""
+    return json.dumps(_strict(document(result)), default=_plain, indent=1, sort_keys=True)
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinities as null: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -247,3 +269,15 @@ def similar_lines(done: Similar) -> list[str]:
 
 def _object_line(one: Any) -> str:
     return f"{one.object_id:>20}  {one.ra:11.6f} {one.dec:+11.6f}"
+
+
+def blend_lines(done: Blended) -> list[str]:
+    """The two cubes of blends, and which stamps are in neither."""
+    parts = {"train": done.train, "test": done.test}
+    return [
+        *(
+            f"{name}: {part.blends} blends of {part.galaxies} galaxies, {part.url}"
+            for name, part in parts.items()
+        ),
+        *(f"  left out: {count} stamps {why}" for why, count in done.dropped.items()),
+    ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,6 +20,43 @@ FILLS: dict[str, Fill] = {"paper": "pixels", "package": "noise"}
 """What neighbours are filled with, by the name of the rule."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the two cubes.
+
+    Attributes
+    ----------
+    url : str
+        Where it lies.
+    blends, galaxies : int
+        How many there are, and how many galaxies they are made of.
+    """
+
+    url: str
+    blends: int
+    galaxies: int
+
+
+@dataclass(frozen=True)
+class Blended:
+    """What was made.
+
+    Attributes
+    ----------
+    train, test : Part
+        The cubes to train with, and of the test.
+    names : tuple of str
+        What the galaxies of a blend are called.
+    dropped : dict of str to int
+        Stamps that were left out, by reason.
+    """
+
+    train: Part
+    test: Part
+    names: tuple[str, ...]
+    dropped: dict[str, int]
+
+
 def blends(
     out: str,
     *,
@@ -32,7 +69,7 @@ def blends(
     galaxies: int = 2,
     counts: BlendCounts | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Blended:
     """Write `blends/train` and `blends/test` under the root `out`.
 
     Parameters
@@ -59,8 +96,7 @@ def blends(
 
     Returns
     -------
-    dict
-        `train`, `test`: `url`, `blends` and `galaxies`, the number of parents; `dropped`.
+    Blended
 
     Raises
     ------
@@ -81,20 +117,11 @@ def blends(
     train, test = write_blends(
         Store(out), found, counts, rule=RULES[rule], galaxies=galaxies, noise=noise, seed=seed
     )
-    return {
-        "train": _told(train),
-        "test": _told(test),
-        "names": list(galaxy_names(galaxies)),
-        "dropped": found.dropped,
-    }
+    return Blended(_part(train), _part(test), galaxy_names(galaxies), found.dropped)
 
 
-def _told(cube: TrainingCube) -> dict[str, Any]:
-    return {
-        "url": cube.store.url_of(cube.key),
-        "blends": cube.n,
-        "galaxies": cube.record["parents"],
-    }
+def _part(cube: TrainingCube) -> Part:
+    return Part(cube.store.url_of(cube.key), cube.n, cube.record["parents"])
 
 
 def _read(path: Path, bands: tuple[str, ...], unit: float, seed: int, fill: Fill) -> Parents:

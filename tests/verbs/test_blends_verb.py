@@ -49,7 +49,7 @@ def test_stamps_to_cubes(tmp_path):
 def test_galaxies_are_drawn_without_stamps(tmp_path):
     counts = BlendCounts(40, 10)
     done = blends(str(tmp_path), parents=60, side=48, counts=counts)
-    assert (done["train"]["blends"], done["test"]["blends"]) == (40, 10)
+    assert (done.train.blends, done.test.blends) == (40, 10)
     cube = TrainingCube.open(Store(str(tmp_path)), "blends/test")
     assert cube.index["noise"].to_numpy().min() > 0
 
