@@ -250,14 +250,14 @@ class TrainingSection(LabelTableSection):
 
     @model_validator(mode="after")
     def _labelled(self) -> TrainingSection:
-        if not self.source and self.images is None:
+        if "source" not in self.model_fields_set and self.images is None:
             raise ValueError("key `source` is missing: name the label table")
         return self
 
     @property
     def of_blends(self) -> bool:
         """Whether `images` is a cube of blends."""
-        return not self.source
+        return self.images is not None and not self.source
 
 
 class ProductSection(Section):
