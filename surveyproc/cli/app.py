@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
-import json
 import logging
-import math
 import os
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
@@ -18,7 +16,6 @@ import typer
 from surveyproc.cli import text
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.interrupt import hint, watched
-from surveyproc.store.documents import document
 
 # `--help` answers at once: what only some verbs need is imported by them.
 if TYPE_CHECKING:
@@ -55,26 +52,9 @@ def _load(survey: Path, overrides: list[str] | None) -> Opened:
 
 def _show(result: Any, as_json: bool, lines: list[str]) -> None:
     if as_json:
-        print(_as_json(result))
+        print(text.as_json(result))
     else:
         print(text.printable("\n".join(lines)))
-
-
-def _as_json(result: Any) -> str:
-    return json.dumps(_strict(document(result)), default=_plain, indent=1, sort_keys=True)
-
-
-def _strict(value: Any) -> Any:
-    """NaN and infinities as null: JSON has neither."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 @app.command()
@@ -414,6 +394,52 @@ def simulate(
 
 
 @app.command()
+def blends(
+    out: Annotated[str, typer.Option(metavar="URL", help="Root to write blends/ under.")],
+    stamps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NPZ",
+            help="`images` (n, band, y, x) and `bands` of isolated real galaxies; without it "
+            "galaxies are drawn.",
+        ),
+    ] = None,
+    bands: Annotated[
+        str, typer.Option(help="Bands of the stamps, by commas, that of the selection first.")
+    ] = "",
+    unit: Annotated[float, typer.Option(help="nJy of one unit of the stamps' pixels.")] = 1.0,
+    parents: Annotated[int, typer.Option(min=10, help="Galaxies to draw.")] = 2000,
+    side: Annotated[int, typer.Option(min=16, help="Pixels on a side of drawn stamps.")] = 128,
+    rule: Annotated[
+        Literal["paper", "package"],
+        typer.Option(help="That of Boucaud et al. 2019, or of their public package."),
+    ] = "paper",
+    galaxies: Annotated[int, typer.Option(min=2, help="Galaxies of a blend.")] = 2,
+    train: Annotated[int, typer.Option(min=1, help="Blends to train with.")] = 25_000,
+    test: Annotated[int, typer.Option(min=1, help="Blends of galaxies of the test.")] = 5_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same blends.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Blend isolated galaxies, real or drawn, with known fluxes and masks, to train with."""
+    from surveyproc.train.blends import BlendCounts
+    from surveyproc.verbs.blends import blends as make
+
+    done = make(
+        out,
+        stamps=stamps,
+        bands=tuple(band for band in bands.split(",") if band),
+        unit=unit,
+        parents=parents,
+        side=side,
+        rule=rule,
+        galaxies=galaxies,
+        counts=BlendCounts(train, test),
+        seed=seed,
+    )
+    _show(done, as_json, text.blend_lines(done))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the survey and all its products.")],
     objects: Annotated[int, typer.Option(min=100, help="Objects to draw.")] = 3000,
@@ -438,21 +464,6 @@ def demo(
     _show(done, as_json, lines)
 
 
-KEPT = {
-    "ingest": "tiles that were finished are kept, and the last catalog until the new one is whole; "
-    "the same command goes on from there",
-    "train": "epochs that were finished are kept; the same command goes on from there",
-    "run": "units that were finished are kept; the same command goes on from there",
-    "nightly": "tiles and units that were finished are kept, and the published release; the same "
-    "command goes on from there",
-    "demo": "what was finished is kept; the same command goes on from there",
-    "clean": "what was removed was not needed; the same command goes on from there",
-    "simulate": "the survey is not whole; the same command draws it anew",
-    "submit": "no job is followed; `ray job list` shows whether one was submitted",
-}
-"""What Ctrl-C says, verb by verb; the others change nothing before their last step."""
-
-
 def main() -> None:
     """Entry point: a SurveyError becomes one clear message and its exit status."""
     # At exit the interpreter else looks for cycles in all that torch made, for half a second.
@@ -460,7 +471,7 @@ def main() -> None:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(text.Printable())
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    hint(KEPT.get(verb, "nothing was changed; repeat the command"))
+    hint(text.KEPT.get(verb, "nothing was changed; repeat the command"))
     with watched():
         try:
             app()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from surveyproc.store.documents import document
 
 if TYPE_CHECKING:
     from surveyproc.evaluate.compare import Gain
@@ -14,9 +17,43 @@ if TYPE_CHECKING:
     from surveyproc.releases.clean import Cleaned
     from surveyproc.releases.diff import Difference
     from surveyproc.releases.flux_ratios import TileRatio
+    from surveyproc.verbs.blends import Blended
     from surveyproc.verbs.nightly import Night
     from surveyproc.verbs.similar import Similar
     from surveyproc.verbs.submit import JobEnd
+
+KEPT = {
+    "ingest": "tiles that were finished are kept, and the last catalog until the new one is whole; "
+    "the same command goes on from there",
+    "train": "epochs that were finished are kept; the same command goes on from there",
+    "run": "units that were finished are kept; the same command goes on from there",
+    "nightly": "tiles and units that were finished are kept, and the published release; the same "
+    "command goes on from there",
+    "demo": "what was finished is kept; the same command goes on from there",
+    "clean": "what was removed was not needed; the same command goes on from there",
+    "blends": "the blends are not whole; the same command makes them anew",
+    "simulate": "the survey is not whole; the same command draws it anew",
+    "submit": "no job is followed; `ray job list` shows whether one was submitted",
+}
+"""What Ctrl-C says, verb by verb; the others change nothing before their last step."""
+
+
+def as_json(result: Any) -> str:
+    """The result of a verb as one JSON document."""
+    return json.dumps(_strict(document(result)), default=_plain, indent=1, sort_keys=True)
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinities as null: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -232,3 +269,15 @@ def similar_lines(done: Similar) -> list[str]:
 
 def _object_line(one: Any) -> str:
     return f"{one.object_id:>20}  {one.ra:11.6f} {one.dec:+11.6f}"
+
+
+def blend_lines(done: Blended) -> list[str]:
+    """The two cubes of blends, and which stamps are in neither."""
+    parts = {"train": done.train, "test": done.test}
+    return [
+        *(
+            f"{name}: {part.blends} blends of {part.galaxies} galaxies, {part.url}"
+            for name, part in parts.items()
+        ),
+        *(f"  left out: {count} stamps {why}" for why, count in done.dropped.items()),
+    ]

@@ -105,6 +105,11 @@ class LabelsSection(LabelTableSection):
 class TrainingSection(LabelTableSection):
     """Labels of a product's network, with its own photometry or with the survey's."""
 
+    source: str = Field(
+        "",
+        description="Any catalog format; relative path or URL. Only images that are a cube of "
+        "blends go without.",
+    )
     redshift: str | None = Field(None, description="Column with the redshift, if it is learned.")
     targets: dict[
         str,
@@ -125,8 +130,9 @@ class TrainingSection(LabelTableSection):
     )
     images: str | None = Field(
         None,
-        description="Folder with stamps (JPEG, PNG, FITS), one an object of the label table: the "
-        "network learns from these instead of the survey's cutouts.",
+        description="Folder with stamps (JPEG, PNG, FITS), one an object of the label table, or, "
+        "without a source, a cube of `surveyproc blends`, which holds its own truth: the network "
+        "learns from these instead of the survey's cutouts.",
     )
     file: str = Field(
         "file",
@@ -156,6 +162,11 @@ class TrainingSection(LabelTableSection):
         min_length=2,
         max_length=2,
         description="Labels between these two are trained with; others are left out.",
+    )
+    start: ModelReference | None = Field(
+        None,
+        description="A package whose weights the network begins with, layer by layer of the same "
+        "name; its other layers begin at random.",
     )
     held_out_share: float = Field(
         0.15,
@@ -243,6 +254,17 @@ class TrainingSection(LabelTableSection):
         description="Largest angle by which a cutout is turned in training, degrees, beside turns "
         "by right angles; by default what suits the network.",
     )
+
+    @model_validator(mode="after")
+    def _labelled(self) -> TrainingSection:
+        if "source" not in self.model_fields_set and self.images is None:
+            raise ValueError("key `source` is missing: name the label table")
+        return self
+
+    @property
+    def of_blends(self) -> bool:
+        """Whether `images` is a cube of blends."""
+        return self.images is not None and not self.source
 
 
 class ProductSection(Section):

@@ -27,6 +27,7 @@ from surveyproc.models.tasks.base import Task
 from surveyproc.models.tasks.columns import task_columns
 
 OWN_MODULES = (
+    "surveyproc.models.families.blends",
     "surveyproc.models.families.gaznet",
     "surveyproc.models.families.gaznet_images",
     "surveyproc.models.families.multimodal",

@@ -154,6 +154,40 @@ class Package:
         """The weights as tensors, by name."""
         return read_tensors(self.weights, f"model {self.name}@{self.version}: {WEIGHTS}")
 
+    def begin(self, weights: Mapping[str, Tensor], member: int = 0) -> dict[str, Tensor]:
+        """The weights of another network, with those of this one where their names are the same.
+
+        Parameters
+        ----------
+        weights : mapping of str to Tensor
+            The state_dict of the network that begins so.
+        member : int
+            Its number; it begins with network number `member` of this package, counted around.
+
+        Raises
+        ------
+        InputError
+            If no name is the same, or a shape differs.
+        """
+        count = int(self.document["members"])
+        prefix = f"members.{member % count}." if count > 1 else ""
+        own = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in self.tensors.items()
+            if key.startswith(prefix)
+        }
+        where = f"training.start: model {self.name}@{self.version}"
+        shared = sorted(own.keys() & weights.keys())
+        if not any(key.endswith("weight") for key in shared):
+            raise InputError(f"{where} has no layer of this network: {min(weights)}, ...")
+        for key in shared:
+            if own[key].shape != weights[key].shape:
+                raise InputError(
+                    f"{where}: tensor {key!r} has shape {tuple(own[key].shape)}, the network "
+                    f"that begins with it {tuple(weights[key].shape)}: give both the same settings"
+                )
+        return {**weights, **{key: own[key] for key in shared}}
+
     def network(self) -> Network:
         """The network with its weights, in evaluation mode.
 

@@ -8,6 +8,7 @@
         <version>/                          weights.safetensors, model.json
         current.json                        the version in use
     training/<product>/<version>/           a training cube; cube.json is written last
+    blends/train/, blends/test/             training cubes of artificial blends
     releases/<survey>/
         <release>/                          a HATS catalog; pixels/<array>/ in it, a Zarr group,
                                             and neighbours/<column>/, indexes
@@ -65,6 +66,11 @@ def model(name: str, version: str = "") -> str:
 def training_cube(product: str, version: str = "") -> str:
     """Folder of a training cube, or of all of a product."""
     return f"{TRAINING}/{product}/{version}".rstrip("/")
+
+
+def blends(part: str) -> str:
+    """Folder of a training cube of artificial blends: `train` or `test`."""
+    return f"blends/{part}"
 
 
 def training(name: str, version: str) -> str:

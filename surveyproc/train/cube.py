@@ -2,6 +2,7 @@
 
     training/<product>/<version>/
         images/          Zarr v3, (object, band, y, x) float32, nanojansky; absent without cutouts
+        <target>/        Zarr v3, (object, plane, y, x) uint8: a target that is images, like masks
         index.parquet    one row an object, in the array's order
         cube.json        the commit record, written last
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 from zarr.buffer.cpu import Buffer
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from surveyproc.errors import InputError, StoreError
@@ -110,33 +111,49 @@ class TrainingCube:
         return parse_table(pa.BufferReader(data))
 
     @property
+    def pixel_targets(self) -> Mapping[str, int]:
+        """Targets that are images of the cutouts' size, and how many planes each has."""
+        return dict(self.record.get("pixel_targets", {}))
+
+    @property
+    def planes(self) -> int:
+        """Planes of an object that `read` gives."""
+        return len(self.bands) + sum(self.pixel_targets.values())
+
+    @property
     def shards(self) -> int:
         """How many shards there are; all but the last hold `SHARD` objects."""
         return -(-self.n // SHARD)
 
     def read(self, shard: int) -> NDArray[np.float32]:
-        """Cutouts of the objects shard * SHARD and following.
+        """Cutouts of the objects shard * SHARD and following, and their targets that are images.
 
         Returns
         -------
-        float32 ndarray, shape (rows, band, y, x)
-            Nanojansky; NaN where there is no pixel.
+        float32 ndarray, shape (rows, plane, y, x)
+            The bands, nanojansky, NaN where there is no pixel; then the planes of `pixel_targets`.
+            In one array, so that whatever turns the images turns their targets alike.
 
         Raises
         ------
         StoreError
             If the shard is missing or damaged; the message names it.
         """
+        parts = {"images": len(self.bands), **self.pixel_targets}
+        read = [self._part(name, shard, planes) for name, planes in parts.items()]
+        return read[0] if len(read) == 1 else np.concatenate(read, axis=1, dtype=np.float32)
+
+    def _part(self, array: str, shard: int, planes: int) -> NDArray[Any]:
         rows = min(SHARD, self.n - shard * SHARD)
-        name = shard_name(shard)
+        name = shard_name(shard, array)
         data = self.store.read(f"{self.key}/{name}")
         held: dict[str, Any] = {"c/0/0/0/0": Buffer.from_bytes(data)}
-        array = _array(MemoryStore(held), (rows, len(self.bands), self.cutout, self.cutout))
+        shape = (rows, planes, self.cutout, self.cutout)
         try:
-            images: NDArray[np.float32] = array[:]
+            pixels: NDArray[Any] = _array(MemoryStore(held), shape, array)[:]
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, str(error)) from error
-        return images
+        return pixels
 
     def _damaged(self, name: str, reason: str) -> StoreError:
         return StoreError(
@@ -145,31 +162,38 @@ class TrainingCube:
         )
 
 
-def shard_name(shard: int) -> str:
-    """Where a shard lies in its cube.
+def shard_name(shard: int, array: str = "images") -> str:
+    """Where a shard of an array lies in its cube.
 
     Examples
     --------
     >>> shard_name(3)
     'images/c/3/0/0/0'
     """
-    return f"images/c/{shard}/0/0/0"
+    return f"{array}/c/{shard}/0/0/0"
 
 
-def write_header(store: Store, key: str, n: int, bands: int, cutout: int) -> None:
-    """Write the metadata of the array of `n` objects; the shards follow in any order."""
+def write_header(
+    store: Store, key: str, n: int, planes: int, cutout: int, array: str = "images"
+) -> None:
+    """Write the metadata of an array of `n` objects; the shards follow in any order."""
     held: dict[str, Any] = {}
-    _array(MemoryStore(held), (n, bands, cutout, cutout))
-    store.put(f"{key}/images/zarr.json", held["zarr.json"].to_bytes())
+    _array(MemoryStore(held), (n, planes, cutout, cutout), array)
+    store.put(f"{key}/{array}/zarr.json", held["zarr.json"].to_bytes())
 
 
-def write_shard(store: Store, key: str, shard: int, images: NDArray[np.float32]) -> int:
+def write_shard(
+    store: Store, key: str, shard: int, pixels: NDArray[Any], array: str = "images"
+) -> int:
     """Write one shard in one step; the number of its bytes.
 
     Parameters
     ----------
-    images : float32 ndarray, shape (rows, band, y, x)
-        Nanojansky; `SHARD` objects, fewer in the last shard only.
+    pixels : ndarray, shape (rows, plane, y, x)
+        `SHARD` objects, fewer in the last shard only: images as float32, nanojansky, other arrays
+        as uint8.
+    array : str
+        `images`, or a target that is an image.
 
     Raises
     ------
@@ -177,9 +201,9 @@ def write_shard(store: Store, key: str, shard: int, images: NDArray[np.float32])
         If the store cannot take it.
     """
     held: dict[str, Any] = {}
-    _array(MemoryStore(held), images.shape)[:] = images
+    _array(MemoryStore(held), pixels.shape, array)[:] = pixels
     data = held["c/0/0/0/0"].to_bytes()
-    store.put(f"{key}/{shard_name(shard)}", data)
+    store.put(f"{key}/{shard_name(shard, array)}", data)
     return len(data)
 
 
@@ -191,7 +215,8 @@ def finish(store: Store, key: str, index: pa.Table, record: Mapping[str, Any]) -
     index : pyarrow.Table
         One row an object, in the array's order.
     record : mapping
-        `bands`, `cutout`, `pixel_scale`, and whatever is worth keeping.
+        `bands`, `cutout`, `pixel_scale`, `pixel_targets` if there are any, and whatever is worth
+        keeping.
     """
     sink = BytesIO()
     pq.write_table(index, sink, compression="zstd", compression_level=1)
@@ -202,19 +227,20 @@ def finish(store: Store, key: str, index: pa.Table, record: Mapping[str, Any]) -
     return TrainingCube.open(store, key)
 
 
-def _array(target: MemoryStore, shape: tuple[int, ...]) -> Any:
-    """The array's layout, over memory: Zarr packs and unpacks shards, `Store` reads and writes."""
+def _array(target: MemoryStore, shape: tuple[int, ...], array: str) -> Any:
+    """An array's layout, over memory: Zarr packs and unpacks shards, `Store` reads and writes."""
+    images = array == "images"
     return zarr.create_array(
         target,
         shape=shape,
-        dtype="float32",
+        dtype="float32" if images else "uint8",
         chunks=(CHUNK, *shape[1:]),
         shards=(SHARD, *shape[1:]),
-        # Sky noise hardly compresses; the checksum is what finds a damaged chunk.
-        compressors=[Crc32cCodec()],
-        fill_value=np.nan,
-        dimension_names=("object", "band", "y", "x"),
-        attributes={"unit": "nJy"},
+        # Sky noise hardly compresses, masks do; the checksum is what finds a damaged chunk.
+        compressors=[Crc32cCodec()] if images else [ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=np.nan if images else 0,
+        dimension_names=("object", "band" if images else "plane", "y", "x"),
+        attributes={"unit": "nJy"} if images else {},
         # A chunk without any pixel is written too, so that a missing one is known to be lost.
         config={"write_empty_chunks": True},
     )

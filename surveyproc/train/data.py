@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,9 @@ class TrainingSet:
         bool, shape (n,), which objects have none.
     group : int64 ndarray, shape (n,), or None
         Rows of one number are on one side of every split; by default those of one sky pixel are.
+    held_out : bool ndarray, shape (n,), or None
+        Rows to hold out where the set itself says it, as blends do whose galaxies are in no other
+        row; None to split by position on the sky.
 
     Raises
     ------
@@ -70,6 +75,7 @@ class TrainingSet:
     cube_row: NDArray[np.int64] | None = None
     no_image: NDArray[np.bool_] | None = None
     group: NDArray[np.int64] | None = None
+    held_out: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         for key in ("flux", "flux_err", "ra", "dec"):
@@ -91,6 +97,33 @@ class TrainingSet:
                 f"{lengths}"
             )
 
+    @classmethod
+    def of_cube(
+        cls,
+        cube: TrainingCube,
+        targets: Targets,
+        *,
+        group: NDArray[np.int64] | None = None,
+        held_out: NDArray[np.bool_] | None = None,
+        dropped: Mapping[str, int] = MappingProxyType({}),
+    ) -> TrainingSet:
+        """All objects of a cube of images without fluxes or positions; the rest as the class."""
+        nothing = np.full((cube.n, len(cube.bands)), np.nan)
+        return cls(
+            flux=nothing,
+            flux_err=nothing,
+            targets=targets,
+            ra=nothing[:, 0],
+            dec=nothing[:, 0],
+            bands=cube.bands,
+            dropped={why: count for why, count in dropped.items() if count},
+            cube=cube,
+            cube_row=np.arange(cube.n),
+            no_image=np.zeros(cube.n, bool),
+            group=group,
+            held_out=held_out,
+        )
+
     def __len__(self) -> int:
         return len(self.ra)
 
@@ -100,7 +133,7 @@ class TrainingSet:
         parts: dict[str, Any] = {
             "targets": {name: values[rows] for name, values in self.targets.items()}
         }
-        for key in keys:
+        for key in (*keys, "held_out"):
             whole = getattr(self, key)
             parts[key] = None if whole is None else whole[rows]
         return replace(self, **parts)
@@ -122,7 +155,7 @@ class TrainingSet:
         """
         with np.errstate(invalid="ignore"):
             reasons: dict[str, Any] = {f"no usable {what}": ~known}
-            if self.group is None:
+            if self.group is None and self.held_out is None:
                 reasons["no position"] = ~(np.isfinite(self.ra) & (np.abs(self.dec) <= 90))
             if self.no_image is not None:
                 reasons["no image"] = self.no_image
@@ -168,8 +201,11 @@ class TrainingSet:
         if self.group is not None:
             total.update(np.ascontiguousarray(self.group, dtype="<i8").tobytes())
         if self.cube is not None and self.cube_row is not None:
-            total.update(self.cube.key.encode())
+            # Blends of other galaxies come to lie where those before did.
+            total.update(self.cube.key.encode() + self.cube.record["index_sha256"].encode())
             total.update(np.ascontiguousarray(self.cube_row, dtype="<i8").tobytes())
+        if self.held_out is not None:
+            total.update(np.ascontiguousarray(self.held_out, dtype=bool).tobytes())
         return total.hexdigest()[:16]
 
 

@@ -118,11 +118,13 @@ class Examples:
         for rows, images in self._ordered(self.held_out, batch, rank, world):
             yield self._sample(rows, images, device, None)
 
-    def images(self, chosen: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of a bool mask, shape (n,), and their cutouts as the network reads them."""
-        for rows, images in self._ordered(chosen, batch, 0, 1):
-            if images is not None:
-                yield rows, centre(torch.from_numpy(images), self.reads.cutout)
+    def images(
+        self, chosen: Tensor, batch: int
+    ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Rows of a bool mask, shape (n,), their cutouts as the network reads them, and masks."""
+        for rows, planes in self._ordered(chosen, batch, 0, 1):
+            if planes is not None:
+                yield rows, *self._parted(centre(torch.from_numpy(planes), self.reads.cutout))
 
     def _shuffled(
         self, epoch: int, first_step: int, batch: int, rank: int, world: int
@@ -180,6 +182,7 @@ class Examples:
         bands = self.reads.bands
         lost = None if draws is None else self.dropout.draw(len(rows), len(bands), draws)
         inputs: dict[str, Tensor] = {}
+        targets = {name: one[rows].to(device) for name, one in self.targets.items()}
         if self.reads.features:
             features = self.tensors["features"][rows]
             if lost is not None:
@@ -190,14 +193,28 @@ class Examples:
             if draws is None:
                 planes = centre(planes, self.reads.cutout)
             else:
-                planes = self.distortion(augment(planes, draws, self.reads.cutout), draws)
+                planes = augment(planes, draws, self.reads.cutout)
+            planes, masks = self._parted(planes)
+            targets |= masks
+            if draws is not None:
+                planes = self.distortion(planes, draws)
             if lost is not None:
                 index = [bands.index(band) for band in self.reads.images]
                 planes = drop_planes(planes, lost[:, index].to(device))
             inputs["images"] = planes.contiguous(memory_format=torch.channels_last)
         if self.reads.reddening:
             inputs["reddening"] = self.tensors["reddening"][rows].to(device)
-        return inputs, {name: one[rows].to(device) for name, one in self.targets.items()}
+        return inputs, targets
+
+    def _parted(self, planes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The cutouts, and the targets that are images, of what was turned as one."""
+        first = len(self.reads.images)
+        images, found = planes[:, :first], {}
+        if self.cube is not None:
+            for name, count in self.cube.pixel_targets.items():
+                found[name] = planes[:, first : first + count]
+                first += count
+        return images, found
 
 
 def drop_features(features: Tensor, lost: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class Job:
         Of network 0; network k has its seed plus k.
     folds : int
         Network k holds out the rows of fold k % folds.
-    cube : str or None
-        Key of the training cube.
+    cube : tuple of str, or None
+        The training cube's own store, and its key there.
     """
 
     root: str
@@ -51,7 +51,7 @@ class Job:
     network: dict[str, Any]
     fit: FitSettings
     folds: int
-    cube: str | None
+    cube: tuple[str, str] | None
 
     def load(self, number: int) -> tuple[Network, Examples, FitSettings]:
         """Network before its first step, examples and settings of one network."""
@@ -68,12 +68,16 @@ class Job:
             if name.startswith(TARGET)
         }
         held_out = tensors.pop("fold") == number % self.folds
+        cube = None
+        if self.cube is not None:
+            root, key = self.cube
+            cube = TrainingCube.open(Store(root), key)
         examples = Examples(
             reads=network.reads,
             tensors=tensors,
             targets=targets,
             held_out=held_out,
-            cube=None if self.cube is None else TrainingCube.open(store, self.cube),
+            cube=cube,
             dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
             seed=settings.seed,
             distortion=settings.distortion,

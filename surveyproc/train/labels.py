@@ -20,6 +20,8 @@ from surveyproc.models.tasks.base import check_targets
 from surveyproc.places import Places
 from surveyproc.products.registry import build_products, check_fluxes
 from surveyproc.survey import Survey
+from surveyproc.train.blends import FLUXES, MASKS, blend_training_set, open_blends
+from surveyproc.train.cube import TrainingCube
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.training_cube import build_training_cube
 
@@ -33,6 +35,8 @@ def untrained(config: SurveyConfig, section: ModelSection) -> Network:
         If the product has no training section or no model, a band is unknown, two bands get one
         name, the network refuses its bands or settings, or a task has no label column; the product
         is named.
+    InputError
+        If the images are to be blends, and are none.
     """
     if section.training is None:
         raise ConfigError(
@@ -50,19 +54,56 @@ def untrained(config: SurveyConfig, section: ModelSection) -> Network:
             "neither magnitudes nor id: leave them out"
         )
     bands = tuple(section.training.magnitudes)
-    if stamps:
+    if section.training.of_blends:
+        bands = _blends(config, section).bands
+    elif stamps:
         bands = tuple(section.training.bands) or COLOURS
     if not bands:
         bands = _model_bands(section, _survey_bands(config, section, section.training.bands))
     try:
         settings = section.architecture_settings
         network = build(section.architecture or section.model, bands, settings)
-        check_targets(network.tasks, target_columns(section.training))
+        if section.training.of_blends:
+            check_targets(network.tasks, _of_blends(network))
+        else:
+            check_targets(network.tasks, target_columns(section.training))
         if stamps and not network.reads.cutout:
             raise ConfigError("training.images: this network reads no images")
     except ConfigError as error:
         raise ConfigError(f"products.{section.name}: {error}") from error
     return network
+
+
+def labelled_blends(config: SurveyConfig, section: ModelSection) -> TrainingSet:
+    """The blends that `training.images` of a product names, with what its network learns of them.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `untrained`.
+    """
+    learned = _of_blends(untrained(config, section))
+    return blend_training_set(_blends(config, section), fluxes=FLUXES in learned)
+
+
+def _blends(config: SurveyConfig, section: ModelSection) -> TrainingCube:
+    """The cube of blends of a product; ConfigError if other keys name labels or bands."""
+    training = section.training
+    assert training is not None
+    assert training.images is not None
+    others = [key for key in ("redshift", "targets", "bands") if getattr(training, key)]
+    if others:
+        raise ConfigError(
+            f"products.{section.name}.training: images without a source are a cube of blends, "
+            f"which has its own truth and bands: leave out {', '.join(others)}, or name the source"
+        )
+    return open_blends(config.resolve(training.images))
+
+
+def _of_blends(network: Network) -> list[str]:
+    """The targets of a network that a cube of blends holds."""
+    names = [target.name for task in network.tasks for target in task.targets]
+    return [name for name in names if name in (FLUXES, MASKS)]
 
 
 def measured_training_set(survey: Survey, section: ModelSection, places: Places) -> TrainingSet:

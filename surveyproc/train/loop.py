@@ -13,37 +13,40 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from tensorboardX import SummaryWriter
 
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
-from surveyproc.errors import StoreError, SurveyError
+from surveyproc.errors import SurveyError
 from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
-from surveyproc.models.package import FORMAT, Package, find_trained, save_package, set_current
-from surveyproc.models.tasks.base import check_targets
+from surveyproc.models.package import (
+    FORMAT,
+    Package,
+    find_trained,
+    load_package,
+    save_package,
+    set_current,
+)
+from surveyproc.models.tasks.base import Task, check_targets
 from surveyproc.places import Places, opened
-from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.train.apart import train_apart
+from surveyproc.train.curves import watched_epochs, write_log
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.fit import FitSettings, FitState
-from surveyproc.train.job import DATA, TARGET, Job, histories
+from surveyproc.train.job import DATA, TARGET, Job
 from surveyproc.train.scores import cutouts_of, fit_outputs, flux_of, measure, some_of
-from surveyproc.train.split import check_rows, check_size, folds_of, set_aside
+from surveyproc.train.split import check_cutout, check_rows, check_size, folds_of, set_aside
 
 RECIPE = 5
 """Raised when a change of the loop or the features changes the weights it ends with."""
@@ -174,7 +177,10 @@ def train(
     fold = folds_of(usable, settings)
     check_size(usable, fold, settings)
     check_rows(usable, fold, settings.folds, made)
-    key = recipe.fingerprint(usable.checksum + (test.checksum if test else ""))
+    check_cutout(usable, made, recipe.fit)
+    start = None if settings.start is None else load_package(store, settings.start)
+    known = [usable.checksum, test.checksum if test else "", start.version if start else ""]
+    key = recipe.fingerprint("".join(known))
     folder = layout.training(name, key)
     done = find_trained(store, name, key)
     if done is not None:
@@ -191,7 +197,7 @@ def train(
         network=recipe.network,
         fit=recipe.fit,
         folds=recipe.folds,
-        cube=None if usable.cube is None else usable.cube.key,
+        cube=None if usable.cube is None else (usable.cube.store.url_of(""), usable.cube.key),
     )
     counts = [
         f"{int((fold >= 0).sum())} of them held out"
@@ -202,8 +208,9 @@ def train(
     tell(f"train {name}: {len(usable)} rows, {', '.join(counts)}; {folder}")
     try:
         _write_data(store, job, usable, fold, scaling)
-        _write_starts(store, job, usable, fold, recipe)
-        with _watch(store, folder, recipe, name, tell):
+        _write_starts(store, job, usable, fold, recipe, start)
+        epochs = recipe.fit.total_epochs
+        with watched_epochs(store, folder, name, recipe.networks, epochs, tell):
             states = _trained(job, recipe, places, tell)
     except (SurveyError, OSError):
         # Another process may have finished this training and removed the folder under us.
@@ -214,8 +221,8 @@ def train(
         _clear(store, folder)
         return done
     for member, state in enumerate(states):
-        _write_log(store, folder, member, state.history)
-    package = _finish(store, name, survey, recipe, key, usable, test, fold, scaling, states)
+        write_log(store, folder, member, state.history)
+    package = _finish(store, name, survey, recipe, key, usable, test, fold, scaling, states, start)
     tell(f"train {name}: version {package.version}")
     _clear(store, folder)
     return package
@@ -253,7 +260,7 @@ def _built(
 ) -> tuple[Network, dict[str, Any]]:
     """The network, and its settings with the names of classes that only the labels tell."""
     made = build(architecture, training_set.bands, settings)
-    check_targets(made.tasks, training_set.targets)
+    check_targets(made.tasks, [*training_set.targets, *_masks(made, training_set)])
     learned = {task.name: task.learned(training_set.targets) for task in made.tasks}
     names = {task: list(classes) for task, classes in learned.items() if classes is not None}
     if not names:
@@ -262,15 +269,27 @@ def _built(
     return build(architecture, training_set.bands, told), told
 
 
+def _masks(network: Network, training_set: TrainingSet) -> list[str]:
+    """Targets of the network's tasks that the training cube holds as images."""
+    held = {} if training_set.cube is None else training_set.cube.pixel_targets
+    return [task.name for task in network.tasks if task.pixels and task.name in held]
+
+
+def _known(task: Task, usable: TrainingSet) -> NDArray[np.bool_]:
+    """Rows that a task can learn from; every object of a cube has its masks."""
+    return np.ones(len(usable), bool) if task.pixels else task.known(usable.targets)
+
+
 def _usable(training_set: TrainingSet, network: Network, settings: TrainingSection) -> TrainingSet:
     """The rows that some task can learn from, their targets as numbers."""
     targets: dict[str, Float] = {}
     tasks = [task for task in network.tasks if task.targets]
     for task in tasks:
         targets |= task.encode(training_set.targets, settings)
-    known = np.any([task.known(targets) for task in tasks], axis=0)
+    encoded = replace(training_set, targets=targets)
+    known = np.any([_known(task, encoded) for task in tasks], axis=0)
     what = " or ".join(task.name for task in tasks)
-    return replace(training_set, targets=targets).usable(known, what)
+    return encoded.usable(known, what)
 
 
 def _scaling(
@@ -308,8 +327,15 @@ def _write_data(
         store.put(where, safetensors.torch.save(_tensors(usable, fold, scaling)))
 
 
-def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe: Recipe) -> None:
-    """Every network before its first step: random weights, statistics of its training rows."""
+def _write_starts(
+    store: Store,
+    job: Job,
+    usable: TrainingSet,
+    fold: Int,
+    recipe: Recipe,
+    start: Package | None,
+) -> None:
+    """Every network before its first step: weights, and statistics of its training rows."""
     for member in range(recipe.networks):
         where = f"{job.folder}/start-{member}.safetensors"
         if store.exists(where):
@@ -323,67 +349,14 @@ def _write_starts(store: Store, job: Job, usable: TrainingSet, fold: Int, recipe
         )
         if network.reads.cutout:
             some = some_of(training, SCALING_ROWS, len(usable))
-            network.set_images(images for _, images in cutouts_of(usable, network, some))
+            network.set_images(images for _, images, _ in cutouts_of(usable, network, some))
+        if start is not None:
+            network.load_state_dict(start.begin(network.state_dict(), member))
         store.put(where, safetensors.torch.save(network.state_dict()))
 
 
 def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _watch(
-    store: Store, folder: str, recipe: Recipe, name: str, tell: Callable[[str], None]
-) -> Iterator[None]:
-    """Tell of the last epochs, and log them, every five seconds while the block runs.
-
-    Read from the store: the workers may be other processes.
-    """
-    over = threading.Event()
-    told: dict[int, int] = {}
-
-    def look(how: str = "") -> None:
-        for number, history in sorted(histories(store, folder).items()):
-            if len(history) <= told.get(number, 0):
-                continue
-            _write_log(store, folder, number, history)
-            told[number], last = len(history), history[-1]
-            which = f"network {number + 1} of {recipe.networks}, " if recipe.networks > 1 else ""
-            tell(
-                f"train {name}: {which}{how}epoch {last['epoch']} of {recipe.fit.total_epochs}, "
-                f"loss {last['loss']:.4f}"
-            )
-
-    look("goes on after ")
-
-    def watch() -> None:
-        while not over.wait(PLAIN_INTERVAL_S):
-            # What is read while it is written, or was not there in time, is told the next time.
-            with suppress(StoreError, OSError):
-                look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    look()
-
-
-def _write_log(
-    store: Store, folder: str, member: int, history: Sequence[Mapping[str, float]]
-) -> None:
-    """The loss curve of a member so far, for TensorBoard, under `log/`."""
-    with tempfile.TemporaryDirectory() as place:
-        with SummaryWriter(place) as writer:
-            for entry in history:
-                for key in sorted(entry.keys() - {"epoch"}):
-                    writer.add_scalar(key, entry[key], int(entry["epoch"]))
-        (events,) = Path(place).iterdir()
-        # Its own name has the time in it; this one is replaced as the training goes on.
-        store.put(f"{folder}/log/member-{member}/events.out.tfevents", events.read_bytes())
 
 
 def _clear(store: Store, folder: str) -> None:
@@ -402,6 +375,13 @@ def _pixel_scale(usable: TrainingSet) -> float | None:
     return float(scale) if np.isfinite(scale) else None
 
 
+def _split(usable: TrainingSet) -> str:
+    """What lies on one side of the split as a whole."""
+    if usable.held_out is not None:
+        return "galaxies"
+    return "whole HEALPix pixels" if usable.group is None else "objects"
+
+
 def _finish(
     store: Store,
     name: str,
@@ -413,6 +393,7 @@ def _finish(
     fold: Int,
     scaling: FeatureScaling | None,
     states: list[FitState],
+    start: Package | None,
 ) -> Package:
     """Measure the best weights on the rows they were not trained with, and save the package."""
     networks = []
@@ -441,17 +422,18 @@ def _finish(
             "recipe": {"number": RECIPE, **document},
             "data_checksum": usable.checksum,
             "cube": None if usable.cube is None else usable.cube.key,
+            "start": None if start is None else f"{start.name}@{start.version}",
             "rows": len(usable),
             "rows_training": [int((fold != part).sum()) for part in folds],
             "rows_held_out": [int((fold == part).sum()) for part in folds],
             "rows_test": 0 if test is None else len(test),
             "rows_dropped": usable.dropped,
             "rows_known": {
-                task.name: int(task.known(usable.targets).sum())
+                task.name: int(_known(task, usable).sum())
                 for task in networks[0].tasks
                 if task.targets
             },
-            "split": "whole HEALPix pixels" if usable.group is None else "objects",
+            "split": _split(usable),
             "best_epoch": [state.best_epoch for state in states],
             "loss_curve": curves[0] if len(curves) == 1 else curves,
             "code": __version__,

@@ -16,6 +16,7 @@ from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import FeatureScaling
 from surveyproc.models.inference import Read, predict
 from surveyproc.models.tasks.base import Task, Values
+from surveyproc.models.tasks.masks import MaskTask
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.examples import BandDropout, Examples
 
@@ -111,9 +112,9 @@ def _calibrate(
 
 
 def _rows(
-    rows: NDArray[np.bool_], values: Values, targets: Mapping[str, Float]
+    rows: NDArray[np.bool_] | slice, values: Values, targets: Mapping[str, Float]
 ) -> tuple[Values, dict[str, Float]]:
-    """Values and targets of the rows of a mask."""
+    """Values and targets of some rows."""
     return (
         {key: column[rows] for key, column in values.items()},
         {name: column[rows] for name, column in targets.items()},
@@ -175,7 +176,7 @@ def flux_of(usable: TrainingSet, bands: tuple[str, ...]) -> tuple[Float, Float]:
 
 
 def cutouts_of(usable: TrainingSet, network: Network, rows: NDArray[np.bool_]) -> Any:
-    """(rows, images) of the chosen rows, as the network reads them."""
+    """(rows, images, masks) of the chosen rows, as the network reads them."""
     if usable.cube is None:
         raise InputError("this network reads images: train it with the survey's own objects")
     examples = Examples(
@@ -204,16 +205,26 @@ def _predict(
     if network.reads.reddening:
         reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
 
+    # Where networks of images are trained, see `train.apart`.
+    device = "cuda" if network.reads.cutout and torch.cuda.is_available() else "cpu"
+
     def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
         given = [None if a is None else a[index] for a in (flux, reddening, errors)]
-        return predict(network, scaling, given[0], images, given[1], given[2], read=read)[0]
+        found, _ = predict(
+            network, scaling, given[0], images, given[1], given[2], device=device, read=read
+        )
+        return found
 
     if not network.reads.cutout:
         return of(np.flatnonzero(rows), None)
     parts, order = [], []
-    for some, images in cutouts_of(usable, network, rows):
+    for some, images, masks in cutouts_of(usable, network, rows):
         order.append(some.numpy())
-        parts.append(of(some.numpy(), images.numpy()))
+        values = of(some.numpy(), images.numpy())
+        for task in network.tasks:
+            if isinstance(task, MaskTask) and task.name in values:
+                values |= task.compare(values.pop(task.name), masks[task.name].numpy())
+        parts.append(values)
     back = np.argsort(np.concatenate(order), kind="stable")
     return {key: np.concatenate([part[key] for part in parts])[back] for key in parts[0]}
 
@@ -225,6 +236,6 @@ def _metrics(
     found = {}
     for task in tasks:
         if task.targets:
-            rows = task.known(targets)
+            rows = slice(None) if task.pixels else task.known(targets)
             found[task.name] = task.metrics(*_rows(rows, values, targets))
     return found

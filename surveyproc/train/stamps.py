@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 import surveyproc
 from surveyproc.catalogs.labels import Targets, known_targets, read_targets
@@ -108,7 +107,7 @@ def read_stamps(
             dropped[f"{why}: {', '.join(some[:TOLD])}{more}"] = len(some)
     taken = np.array([row_of[path] for path in made.index["file"].to_pylist()], np.int64)
     known_rows = {one: values[taken] for one, values in targets.items()}
-    return _training_set(made, known_rows, taken, dropped)
+    return TrainingSet.of_cube(made, known_rows, group=taken, dropped=dropped)
 
 
 def from_arrays(
@@ -146,28 +145,8 @@ def from_arrays(
     cube.write_header(store, key, n, planes, side)
     record = {"product": name, "bands": list(bands), "cutout": side, "pixel_scale": None}
     made = cube.finish(store, key, pa.table({"row": order}), record)
-    return _training_set(made, {one: values[order] for one, values in targets.items()}, order, {})
-
-
-def _training_set(
-    made: TrainingCube, targets: Targets, group: NDArray[np.int64], dropped: dict[str, int]
-) -> TrainingSet:
-    """All objects of a cube of stamps, which have neither fluxes nor positions."""
-    n, bands = made.n, made.bands
-    nothing = np.full((n, len(bands)), np.nan)
-    return TrainingSet(
-        flux=nothing,
-        flux_err=nothing,
-        targets=targets,
-        ra=nothing[:, 0],
-        dec=nothing[:, 0],
-        bands=bands,
-        dropped={why: count for why, count in dropped.items() if count},
-        cube=made,
-        cube_row=np.arange(n),
-        no_image=np.zeros(n, bool),
-        group=group,
-    )
+    known = {one: values[order] for one, values in targets.items()}
+    return TrainingSet.of_cube(made, known, group=order)
 
 
 def _named_files(training: TrainingSection, table: str) -> list[str]:

@@ -62,7 +62,7 @@ def shuffled(
     ------
     index : int64 ndarray, shape (batch // world,)
         Rows of the cube.
-    images : float32 ndarray, shape (batch // world, band, y, x)
+    images : float32 ndarray, shape (batch // world, plane, y, x)
         Nanojansky; NaN where there is no pixel.
 
     Raises
@@ -171,4 +171,4 @@ def _load(cube: TrainingCube, rows: Index) -> NDArray[np.float32]:
 
 
 def _shape(cube: TrainingCube) -> tuple[int, int, int]:
-    return len(cube.bands), cube.cutout, cube.cutout
+    return cube.planes, cube.cutout, cube.cutout

@@ -232,6 +232,8 @@ def _table(config: SurveyConfig, key: str, section: LabelsSection | TrainingSect
             wanted |= {f"{kind}.{band}": name for band, name in getattr(section, kind).items()}
 
     def check() -> None:
+        if isinstance(section, TrainingSection) and section.of_blends:
+            return
         url = config.resolve(section.source)
         wanted_here = [name for name in wanted.values() if name]
         with open_table(url, section.table, wanted_here) as table:

@@ -121,14 +121,19 @@ def train(survey: Survey, name: str | None = None) -> dict[str, Trained]:
 
 def _train_one(survey: Survey, section: ModelSection, places: Places) -> Trained:
     from surveyproc.train.data import from_labels
-    from surveyproc.train.labels import measured_training_set
+    from surveyproc.train.labels import labelled_blends, measured_training_set
     from surveyproc.train.loop import train as train_network
     from surveyproc.train.stamps import stamp_training_set
 
-    assert section.training is not None
-    if section.training.magnitudes:
-        training_set = from_labels(section.training, survey.config.resolve(section.training.source))
-    elif section.training.images is not None:
+    settings = section.training
+    assert settings is not None
+    if settings.start is not None and "/" in settings.start:
+        settings = settings.model_copy(update={"start": survey.config.resolve(settings.start)})
+    if settings.magnitudes:
+        training_set = from_labels(settings, survey.config.resolve(settings.source))
+    elif settings.of_blends:
+        training_set = labelled_blends(survey.config, section)
+    elif settings.images is not None:
         training_set = stamp_training_set(survey.store, section, survey.config)
     else:
         training_set = measured_training_set(survey, section, places)
@@ -136,7 +141,7 @@ def _train_one(survey: Survey, section: ModelSection, places: Places) -> Trained
         training_set,
         architecture=section.architecture or section.model,
         network=section.architecture_settings,
-        settings=section.training,
+        settings=settings,
         store=survey.store,
         name=section.model,
         survey=survey.name,

@@ -305,7 +305,11 @@ def check_portable(config: SurveyConfig) -> None:
         if "/" in product.model:
             places.append((f"products.{product.name}.model", product.model))
         if product.training is not None:
-            places.append((f"products.{product.name}.training.source", product.training.source))
+            for key in ("source", "images"):
+                if place := getattr(product.training, key):
+                    places.append((f"products.{product.name}.training.{key}", place))
+            if "/" in (start := product.training.start or ""):
+                places.append((f"products.{product.name}.training.start", start))
     for key, place in places:
         _refuse_login(key, place)
     lost = [f"{key} = {place!r}" for key, place in places if not _is_portable(place)]

@@ -12,7 +12,7 @@ from astropy.table import Table, vstack
 from command import surveyproc
 
 from surveyproc import verbs
-from surveyproc.cli import app as cli
+from surveyproc.cli import text
 from surveyproc.config import load
 from surveyproc.evaluate.compare import Gain
 from surveyproc.places import Placement
@@ -115,7 +115,7 @@ def test_documents_have_all_the_keys_that_others_rely_on(result, keys):
 
 def test_a_night_that_came_to_nothing_says_what_it_knows():
     night = Night(survey="a", started="now", before=None, release=None, summary="there")
-    assert json.loads(cli._as_json(night)).keys() == NIGHT
+    assert json.loads(text.as_json(night)).keys() == NIGHT
 
 
 def test_current_release_is_one_line_that_lsdb_opens(published_survey):
@@ -166,7 +166,7 @@ def test_help_does_not_take_sections_for_markup(verb, section):
 
 def test_json_has_no_nan():
     assert json.loads(
-        cli._as_json({"a": [np.nan, 1.0, (np.inf,)], "b": {"c": np.float64("nan")}})
+        text.as_json({"a": [np.nan, 1.0, (np.inf,)], "b": {"c": np.float64("nan")}})
     ) == {
         "a": [None, 1.0, [None]],
         "b": {"c": None},

@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from surveyproc.store.storage import Store
-from surveyproc.train.loop import _write_log
+from surveyproc.train.curves import write_log
 
 
 def epoch(number):
@@ -29,7 +29,7 @@ def test_tensorboard_reads_the_curves_so_far(tmp_path):
     store, folder = Store(str(tmp_path)), "runs/train-net/abc"
     for epochs in (1, 3):
         history = [epoch(number + 1) for number in range(epochs)]
-        _write_log(store, folder, 2, history)
+        write_log(store, folder, 2, history)
         # TensorBoard takes every file of a folder whose name holds "tfevents".
         (name,) = store.names(f"{folder}/log/member-2")
         assert "tfevents" in name

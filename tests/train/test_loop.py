@@ -24,7 +24,7 @@ from surveyproc.places import Places
 from surveyproc.products.base import Batch
 from surveyproc.products.photoz import PhotozProduct
 from surveyproc.store.storage import Store
-from surveyproc.train import apart, job, loop
+from surveyproc.train import apart, curves, job, loop
 from surveyproc.train.data import TrainingSet, sky_folds, sky_split
 from surveyproc.train.fit import FitState
 from surveyproc.train.loop import train
@@ -86,7 +86,7 @@ def undisturbed(tmp_path_factory):
 def saved_often(monkeypatch):
     """Every state is saved, and told of."""
     monkeypatch.setattr(apart, "SAVE_INTERVAL_S", 0.0)
-    monkeypatch.setattr(loop, "PLAIN_INTERVAL_S", 0.02)
+    monkeypatch.setattr(curves, "PLAIN_INTERVAL_S", 0.02)
 
 
 def same_weights(first, second):

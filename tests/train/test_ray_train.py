@@ -21,7 +21,7 @@ from test_loop import (
 )
 
 from surveyproc.config.sections import RunSection
-from surveyproc.train import loop
+from surveyproc.train import curves
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -40,7 +40,7 @@ def train_together(root, places, **keys):
 def undisturbed(ray_session, tmp_path_factory):
     root = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "PLAIN_INTERVAL_S", 0.05)
+        patch.setattr(curves, "PLAIN_INTERVAL_S", 0.05)
         return root, *train_together(root, ray_session)
 
 

@@ -180,7 +180,7 @@ def test_masks_are_pixels_and_not_columns(tmp_path):
     assert ((masks[::2] > 0) & (masks[::2] < 1)).all()
     data = labelled()
     data = replace(data, targets={"masks": np.zeros((600, 2, 8, 8)), "fluxes": data.flux})
-    with pytest.raises(InputError, match="task 'masks' learns from images of masks"):
+    with pytest.raises(InputError, match="task 'masks' learns from images of masks, which a"):
         go(tmp_path, "test-pixels", ("masks", "fluxes"), data)
 
 

@@ -70,9 +70,13 @@ class Task(ABC):
         Whether it learns without targets; if not, and there are none, it has no loss.
     fitted : Module or None
         What `fit` chooses, in buffers that are kept among the network's weights.
+    pixels : bool
+        Whether its target is an image of the cutout's size, which a training cube holds and no
+        label table does.
     """
 
     kind: ClassVar[str]
+    pixels: ClassVar[bool] = False
     name: str
     weight: float = 1.0
     targets: tuple[Target, ...] = ()

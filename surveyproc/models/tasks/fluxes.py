@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from surveyproc.config.sections import TrainingSection
+from surveyproc.evaluate.blends import blend_metrics, error_scale, scaled_errors
 from surveyproc.evaluate.fluxes import flux_metrics
-from surveyproc.models.tasks.base import Float, Target, Task, Values, finite
+from surveyproc.models.tasks.base import Float, Labels, Target, Task, Values, finite
 
 
 class FluxOutput(NamedTuple):
@@ -26,6 +30,9 @@ class FluxOutput(NamedTuple):
     error: Tensor
 
 
+FluxLoss = Callable[[FluxOutput, Tensor], Tensor]
+
+
 class FluxTask(Task):
     """k fluxes with errors, from a `FluxOutput`.
 
@@ -37,27 +44,37 @@ class FluxTask(Task):
         Name of the task and its target: k columns, nJy.
     weight : float
         Of the loss.
+    loss : callable, optional
+        (output, true fluxes (n, k) with NaN = missing) to the loss of each object, (n,); by default
+        the negative log likelihood of normal distributions.
+    positive : bool
+        Whether a true flux must be positive, as for a relative loss; others count as missing. A
+        training then scales the errors by the rows held out (`evaluate.blends.error_scale`).
     """
 
     kind: ClassVar[str] = "fluxes"
 
-    def __init__(self, names: Sequence[str], *, name: str = "fluxes", weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        name: str = "fluxes",
+        weight: float = 1.0,
+        loss: FluxLoss | None = None,
+        positive: bool = False,
+    ) -> None:
         self.names, self.name, self.weight = tuple(names), name, weight
         self.targets = (Target(name, len(self.names)),)
+        self.positive = positive
+        self._loss = loss or normal_loss
 
     def describe(self) -> dict[str, Any]:
         """With `names`."""
         return {"name": self.name, "kind": self.kind, "names": list(self.names)}
 
     def loss(self, output: FluxOutput, targets: Mapping[str, Tensor]) -> Tensor:
-        """Sum over the known fluxes f of ln s + ((f - m) / s)^2 / 2, of means m and errors s.
-
-        The negative log likelihood of normal distributions less a constant.
-        """
-        flux = targets[self.name]
-        known = flux.isfinite()
-        pull = (flux.where(known, 0.0) - output.flux) / output.error
-        return (output.error.log() + 0.5 * pull**2).where(known, 0.0).sum(dim=1)
+        """What the network gave as loss, or `normal_loss`."""
+        return self._loss(output, targets[self.name])
 
     def average(self, outputs: Sequence[FluxOutput]) -> FluxOutput:
         """Mean and standard deviation of the mixture of all, each of equal weight."""
@@ -76,12 +93,79 @@ class FluxTask(Task):
             found |= {f"{start}_{name}": part[:, k].copy() for k, name in enumerate(self.names)}
         return found
 
-    def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
-        """Those of `evaluate.fluxes.flux_metrics`, by name."""
+    def encode(self, labels: Labels, settings: TrainingSection) -> dict[str, Float]:
+        """As they are; zero and negative ones are missing if they must be positive."""
+        found = super().encode(labels, settings)
+        if self.positive:
+            with np.errstate(invalid="ignore"):
+                found = {key: np.where(one > 0, one, np.nan) for key, one in found.items()}
+        return found
+
+    def fit_calibration(
+        self, values: Values, targets: Mapping[str, Float]
+    ) -> dict[str, Any] | None:
+        """Of every flux what `evaluate.blends.error_scale` says; None unless they are positive."""
+        if not self.positive:
+            return None
         true = targets[self.name]
-        return finite(
-            {
-                name: flux_metrics(values[f"flux_{name}"], values[f"flux_err_{name}"], true[:, k])
-                for k, name in enumerate(self.names)
-            }
-        )
+        return {
+            name: error_scale(
+                values[f"flux_{name}"].astype(np.float64),
+                values[f"flux_err_{name}"].astype(np.float64),
+                true[:, k],
+            )
+            for k, name in enumerate(self.names)
+        }
+
+    def calibrated(self, values: Values, calibration: Mapping[str, Any]) -> Values:
+        """The values with their errors scaled."""
+        found = dict(values)
+        for name in self.names:
+            flux, error = found[f"flux_{name}"], found[f"flux_err_{name}"]
+            found[f"flux_err_{name}"] = scaled_errors(flux, error, calibration[name])
+        return found
+
+    def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
+        """Those of `evaluate.fluxes.flux_metrics`, and of `blend_metrics` if positive, by name."""
+        true = targets[self.name]
+        found: dict[str, dict[str, Any]] = {}
+        for k, name in enumerate(self.names):
+            one = values[f"flux_{name}"], values[f"flux_err_{name}"], true[:, k]
+            found[name] = flux_metrics(*one)
+            if self.positive:
+                found[name] |= blend_metrics(one[0], one[2], one[1])
+        return finite(found)
+
+
+def normal_loss(output: FluxOutput, flux: Tensor) -> Tensor:
+    """Sum over the known fluxes f of ln s + ((f - m) / s)^2 / 2, of means m and errors s.
+
+    The negative log likelihood of normal distributions less a constant.
+    """
+    known = flux.isfinite()
+    pull = (flux.where(known, 0.0) - output.flux) / output.error
+    return (output.error.log() + 0.5 * pull**2).where(known, 0.0).sum(dim=1)
+
+
+def percentage_loss(output: FluxOutput, flux: Tensor) -> Tensor:
+    """Mean over the known fluxes f of 100 |m - f| / f: the MAPE of Boucaud et al. 2019, equation 1.
+
+    0 where none is known.
+    """
+    known = flux.isfinite()
+    true = flux.where(known, 1.0)
+    share = (100 * (output.flux - true).abs() / true).where(known, 0.0)
+    return share.sum(dim=1) / known.sum(dim=1).clamp(min=1)
+
+
+def error_loss(output: FluxOutput, flux: Tensor) -> Tensor:
+    """Mean over the known fluxes f of ln b + |f - m| / b, b = sqrt(2 / pi) s: teaches errors alone.
+
+    Least where b is the mean of |f - m|, to which a normal distribution's s is sqrt(pi / 2) b; the
+    means m get no gradient. As `percentage_loss` it is no matter of a few bad fluxes.
+    """
+    known = flux.isfinite()
+    spread = output.error * math.sqrt(2 / math.pi)
+    distance = (flux.where(known, 0.0) - output.flux.detach()).abs()
+    share = (spread.log() + distance / spread).where(known, 0.0)
+    return share.sum(dim=1) / known.sum(dim=1).clamp(min=1)

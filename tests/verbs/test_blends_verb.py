@@ -1,0 +1,71 @@
+"""The verb `blends`: files of stamps in, two cubes that share no galaxy out."""
+
+import json
+
+import numpy as np
+import pytest
+from command import surveyproc
+
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.store.storage import Store
+from surveyproc.train.blends import BlendCounts, blend_truth
+from surveyproc.train.cube import TrainingCube
+from surveyproc.verbs.blends import blends
+
+
+def stamps(path, n=40, side=48, bands=("g", "r"), **more):
+    """Gaussian galaxies of 100 to 1,000 uJy in noise of 0.1, one of them with a hole."""
+    random = np.random.default_rng(0)
+    y, x = np.indices((side, side)) - side // 2
+    shape = np.exp(-(x**2 + y**2) / 8) / 8 / np.pi
+    flux = 10 ** random.uniform(2, 3, (n, len(bands), 1, 1))
+    images = flux * shape + random.normal(0, 0.1, (n, len(bands), side, side))
+    images[3, 0, 0, 0] = np.nan
+    np.savez(path, images=images.astype(np.float32), bands=np.array(bands), **more)
+    return path
+
+
+def test_stamps_to_cubes(tmp_path):
+    given = stamps(tmp_path / "stamps.npz", kind=np.array(["disc", "bulge"] * 20))
+    out = tmp_path / "out"
+    words = ("--out", out, "--stamps", given, "--bands", "r,g", "--unit", 1000, "--rule", "package")
+    words += ("--galaxies", 3, "--train", 60, "--test", 20)
+    done = surveyproc("blends", *map(str, words), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["dropped"] == {"with pixels that are not finite": 1}
+    assert told["names"] == ["central", "companion", "companion_2"]
+    assert told["train"]["galaxies"] + told["test"]["galaxies"] == 39
+    cubes = [TrainingCube.open(Store(str(out)), f"blends/{part}") for part in ("train", "test")]
+    assert [cube.n for cube in cubes] == [60, 20]
+    for cube in cubes:
+        assert (cube.bands, cube.pixel_targets) == (("r", "g"), {"masks": 3})
+        truth = blend_truth(cube)
+        assert ((truth.flux > 5e4) & (truth.flux < 2e6)).all()
+        assert set(truth.kind.ravel()) == {"disc", "bulge"}
+        assert cube.record["rule"]["most_of"] == "smaller"
+
+
+def test_galaxies_are_drawn_without_stamps(tmp_path):
+    counts = BlendCounts(40, 10)
+    done = blends(str(tmp_path), parents=60, side=48, counts=counts)
+    assert (done.train.blends, done.test.blends) == (40, 10)
+    cube = TrainingCube.open(Store(str(tmp_path)), "blends/test")
+    assert cube.index["noise"].to_numpy().min() > 0
+
+
+def test_what_is_no_file_of_stamps_is_named(tmp_path):
+    text = tmp_path / "text.npz"
+    text.write_text("no stamps")
+    other = tmp_path / "other.npz"
+    np.savez(other, pixels=np.zeros(3))
+    half = tmp_path / "half.npz"
+    half.write_bytes(other.read_bytes()[:100])
+    for path in (tmp_path / "nothing.npz", text, other, half):
+        with pytest.raises(InputError, match=r"cannot be read as stamps .* `images`, shape"):
+            blends(str(tmp_path), stamps=path)
+    given = stamps(tmp_path / "stamps.npz")
+    with pytest.raises(ConfigError, match="has no band 'K', only g, r"):
+        blends(str(tmp_path), stamps=given, bands=("K",))
+    with pytest.raises(ConfigError, match="no rule is called 'ours', only paper, package"):
+        blends(str(tmp_path), rule="ours")
