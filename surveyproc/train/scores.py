@@ -14,7 +14,7 @@ from surveyproc.errors import InputError
 from surveyproc.models.base import Network
 from surveyproc.models.ensemble import Ensemble
 from surveyproc.models.features import FeatureScaling
-from surveyproc.models.inference import Read, predict
+from surveyproc.models.inference import Read, device_here, predict
 from surveyproc.models.tasks.base import Task, Values
 from surveyproc.models.tasks.masks import MaskTask
 from surveyproc.train.data import TrainingSet
@@ -206,7 +206,7 @@ def _predict(
         reddening = np.zeros(len(usable)) if usable.reddening is None else usable.reddening
 
     # Where networks of images are trained, see `train.apart`.
-    device = "cuda" if network.reads.cutout and torch.cuda.is_available() else "cpu"
+    device = device_here() if network.reads.cutout else "cpu"
 
     def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
         given = [None if a is None else a[index] for a in (flux, reddening, errors)]
