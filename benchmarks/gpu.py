@@ -4,8 +4,8 @@
 
 Simulates a survey, trains GaZNet-1 (r cutouts beside the nine bands) on its spectroscopic objects,
 and gives a morphology network of timm's backbone random weights: what it says means nothing, what
-it takes does. `run` then computes both on Ray without a GPU and apart with it (twice, for its own
-bits), and the columns are compared value by value. Rates are those from the first commit record to
+it takes does. `run` then computes both on Ray without a GPU and apart with it, and the columns
+are compared value by value. Rates are those from the first commit record to
 the last, without the start of processes; utilisation is what nvidia-smi tells, every 0.2 s, of the
 same time. Without a GPU the networks of `apart` compute on CPUs.
 """
@@ -160,7 +160,6 @@ def main() -> None:
     for name, settings in {
         "on Ray, CPUs": ["run.place=ray"],
         "apart": ["run.place=apart", *networks],
-        "apart again": ["run.place=apart", *networks],
     }.items():
         with Utilisation() as utilisation:
             found: dict[str, Any] = run(config, settings, dict(os.environ))
@@ -174,8 +173,6 @@ def main() -> None:
         tables[name] = rows_of(releases)
         print(f"    devices: {devices(folder)}")
     compare(tables["on Ray, CPUs"], tables["apart"])
-    same = tables["apart"].equals(tables["apart again"])
-    print(f"    apart twice: {'the same values' if same else 'OTHER VALUES'}")
     shutil.rmtree(folder)
 
 

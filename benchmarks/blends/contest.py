@@ -10,8 +10,11 @@ scarlet2 gets the true ones and the PSF. Fluxes of sep are isophotal: as the pap
 a zero point of their own, we scale them (`scaled`), by the median of what is lost of the blends
 that the networks hold out. Times are those of one core.
 
-What was trained and found is kept in FOLDER: a run that is repeated goes on. `--width 256 --filters
-32 --blends 25000 --epochs 70` are the paper's sizes; the defaults end in minutes.
+What was trained and found is kept in FOLDER: a run that is repeated goes on. With `--train NAME`
+only that network is trained and asked, on a GPU where there is one, so that several runs may share
+out the networks, on another machine too: `answer-*.npz` in FOLDER/SET is all that the table needs.
+`--widths 256 --filters 32 --blends 25000 --epochs 70` are the paper's sizes; the defaults end in
+minutes.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from surveyproc.config.sections import TrainingSection
 from surveyproc.evaluate.blends import binned_blends, blend_metrics, blends_by_kind, galaxy_names
 from surveyproc.evaluate.bootstrap import bootstrap
 from surveyproc.measure.classical_blends import classical_fluxes
-from surveyproc.models.inference import predict
-from surveyproc.models.package import Package, load_package
+from surveyproc.models.base import build, count_parameters
+from surveyproc.models.inference import device_here, predict
+from surveyproc.models.package import Package
 from surveyproc.simulate.blends import Rule
 from surveyproc.simulate.galaxies import Sky, drawn
 from surveyproc.simulate.parents import Parents, from_stamps
@@ -83,40 +87,84 @@ def blends_of(name: str, store: Store, options: argparse.Namespace) -> list[Trai
     return list(made)
 
 
-def trained(cube: TrainingCube, options: argparse.Namespace) -> dict[str, Package]:
-    """blend2flux; the U-Net, and blend2mask2flux that begins with it."""
+def networks(cube: TrainingCube, options: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
+    """Architecture, settings and more of `training` by name; blend2mask2flux begins with the U-Net.
+
+    blend2flux in all widths, and in the one that has as many parameters as blend2mask2flux.
+    """
     side = {"cutout": cube.cutout, "galaxies": options.galaxies}
     maps = side | {"filters": options.filters, "depth": options.depth, "up": 2}
-    width = max(4, options.width // 2)
-    head = {"width": width, "dense": [options.width] * 3}
-    networks: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        "blend2flux": (side | {"width": options.width}, {}),
-        "unet": (maps, {}),
-        "blend2mask2flux": (maps | head, {"start": "unet"}),
+    head = {"width": options.head, "dense": [2 * options.head] * 3}
+    both = ("blend2mask2flux", maps | head, {"start": "unet"})
+    found = {
+        f"blend2flux-{one}": ("blend2flux", side | {"width": one}, {}) for one in options.widths
     }
-    found = {}
-    for name, (settings, more) in networks.items():
-        section = TrainingSection(
-            source=cube.key,
-            epochs=options.epochs,
-            batch_size=32,
-            learning_rates=[options.rate],
-            seed=options.seed,
-            members=1 if name == "unet" else options.members,
-            precision=options.precision,
-            shift=0,
-            **more,
-        )
+    if options.equal:
+        wanted = parameters(cube, *both[:2])
+        widths = range(8, 1024, 8)
+        off = [abs(parameters(cube, "blend2flux", side | {"width": w}) - wanted) for w in widths]
+        width = widths[int(np.argmin(off))]
+        found["blend2flux, equal"] = ("blend2flux", side | {"width": width}, {})
+    return found | {"unet": ("unet", maps, {}), "blend2mask2flux": both}
+
+
+def parameters(cube: TrainingCube, architecture: str, settings: dict[str, Any]) -> int:
+    with torch.device("meta"):
+        return count_parameters(build(architecture, cube.bands, settings))
+
+
+def trained(cube: TrainingCube, name: str, options: argparse.Namespace) -> Package:
+    architecture, settings, more = networks(cube, options)[name]
+    section = TrainingSection(
+        source="",
+        epochs=options.epochs,
+        batch_size=options.batch,
+        learning_rates=[options.rate],
+        seed=options.seed,
+        members=1 if name == "unet" else options.members,
+        precision=options.precision,
+        shift=0,
+        **more,
+    )
+    return train(
+        blend_training_set(cube, fluxes=name != "unet"),
+        settings=section,
+        store=cube.store,
+        name=name.replace(", ", "-"),
+        architecture=architecture,
+        network=settings,
+    )
+
+
+Answer = dict[str, Any]
+"""`flux`, `error`, `raw` (errors before calibration), `seconds`; `masks`, the metrics of masks."""
+
+
+def answered(
+    name: str, cubes: list[TrainingCube], folder: Path, options: argparse.Namespace
+) -> Answer:
+    """What a network says of the test blends; it is trained if nobody did so before."""
+    train_cube, test_cube = cubes
+    path = folder / f"answer-{name.replace(', ', '-')}.npz"
+    images = pixels(test_cube, np.arange(test_cube.n))
+    seen = float(np.abs(images[:100]).sum(dtype=np.float64))
+    if not path.exists():
         started = time.perf_counter()
-        found[name] = train(
-            blend_training_set(cube, fluxes=name != "unet"),
-            settings=section,
-            store=cube.store,
-            name=name,
-            network=settings,
-        )
-        print(f"  {name}: trained, or found, in {time.perf_counter() - started:.0f} s", flush=True)
-    return found
+        if name == "blend2mask2flux":
+            trained(train_cube, "unet", options)
+        package = trained(train_cube, name, options)
+        seconds = time.perf_counter() - started
+        masks = package.metrics["held_out"].get("masks", {})
+        told = {"masks": masks, "trained in": round(seconds), "device": device_here()}
+        told["parameters"] = parameters(train_cube, *networks(train_cube, options)[name][:2])
+        found = {} if name == "unet" else of_network(package, images, options)
+        np.savez(path, told=json.dumps(told), seen=seen, **found)
+    with np.load(path) as held:
+        if not np.isclose(held["seen"], seen):
+            sys.exit(f"{path}: of other blends than those of this run")
+        told = json.loads(str(held["told"]))
+        print(f"  {name}: {told}", flush=True)
+        return {**told, **{key: held[key] for key in held.files if key not in ("told", "seen")}}
 
 
 def pixels(cube: TrainingCube, rows: np.ndarray) -> np.ndarray:
@@ -129,27 +177,30 @@ def pixels(cube: TrainingCube, rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def of_network(package: Package, images: np.ndarray, galaxies: int) -> tuple[np.ndarray, ...]:
-    """Fluxes and errors (n, k, band), errors before their calibration, seconds a blend."""
+def of_network(package: Package, images: np.ndarray, options: argparse.Namespace) -> Answer:
+    """Fluxes and errors (n, k, band), and seconds a blend of one thread of a CPU."""
     network = package.network()
     task = network.tasks[0]
     calibrations, network.calibrations = network.calibrations, {}
     torch.set_num_threads(1)
+    # A block of 64 is computed whole: its first blends alone would seem slow.
+    few = images[: max(64, options.peers // 64 * 64)]
     started = time.process_time()
-    values, _ = predict(network, None, images=images)
-    seconds = (time.process_time() - started) / len(images)
+    predict(network, None, images=few)
+    seconds = (time.process_time() - started) / (-(-len(few) // 64) * 64)
+    values, _ = predict(network, None, images=images, device=device_here())
 
     def stacked(kind: str, held: Any) -> np.ndarray:
         columns = np.stack([held[f"{kind}_{name}"] for name in task.names], axis=1)
-        return columns.reshape(len(images), galaxies, -1).astype(np.float64)
+        return columns.reshape(len(images), options.galaxies, -1).astype(np.float64)
 
     scaled = task.calibrated(values, calibrations[task.name])
-    return (
-        stacked("flux", values),
-        stacked("flux_err", scaled),
-        stacked("flux_err", values),
-        seconds,
-    )
+    return {
+        "flux": stacked("flux", values),
+        "error": stacked("flux_err", scaled),
+        "raw": stacked("flux_err", values),
+        "seconds": seconds,
+    }
 
 
 def of_sep(images: np.ndarray, radius: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, float]:
@@ -234,15 +285,16 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     store = Store(str(folder))
     train_cube, test_cube = blends_of(name, store, options)
     print(f"{name}: {train_cube.n} blends to train with, {test_cube.n} of the test", flush=True)
-    packages = trained(train_cube, options)
+    cubes = [train_cube, test_cube]
+    names = [one for one in networks(train_cube, options) if one in (options.train or [one])]
+    found = {one: answered(one, cubes, folder, options) for one in names}
+    if options.train is not None:
+        return {}
     images, truth = pixels(test_cube, np.arange(test_cube.n)), blend_truth(test_cube)
     true = truth.flux[..., 0]
     answers: dict[str, tuple[np.ndarray, float]] = {}
-    errors = {}
-    for network in ("blend2flux", "blend2mask2flux"):
-        package = load_package(store, f"{network}@{packages[network].version}")
-        flux, error, raw, seconds = of_network(package, images, options.galaxies)
-        answers[network], errors[network] = (flux[..., 0], seconds), (flux, error, raw)
+    for one in [one for one in names if one != "unet"]:
+        answers[one] = found[one]["flux"][..., 0], float(found[one]["seconds"])
     if options.galaxies == 2:
         flux, seconds = of_sep(images, truth.radius, truth.shift)
         held = train_cube.index["held_out"].to_numpy().astype(bool)
@@ -282,18 +334,20 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
         print(f"  on the first {least} blends, which all answered:")
         for one, (flux, seconds) in answers.items():
             print(line(one, flux[:least], true[:least], seconds))
-    masks = packages["blend2mask2flux"].metrics["held_out"]["masks"]
-    alone = packages["unet"].metrics["held_out"]["masks"]
+    masks, alone = (found[one]["masks"] for one in ("blend2mask2flux", "unet"))
     print(
         f"  masks, rows held out: U-Net IoU {alone['iou']:.3f} dn {alone['overlap_bias']:+.3f}, "
         f"after joint training {masks['iou']:.3f} {masks['overlap_bias']:+.3f} | paper 0.82 -0.05, "
         "0.70 +0.31"
     )
-    share = [np.abs(answers[one][0] / true - 1).mean(axis=1) for one in packages if one != "unet"]
-    gains = bootstrap(lambda a, b: (b - a).mean(axis=-1), share, 2000, options.seed)
-    low, high = 100 * np.percentile(gains, [2.5, 97.5])
-    print(f"  masks change the MAPE by {low:+.2f} to {high:+.2f} percentage points (95 %, paired)")
-    for network, (flux, error, raw) in errors.items():
+    share = {one: np.abs(answers[one][0] / true - 1).mean(axis=1) for one in names if one != "unet"}
+    masked = share.pop("blend2mask2flux")
+    for one, other in share.items():
+        gains = bootstrap(lambda a, b: (b - a).mean(axis=-1), [other, masked], 2000, options.seed)
+        low, high = 100 * np.percentile(gains, [2.5, 97.5])
+        print(f"  MAPE of blend2mask2flux less {one}'s: {low:+.2f} to {high:+.2f} (95 %, paired)")
+    for network in [*share, "blend2mask2flux"]:
+        flux, error, raw = (found[network][key] for key in ("flux", "error", "raw"))
         print(f"  {network}:")
         errors_table(truth, flux, error, raw)
         for k, galaxy in enumerate(galaxy_names(options.galaxies)):
@@ -317,7 +371,11 @@ def main() -> None:
     parser.add_argument("--blends", type=int, default=2000)
     parser.add_argument("--test", type=int, default=400)
     parser.add_argument("--galaxies", type=int, default=2)
-    parser.add_argument("--width", type=int, default=16, help="filters of blend2flux")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16], help="of blend2flux")
+    parser.add_argument("--head", type=int, default=8, help="filters behind the masks")
+    parser.add_argument("--equal", action="store_true", help="a blend2flux of as many parameters")
+    parser.add_argument("--train", metavar="NAME", nargs="*", help="only this, and no table")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--filters", type=int, default=8, help="filters of the U-Net")
     parser.add_argument("--depth", type=int, default=5, help="levels of the U-Net")
     parser.add_argument("--epochs", type=int, default=5)
