@@ -118,7 +118,7 @@ def trained(
         seed=seed,
         distortion=settings.distortion,
     )
-    made.set_images(images for _, images in examples.images(~examples.held_out, 256))
+    made.set_images(images for _, images, _ in examples.images(~examples.held_out, 256))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for state in fit(made, examples, settings, device=device):
         last = state.history[-1]
@@ -295,7 +295,7 @@ def faint(options: argparse.Namespace) -> None:
         dimmed = faint_stamps(work, files[dim], seed, cutout)
         plain = pixels_of(whole.take(bright))
         seen = {"bright": (plain, index[bright]), "faint": (dimmed, index[dim])}
-        for kind, options in (("without", {}), ("with", DRAWN)):
+        for kind, distortion in (("without", {}), ("with", DRAWN)):
             if any((one["seed"], one["part"]) == (seed, kind) for one in done(path)):
                 continue
             print(seed, kind, len(labelled), flush=True)
@@ -306,7 +306,7 @@ def faint(options: argparse.Namespace) -> None:
                 network("residual", names, cutout=cutout),
                 options.epochs or 8,
                 seed,
-                **options,
+                **distortion,
             )
             entry: dict[str, Any] = {"seed": seed, "part": kind}
             for where, (images, true) in seen.items():

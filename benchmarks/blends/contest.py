@@ -286,7 +286,11 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     train_cube, test_cube = blends_of(name, store, options)
     print(f"{name}: {train_cube.n} blends to train with, {test_cube.n} of the test", flush=True)
     cubes = [train_cube, test_cube]
-    names = [one for one in networks(train_cube, options) if one in (options.train or [one])]
+    names = [
+        one
+        for one in networks(train_cube, options)
+        if options.train is None or one in options.train
+    ]
     found = {one: answered(one, cubes, folder, options) for one in names}
     if options.train is not None:
         return {}
