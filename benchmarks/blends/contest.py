@@ -10,9 +10,10 @@ scarlet2 gets the true ones and the PSF. Fluxes of sep are isophotal: as the pap
 a zero point of their own, we scale them (`scaled`), by the median of what is lost of the blends
 that the networks hold out. Times are those of one core.
 
-What was trained and found is kept in FOLDER: a run that is repeated goes on. With `--train NAME`
-only that network is trained and asked, on a GPU where there is one, so that several runs may share
-out the networks, on another machine too: `answer-*.npz` in FOLDER/SET is all that the table needs.
+What was trained and found is kept in FOLDER: a run that is repeated goes on. With `--train` the
+networks named are trained and asked, on a GPU where there is one, and that is all, so that several
+runs may share out the networks, on another machine too: the table needs `answer-*.npz` in
+FOLDER/SET.
 `--widths 256 --filters 32 --blends 25000 --epochs 70` are the paper's sizes; the defaults end in
 minutes.
 """
@@ -286,13 +287,11 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     train_cube, test_cube = blends_of(name, store, options)
     print(f"{name}: {train_cube.n} blends to train with, {test_cube.n} of the test", flush=True)
     cubes = [train_cube, test_cube]
-    names = [
-        one
-        for one in networks(train_cube, options)
-        if options.train is None or one in options.train
-    ]
+    every = networks(train_cube, options)
+    wanted = every if options.networks is None else options.networks
+    names = [one for one in every if one in wanted]
     found = {one: answered(one, cubes, folder, options) for one in names}
-    if options.train is not None:
+    if options.train:
         return {}
     images, truth = pixels(test_cube, np.arange(test_cube.n)), blend_truth(test_cube)
     true = truth.flux[..., 0]
@@ -338,19 +337,18 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
         print(f"  on the first {least} blends, which all answered:")
         for one, (flux, seconds) in answers.items():
             print(line(one, flux[:least], true[:least], seconds))
-    masks, alone = (found[one]["masks"] for one in ("blend2mask2flux", "unet"))
-    print(
-        f"  masks, rows held out: U-Net IoU {alone['iou']:.3f} dn {alone['overlap_bias']:+.3f}, "
-        f"after joint training {masks['iou']:.3f} {masks['overlap_bias']:+.3f} | paper 0.82 -0.05, "
-        "0.70 +0.31"
-    )
+    for one, paper in {"unet": "0.82 -0.05", "blend2mask2flux": "0.70 +0.31"}.items():
+        if one in names:
+            masks = found[one]["masks"]
+            means = f"IoU {masks['iou']:.3f}, overlap bias {masks['overlap_bias']:+.3f}"
+            print(f"  masks of {one}, rows held out: {means} | paper {paper}")
     share = {one: np.abs(answers[one][0] / true - 1).mean(axis=1) for one in names if one != "unet"}
-    masked = share.pop("blend2mask2flux")
-    for one, other in share.items():
+    masked = share.get("blend2mask2flux")
+    for one, other in share.items() if masked is not None else ():
         gains = bootstrap(lambda a, b: (b - a).mean(axis=-1), [other, masked], 2000, options.seed)
         low, high = 100 * np.percentile(gains, [2.5, 97.5])
         print(f"  MAPE of blend2mask2flux less {one}'s: {low:+.2f} to {high:+.2f} (95 %, paired)")
-    for network in [*share, "blend2mask2flux"]:
+    for network in share:
         flux, error, raw = (found[network][key] for key in ("flux", "error", "raw"))
         print(f"  {network}:")
         errors_table(truth, flux, error, raw)
@@ -378,7 +376,8 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[16], help="of blend2flux")
     parser.add_argument("--head", type=int, default=8, help="filters behind the masks")
     parser.add_argument("--equal", action="store_true", help="a blend2flux of as many parameters")
-    parser.add_argument("--train", metavar="NAME", nargs="*", help="only this, and no table")
+    parser.add_argument("--networks", nargs="*", help="names, as printed; by default all")
+    parser.add_argument("--train", action="store_true", help="networks, or only blends; no table")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--filters", type=int, default=8, help="filters of the U-Net")
     parser.add_argument("--depth", type=int, default=5, help="levels of the U-Net")
