@@ -37,7 +37,7 @@ from surveyproc.evaluate.blends import binned_blends, blend_metrics, blends_by_k
 from surveyproc.evaluate.bootstrap import bootstrap
 from surveyproc.measure.classical_blends import classical_fluxes
 from surveyproc.models.base import build, count_parameters
-from surveyproc.models.inference import device_here, predict
+from surveyproc.models.inference import IMAGE_BLOCK, device_here, predict
 from surveyproc.models.package import Package
 from surveyproc.simulate.blends import Rule
 from surveyproc.simulate.galaxies import Sky, drawn
@@ -138,7 +138,7 @@ def trained(cube: TrainingCube, name: str, options: argparse.Namespace) -> Packa
 
 
 Answer = dict[str, Any]
-"""`flux`, `error`, `raw` (errors before calibration), `seconds`; `masks`, the metrics of masks."""
+"""`flux`, `error`, `raw` (errors before calibration); `masks`, the metrics of masks."""
 
 
 def answered(
@@ -179,16 +179,10 @@ def pixels(cube: TrainingCube, rows: np.ndarray) -> np.ndarray:
 
 
 def of_network(package: Package, images: np.ndarray, options: argparse.Namespace) -> Answer:
-    """Fluxes and errors (n, k, band), and seconds a blend of one thread of a CPU."""
+    """Fluxes and errors (n, k, band)."""
     network = package.network()
     task = network.tasks[0]
     calibrations, network.calibrations = network.calibrations, {}
-    torch.set_num_threads(1)
-    # A block of 64 is computed whole: its first blends alone would seem slow.
-    few = images[: max(64, options.peers // 64 * 64)]
-    started = time.process_time()
-    predict(network, None, images=few)
-    seconds = (time.process_time() - started) / (-(-len(few) // 64) * 64)
     values, _ = predict(network, None, images=images, device=device_here())
 
     def stacked(kind: str, held: Any) -> np.ndarray:
@@ -200,8 +194,21 @@ def of_network(package: Package, images: np.ndarray, options: argparse.Namespace
         "flux": stacked("flux", values),
         "error": stacked("flux_err", scaled),
         "raw": stacked("flux_err", values),
-        "seconds": seconds,
     }
+
+
+def seconds_of(cube: TrainingCube, images: np.ndarray, architecture: str, settings: Any) -> float:
+    """Seconds a blend of one thread of this machine; whatever the weights are."""
+    torch.set_num_threads(1)
+    network = build(architecture, cube.bands, settings).eval()
+    # A block is computed whole, however many blends are in it.
+    block = np.resize(images, (IMAGE_BLOCK, *images.shape[1:]))
+    times = []
+    for _ in range(3):
+        started = time.process_time()
+        predict(network, None, images=block)
+        times.append(time.process_time() - started)
+    return min(times) / IMAGE_BLOCK
 
 
 def of_sep(images: np.ndarray, radius: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, float]:
@@ -297,7 +304,8 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     true = truth.flux[..., 0]
     answers: dict[str, tuple[np.ndarray, float]] = {}
     for one in [one for one in names if one != "unet"]:
-        answers[one] = found[one]["flux"][..., 0], float(found[one]["seconds"])
+        seconds = seconds_of(train_cube, images, *every[one][:2])
+        answers[one] = found[one]["flux"][..., 0], seconds
     if options.galaxies == 2:
         flux, seconds = of_sep(images, truth.radius, truth.shift)
         held = train_cube.index["held_out"].to_numpy().astype(bool)

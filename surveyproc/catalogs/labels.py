@@ -106,22 +106,24 @@ def known_targets(targets: Targets) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
+def any_known(targets: Targets, n: int) -> NDArray[np.bool_]:
+    """Which of n rows any target is known of; all rows if there are no targets."""
+    found = list(known_targets(targets).values())
+    return np.asarray(np.any(found, axis=0)) if found else np.ones(n, bool)
+
+
 def target_columns(section: LabelsSection | TrainingSection) -> dict[str, list[str]]:
-    """Label columns by target; the redshift's has a key of its own.
+    """Label columns by target, of a training perhaps none; the redshift's has a key of its own.
 
     Raises
     ------
     ConfigError
-        If there is none, or the redshift is named twice.
+        If the redshift is named twice.
     """
     own = {} if section.redshift is None else {"redshift": [section.redshift]}
     more = section.targets if isinstance(section, TrainingSection) else {}
     if own.keys() & more.keys():
         raise ConfigError("training.targets.redshift: training.redshift names the column already")
-    if not own and not more:
-        raise ConfigError(
-            "training: no label column is named: set training.redshift or training.targets"
-        )
     return {**own, **more}
 
 
@@ -178,8 +180,6 @@ def read_labels(section: LabelsSection | TrainingSection, config: SurveyConfig) 
 
     Raises
     ------
-    ConfigError
-        If no label column is named.
     InputError
         If the table lacks a column, one is not numeric, or no row is usable.
     """
@@ -187,24 +187,23 @@ def read_labels(section: LabelsSection | TrainingSection, config: SurveyConfig) 
     id_name = section.id if isinstance(section, TrainingSection) else None
     position = [] if id_name else [section.ra, section.dec]
     targets, columns = read_targets(section, url, position)
-    each = known_targets(targets)
-    known = np.any(list(each.values()), axis=0)
-    chosen = np.ones(len(known), bool)
-    if section.select:
-        chosen = truth(columns[section.select], url, section.select)
     own_ids = None
     if id_name:
         own_ids, placed = read_ids(url, id_name, section.table)
-        ra = dec = np.full(len(known), np.nan)
+        ra = dec = np.full(len(placed), np.nan)
     else:
         ra, dec = (columns[name] for name in position)
         placed = np.isfinite(ra) & (np.abs(dec) <= 90)
         ra = ra % 360.0
+    known = any_known(targets, len(placed))
+    chosen = np.ones(len(known), bool)
+    if section.select:
+        chosen = truth(columns[section.select], url, section.select)
     good = chosen & placed & known
     where = "an id" if id_name else "a position"
     what = "redshift" if targets.keys() == {"redshift"} else "target"
     if not good.any():
-        told = f"any of {', '.join(targets)}"
+        told = f"any of {', '.join(targets)}" if targets else "is wanted"
         if what == "redshift":
             low, high = REDSHIFT_LIMITS
             told = f"a redshift {section.redshift!r} between {low:g} and {high:g}"
@@ -214,7 +213,8 @@ def read_labels(section: LabelsSection | TrainingSection, config: SurveyConfig) 
         f"labels without {where}": int((chosen & known & ~placed).sum()),
     }
     if "redshift" in targets:
-        targets["redshift"] = np.where(each["redshift"], targets["redshift"], np.nan)
+        usable = known_targets(targets)["redshift"]
+        targets["redshift"] = np.where(usable, targets["redshift"], np.nan)
     return Labels(
         ra[good],
         dec[good],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surveyproc.catalogs.labels import Targets, hash_targets, known_targets, read_targets
+from surveyproc.catalogs.labels import Targets, any_known, hash_targets, read_targets
 from surveyproc.catalogs.readers import truth
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import InputError
@@ -258,8 +258,7 @@ def from_labels(section: TrainingSection, path: str) -> TrainingSet:
         chosen = truth(columns[section.select], path, section.select)
         whole = replace(whole.take(chosen), dropped={"not selected": int((~chosen).sum())})
     try:
-        known = known_targets(whole.targets)
-        return whole.usable(np.any(list(known.values()), axis=0), " or ".join(known))
+        return whole.usable(any_known(whole.targets, len(whole)), " or ".join(whole.targets))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

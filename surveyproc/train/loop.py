@@ -276,14 +276,15 @@ def _masks(network: Network, training_set: TrainingSet) -> list[str]:
 
 
 def _known(task: Task, usable: TrainingSet) -> NDArray[np.bool_]:
-    """Rows that a task can learn from; every object of a cube has its masks."""
-    return np.ones(len(usable), bool) if task.pixels else task.known(usable.targets)
+    """Rows that a task can learn from; every object of a cube has its pixels and its masks."""
+    whole = task.pixels or task.unlabelled
+    return np.ones(len(usable), bool) if whole else task.known(usable.targets)
 
 
 def _usable(training_set: TrainingSet, network: Network, settings: TrainingSection) -> TrainingSet:
     """The rows that some task can learn from, their targets as numbers."""
     targets: dict[str, Float] = {}
-    tasks = [task for task in network.tasks if task.targets]
+    tasks = [task for task in network.tasks if task.targets or task.unlabelled]
     for task in tasks:
         targets |= task.encode(training_set.targets, settings)
     encoded = replace(training_set, targets=targets)
@@ -431,7 +432,7 @@ def _finish(
             "rows_known": {
                 task.name: int(_known(task, usable).sum())
                 for task in networks[0].tasks
-                if task.targets
+                if task.targets or task.unlabelled
             },
             "split": _split(usable),
             "best_epoch": [state.best_epoch for state in states],

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 import surveyproc
-from surveyproc.catalogs.labels import Targets, known_targets, read_targets
+from surveyproc.catalogs.labels import Targets, any_known, read_targets
 from surveyproc.catalogs.readers import open_table, truth
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import ModelSection, TrainingSection
@@ -82,7 +82,7 @@ def read_stamps(
     """
     targets, columns = read_targets(training, table)
     files = _named_files(training, table)
-    known = np.any(list(known_targets(targets).values()), axis=0)
+    known = any_known(targets, len(files))
     chosen = np.ones(len(files), bool)
     if training.select:
         chosen = truth(columns[training.select], table, training.select)

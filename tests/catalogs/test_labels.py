@@ -201,10 +201,15 @@ def test_every_target_counts_in_the_checksum(tmp_path):
     assert len({checksum(), *(checksum(**change) for change in changes)}) == 3
 
 
+def test_of_a_table_without_targets_all_objects_with_a_position_are_taken(tmp_path):
+    found = read_training(tmp_path, SEVERAL)
+    assert found.targets == {}
+    assert found.ra.tolist() == [1.0, 2.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("keys", "error", "match"),
     [
-        ({}, ConfigError, "no label column is named: set training.redshift or training.targets"),
         ({"redshift": "z", "targets": {"redshift": "z"}}, ConfigError, "names the column already"),
         ({"targets": {"class": "nope"}}, InputError, "no column 'nope'"),
         ({"targets": {"class": "kind"}, "id": "nope"}, InputError, "no column 'nope'"),

@@ -264,6 +264,27 @@ def toml(folder: Path, more: str = "", model: str = "looks", settings: str = "")
     return load(path)
 
 
+def test_learning_without_labels_and_a_training_that_begins_with_it(tmp_path):
+    folder = save(tmp_path / "stamps", 40)
+    toml(folder, model="alike")
+    text = (tmp_path / "survey.toml").read_text()
+    (tmp_path / "survey.toml").write_text(
+        text.replace('architecture = "morphology"', 'architecture = "contrastive"')
+    )
+    from surveyproc.config import load
+
+    done = verbs.train(Survey(load(tmp_path / "survey.toml")))["morphology"]
+    assert done.metrics["held_out"] == {}
+    alike = load_package(Store(str(tmp_path / "root")), "alike")
+    assert alike.document["training"]["rows_known"] == {"likeness": 40}
+    losses = [one["validation_loss"] for one in alike.document["training"]["loss_curve"]]
+    assert np.isfinite(losses).all()
+    assert predict_stamps(alike, str(folder))["embedding"].dtype == np.int8
+    verbs.train(Survey(toml(folder, 'targets = { class = "kind" }\nstart = "alike"')))
+    made = load_package(Store(str(tmp_path / "root")), "looks")
+    assert made.document["training"]["start"] == f"alike@{alike.version}"
+
+
 def test_from_a_folder_to_a_model_to_another_folder(tmp_path):
     folder = save(tmp_path / "stamps", 40)
     more = 'targets = { class = "kind" }\ndimming = [0.6, 1.0]\nshrinking = [0.5, 1.0]'

@@ -253,6 +253,10 @@ def check_targets(tasks: Iterable[Task], named: Iterable[str]) -> None:
         Naming task, target and key.
     """
     tasks, names = list(tasks), list(named)
+    if not names and any(task.targets for task in tasks):
+        raise ConfigError(
+            "training: no label column is named: set training.redshift or training.targets"
+        )
     for task in tasks:
         task._named(dict.fromkeys(names, np.empty(0)))
     known = [target for task in tasks for target in task.targets]
@@ -263,8 +267,8 @@ def check_targets(tasks: Iterable[Task], named: Iterable[str]) -> None:
                 f"{Target(name).key}: no task of this network learns from {name!r}; its keys are "
                 f"{wanted}"
             )
-    if not known:
-        raise ConfigError("no task of this network learns from labels: there is nothing to train")
+    if not known and not any(task.unlabelled for task in tasks):
+        raise ConfigError("no task of this network learns anything: there is nothing to train")
 
 
 def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
