@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import surveyproc
 from surveyproc import schemas
+from surveyproc.catalogs.around import Surroundings
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import TARGET, Labels, read_labels
 from surveyproc.config import SurveyConfig
@@ -204,11 +205,17 @@ class ShardWorker:
         wanted, size = unit.image_needs(self.products, survey.config.images.bands)
         tiles = read_tiles(self.store, survey.name) if size else []
         self.reader = CutoutReader(self.store, tiles, wanted) if size else None
+        radius, most = unit.neighbour_needs(self.products)
+        self.surroundings = None
+        if most:
+            catalog = read_catalog(self.store, survey.name)
+            self.surroundings = Surroundings(self.store, catalog, radius, most)
 
     def __call__(self, item: tuple[int, pa.Table]) -> tuple[int, pa.Table, int]:
         """Number of the shard, its part of the index, and the bytes written."""
         number, table = item
-        measured = unit.compute(table, self.products, self.reader).columns
+        around = None if self.surroundings is None else self.surroundings.of(table)
+        measured = unit.compute(table, self.products, self.reader, around=around).columns
         pixels = measured.pop("pixels", None)
         nbytes = 0
         if pixels is not None:
