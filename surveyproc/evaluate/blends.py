@@ -24,6 +24,8 @@ OUTLIER = 0.75
 """|dm| of a catastrophic error: a factor of two in flux."""
 CENTRAL = 0.6827
 """Share of a normal distribution within one standard deviation."""
+KINDS = ("blend", "single")
+"""Classes of what the catalog takes for one object."""
 LEAST_IN_BIN = 50
 """Known fluxes that the scale of a bin of errors is fitted to, at least."""
 
