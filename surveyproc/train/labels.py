@@ -21,7 +21,7 @@ from surveyproc.places import Places
 from surveyproc.products.fluxes import better_fluxes
 from surveyproc.products.registry import build_products, check_fluxes
 from surveyproc.survey import Survey
-from surveyproc.train.blends import FLUXES, MASKS, blend_training_set, open_blends
+from surveyproc.train.blends import CLASS, FLUXES, MASKS, blend_training_set, open_blends
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.training_cube import build_training_cube
@@ -84,7 +84,8 @@ def labelled_blends(config: SurveyConfig, section: ModelSection) -> TrainingSet:
         As `untrained`.
     """
     learned = _of_blends(untrained(config, section))
-    return blend_training_set(_blends(config, section), fluxes=FLUXES in learned)
+    cube = _blends(config, section)
+    return blend_training_set(cube, fluxes=FLUXES in learned, classes=CLASS in learned)
 
 
 def _blends(config: SurveyConfig, section: ModelSection) -> TrainingCube:
@@ -104,7 +105,7 @@ def _blends(config: SurveyConfig, section: ModelSection) -> TrainingCube:
 def _of_blends(network: Network) -> list[str]:
     """The targets of a network that a cube of blends holds."""
     names = [target.name for task in network.tasks for target in task.targets]
-    return [name for name in names if name in (FLUXES, MASKS)]
+    return [name for name in names if name in (FLUXES, MASKS, CLASS)]
 
 
 def measured_training_set(survey: Survey, section: ModelSection, places: Places) -> TrainingSet:
