@@ -302,7 +302,7 @@ def background(parents: Parents, member: int, rng: np.random.Generator) -> Image
     Shape (band, side, side). An isolated galaxy gets it, so that no network tells blends of real
     stamps, which have the noise of several, by their noise.
     """
-    stamp = parents.images[member].copy()
+    stamp: Images = parents.images[member].copy()
     hidden = binary_dilation(parents.mask[member], iterations=DILATION)
     empty = np.flatnonzero(~hidden)
     if not len(empty):
