@@ -35,9 +35,6 @@ FORMAT = 1
 class DeblendSection(ModelSection):
     """Fluxes of blended objects."""
 
-    architecture: str | None = Field(
-        "blend2flux", description="The registered network to train: blend2flux, blend2mask2flux."
-    )
     radius: float = Field(
         2.0,
         gt=0,
