@@ -13,6 +13,7 @@ from surveyproc.catalogs import hats
 from surveyproc.config import load
 from surveyproc.errors import ConfigError
 from surveyproc.products.deblend import NEIGHBOUR
+from surveyproc.report.page import write_report
 from surveyproc.run.plan import make_plan
 from surveyproc.simulate import simulate
 from surveyproc.simulate.bands import BANDS as ALL
@@ -211,6 +212,24 @@ def test_unrecognised_blends_are_told_and_left_out(survey):
     test = set(truth["object_id"].filter(truth["test"]).to_pylist())
     lost = sum(one in test for one in rows["object_id"].filter(pa.array(flagged)).to_pylist())
     assert found.recognised["n"] == found.all["n"] - lost
+
+
+def test_the_report_has_the_figures_of_the_paper(survey, tmp_path):
+    write_report(survey, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for number in range(5, 12):
+        assert f"({number})" in page
+    assert "completeness against rejected" in page
+    cells = [f"<td>{method}</td><td>{one}</td>" for method in ("deblend", "sep")
+             for one in ("central", "companion")]  # fmt: skip
+    assert all(cell in page for cell in cells)
+
+
+def test_without_a_test_of_blends_the_report_has_none(survey, tmp_path):
+    other = changed(survey, tmp_path, "radius = 2.1", "radius = 2.1 ")
+    shutil.rmtree(f"{other.config.base}/blends/blends/test")
+    write_report(other, tmp_path / "report.html")
+    assert "artificial blends" not in (tmp_path / "report.html").read_text()
 
 
 def test_nothing_is_done_twice(survey):
