@@ -52,6 +52,8 @@ class Column:
     searched : bool
         Whether the release has an index beside the column, by which rows like another are found.
         It is a list of int8 whose Euclidean distances say how alike two rows are.
+    sparse : bool
+        Whether most objects may be without a value: the gate of nulls lets the column pass.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Column:
     range: tuple[float, float] | None = None
     default: bool = True
     searched: bool = False
+    sparse: bool = False
 
     @property
     def missing(self) -> float | int:
@@ -165,6 +168,7 @@ def load(
                     else None,
                     default=bool(entry.get("default", True)),
                     searched=bool(entry.get("searched", False)),
+                    sparse=bool(entry.get("sparse", False)),
                 )
             )
     return tuple(columns)

@@ -415,6 +415,10 @@ def blends(
         typer.Option(help="That of Boucaud et al. 2019, or of their public package."),
     ] = "paper",
     galaxies: Annotated[int, typer.Option(min=2, help="Galaxies of a blend.")] = 2,
+    isolated: Annotated[float, typer.Option(min=0, max=1, help="Share of lone galaxies.")] = 0.0,
+    within: Annotated[
+        float | None, typer.Option(min=1, help="Largest distance of a companion, pixels.")
+    ] = None,
     train: Annotated[int, typer.Option(min=1, help="Blends to train with.")] = 25_000,
     test: Annotated[int, typer.Option(min=1, help="Blends of galaxies of the test.")] = 5_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same blends.")] = 0,
@@ -433,6 +437,8 @@ def blends(
         side=side,
         rule=rule,
         galaxies=galaxies,
+        isolated=isolated,
+        within=within,
         counts=BlendCounts(train, test),
         seed=seed,
     )

@@ -19,6 +19,8 @@ ENTRY_POINTS = "surveyproc.products"
 NETWORKS = "surveyproc.models"
 """The group of architectures, which the kinds with a model may name."""
 OWN = {
+    "blend_probability": "surveyproc.products.blend_probability:BlendProbabilityProduct",
+    "deblend": "surveyproc.products.deblend:DeblendProduct",
     "morphology": "surveyproc.products.morphology:MorphologyProduct",
     "network": "surveyproc.products.network:NetworkProduct",
     "photometry": "surveyproc.products.photometry:AperturePhotometry",

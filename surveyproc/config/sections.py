@@ -293,6 +293,11 @@ class ModelSection(ProductSection):
     architecture_settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the registered network to train."
     )
+    fluxes: Name | None = Field(
+        None,
+        description="An earlier product, of kind deblend say, whose fluxes the network reads, and "
+        "is trained with, where that has some in all bands; flux_<band> elsewhere.",
+    )
     training: TrainingSection | None = Field(None, description="How to train the model.")
 
     @model_validator(mode="before")

@@ -24,6 +24,8 @@ OUTLIER = 0.75
 """|dm| of a catastrophic error: a factor of two in flux."""
 CENTRAL = 0.6827
 """Share of a normal distribution within one standard deviation."""
+KINDS = ("blend", "single")
+"""Classes of what the catalog takes for one object."""
 LEAST_IN_BIN = 50
 """Known fluxes that the scale of a bin of errors is fitted to, at least."""
 
@@ -247,6 +249,57 @@ def completeness(probability: ArrayLike, blended: ArrayLike, rejected: float) ->
     if not len(alone) or not is_blend.any():
         return np.nan
     return _mean(p[is_blend] > np.quantile(alone, 1 - rejected))
+
+
+REJECTED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Shares of objects that are no blends, at whose loss `found_blends` counts."""
+
+
+def found_blends(
+    probability: ArrayLike,
+    blended: ArrayLike,
+    separation: ArrayLike | None = None,
+    edges: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Completeness of blends against the share of other objects that is rejected with them.
+
+    Parameters
+    ----------
+    probability, blended :
+        As for `completeness`; objects without a probability are left out.
+    separation : array_like of float, shape (n,), optional
+        Of the blends: in pixels, widths of the PSF, or radii.
+    edges : sequence of float, ascending
+        Of bins of it: low <= separation < high.
+
+    Returns
+    -------
+    dict
+        `n` objects, `blends` among them, `rejected` shares, `completeness` at each; and with a
+        separation `by_separation`, a dict a bin with `low`, `high`, `n` blends and `completeness`
+        at the same thresholds, which are those of all other objects. NaN where there is none.
+    """
+    p, is_blend = np.asarray(probability, np.float64), np.asarray(blended, bool)
+    known = np.isfinite(p)
+
+    def curve(chosen: Bool) -> list[float]:
+        some = known & (chosen | ~is_blend)
+        return [completeness(p[some], is_blend[some], share) for share in REJECTED]
+
+    found: dict[str, Any] = {
+        "n": int(known.sum()),
+        "blends": int((known & is_blend).sum()),
+        "rejected": list(REJECTED),
+        "completeness": curve(is_blend),
+    }
+    if separation is not None:
+        apart = np.asarray(separation, np.float64)
+        found["by_separation"] = []
+        for low, high in pairwise(edges):
+            inside = is_blend & (apart >= low) & (apart < high)
+            row = {"low": low, "high": high, "n": int((known & inside).sum())}
+            found["by_separation"].append(row | {"completeness": curve(inside)})
+    return found
 
 
 def error_scale(flux: Float, error: Float, true: Float, bins: int = 8) -> dict[str, list[float]]:

@@ -42,8 +42,10 @@ class SampleMetrics:
         For each quantity the rows of `binned_metrics`; none if it does not vary.
     unflagged : dict, optional
         As `all`, of the objects without a flag.
+    recognised : dict, optional
+        As `all`, without the objects that look like blends which the catalog took for one.
     pdf : dict, optional
-        `levels`, and `all` and `unflagged` with the keys of `pdf_metrics`.
+        `levels`, and the names of all samples with the keys of `pdf_metrics`.
     """
 
     threshold: float
@@ -51,12 +53,14 @@ class SampleMetrics:
     all: dict[str, Any]
     bins: dict[str, list[dict[str, Any]]]
     unflagged: dict[str, Any] | None = None
+    recognised: dict[str, Any] | None = None
     pdf: dict[str, Any] | None = None
 
     @property
     def samples(self) -> dict[str, dict[str, Any]]:
-        """`all`, and `unflagged` if it is there."""
-        return {"all": self.all} | ({"unflagged": self.unflagged} if self.unflagged else {})
+        """`all`, and `unflagged` and `recognised` if they are there."""
+        more = {"unflagged": self.unflagged, "recognised": self.recognised}
+        return {"all": self.all} | {name: one for name, one in more.items() if one}
 
 
 def sample_metrics(
@@ -64,6 +68,7 @@ def sample_metrics(
     z_true: Float,
     *,
     good: NDArray[np.bool_] | None = None,
+    recognised: NDArray[np.bool_] | None = None,
     binned: Mapping[str, Float],
     quantiles: Float | None = None,
     levels: Levels = (),
@@ -77,6 +82,8 @@ def sample_metrics(
         Predicted and true redshifts.
     good : bool ndarray, shape (n,), optional
         Objects without a flag.
+    recognised : bool ndarray, shape (n,), optional
+        Objects that are no unrecognised blends.
     binned : mapping of str to float64 ndarray, shape (n,)
         Quantities to bin in, up to `MOST_BINS` bins of equal counts each.
     quantiles : float ndarray, shape (n, m), optional
@@ -89,6 +96,8 @@ def sample_metrics(
     samples = {"all": np.ones(len(z_true), bool)}
     if good is not None:
         samples["unflagged"] = good
+    if recognised is not None:
+        samples["recognised"] = recognised
     thresholds = list(dict.fromkeys((*OUTLIER_THRESHOLDS, threshold)))
     points: dict[str, dict[str, Any]] = {}
     for name, rows in samples.items():
@@ -120,4 +129,5 @@ def sample_metrics(
         pdf=pdf,
         all=points["all"],
         unflagged=points.get("unflagged"),
+        recognised=points.get("recognised"),
     )

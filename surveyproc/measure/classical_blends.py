@@ -47,7 +47,7 @@ NEAR = 0.5
 """Half-light radii from the centre within which a lone source is the central galaxy."""
 
 
-def detect(image: ArrayLike, how: Detection) -> NDArray[Any]:
+def detect(image: ArrayLike, how: Detection, mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
     """Sources of an image, with the fields of `sep.extract`: `x`, `y` in pixels, `flux` and others.
 
     The threshold counts in the global rms of the background; the background itself is not
@@ -59,20 +59,25 @@ def detect(image: ArrayLike, how: Detection) -> NDArray[Any]:
         Background subtracted.
     how : Detection
         `COLD` or `HOT`.
+    mask : bool ndarray, shape (y, x), optional
+        Pixels that are of no use.
 
     Raises
     ------
     InputError
-        If the image holds pixels that are not finite.
+        If the image holds pixels that are not finite and not masked.
     """
-    pixels = np.ascontiguousarray(image, np.float64)
+    pixels = np.array(image, np.float64)
+    if mask is not None:
+        pixels[mask] = 0.0
     if not np.isfinite(pixels).all():
         raise InputError("sources are detected in finite pixels alone, and this image has others")
-    rms = float(sep.Background(pixels).globalrms)
+    rms = float(sep.Background(pixels, mask=mask).globalrms)
     return np.asarray(
         sep.extract(
             pixels,
             how.threshold * rms,
+            mask=mask,
             minarea=how.pixels,
             deblend_cont=how.contrast,
             deblend_nthresh=how.levels,

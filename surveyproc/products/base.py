@@ -30,11 +30,17 @@ class Inputs:
         Side of the square cutout in pixels; 0 if the product reads no images.
     columns : tuple of str
         Columns of the source catalog or of an earlier product of the same run.
+    neighbours : int
+        Other objects of the source catalog that it wants to know of, the nearest ones.
+    radius : float
+        Arcsec within which they are looked for.
     """
 
     bands: tuple[str, ...] = ()
     cutout: int = 0
     columns: tuple[str, ...] = ()
+    neighbours: int = 0
+    radius: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,11 @@ class Batch:
         Arcsec a pixel of that tile.
     electron_flux : float64 ndarray, shape (n, band), or None
         Nanojansky of one electron; NaN where the gain is unknown.
+    neighbour_ids : int64 ndarray, shape (n, m), or None
+        The nearest other objects of the source catalog, as many as the product wants, nearest
+        first; 0 where there are fewer within its radius.
+    neighbour_offsets : float64 ndarray, shape (n, m, 2), or None
+        How far they are to the east and to the north, arcsec; NaN where there are fewer.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -124,6 +135,8 @@ class Batch:
     tile_shape: NDArray[np.int32] | None = None
     pixel_scale: NDArray[np.float64] | None = None
     electron_flux: NDArray[np.float64] | None = None
+    neighbour_ids: NDArray[np.int64] | None = None
+    neighbour_offsets: NDArray[np.float64] | None = None
 
 
 @runtime_checkable

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.package import Package
 from surveyproc.products.network import NetworkProduct
 
 
@@ -18,22 +18,14 @@ class MorphologyProduct(NetworkProduct):
         Also if the network reads no cutouts, or has neither classes nor votes.
     """
 
+    kind: ClassVar[str] = "morphology"
     writes = "probabilities of classes or shares of votes; its other tasks' columns"
 
-    def __init__(
-        self,
-        package: Package,
-        bands: Mapping[str, str] | None = None,
-        *,
-        name: str = "morphology",
-        reddening: str | None = None,
-        survey_bands: Sequence[str] | None = None,
-    ) -> None:
-        kinds = {str(task["kind"]) for task in package.tasks}
-        if not package.reads["cutout"] or not kinds & {"classes", "votes"}:
+    def _check(self, tasks: Sequence[str]) -> None:
+        if not self.package.reads["cutout"] or not set(tasks) & {"classes", "votes"}:
+            reads = self.package.reads["cutout"]
             raise ConfigError(
-                f"products.{name}: model {package.name!r} tells no morphology: that takes cutouts "
-                f"(it reads {package.reads['cutout']} pixels) and classes or votes (it gives "
-                f"{', '.join(sorted(kinds))})"
+                f"products.{self.name}: model {self.package.name!r} tells no morphology: that "
+                f"takes cutouts (it reads {reads} pixels) and classes or votes (it gives "
+                f"{', '.join(sorted(tasks))})"
             )
-        super().__init__(package, bands, name=name, reddening=reddening, survey_bands=survey_bands)

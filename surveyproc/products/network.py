@@ -13,8 +13,9 @@ from surveyproc import schemas
 from surveyproc.config.sections import ModelSection, ProductSection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.models.package import Package, load_package
-from surveyproc.models.tasks.columns import Pixels, column_name
-from surveyproc.products.base import Batch, Inputs, device
+from surveyproc.models.tasks.columns import column_name
+from surveyproc.products.base import Batch, Inputs, PixelArray, device
+from surveyproc.products.fluxes import better_fluxes
 from surveyproc.schemas import Column
 from surveyproc.store.storage import fingerprint
 from surveyproc.survey import Survey
@@ -61,11 +62,14 @@ class NetworkProduct:
     bands : mapping of str to str, optional
         Model band to survey band, where the names differ; to "" where the survey has none.
     name : str, optional
-        Name of the product, and of its flag column.
+        Name of the product, and of its flag column; that of its kind by default.
     reddening : str, optional
         Catalog column with E(B - V), for a network that reads it; 0 without.
     survey_bands : sequence of str, optional
         The bands that the survey has; by default all that the model wants.
+    fluxes : str, optional
+        An earlier product whose `<product>_flux_<band>` are read where it has them in all bands
+        that the model reads, and `flux_<band>` elsewhere.
 
     Raises
     ------
@@ -77,6 +81,7 @@ class NetworkProduct:
         If the weights do not fit the architecture.
     """
 
+    kind: ClassVar[str] = "network"
     Section: ClassVar[type[ProductSection]] = ModelSection
     reads = "what its model wants: fluxes and errors, cutouts, reddening"
     writes = "the columns of its model's tasks"
@@ -105,6 +110,8 @@ class NetworkProduct:
             name=section.name,
             reddening=config.catalog.reddening,
             survey_bands=config.bands,
+            fluxes=section.fluxes,
+            **cls._more(section, survey),
         )
         unseen = [band for band in product.inputs.bands if band not in config.images.bands]
         if unseen:
@@ -119,12 +126,14 @@ class NetworkProduct:
         package: Package,
         bands: Mapping[str, str] | None = None,
         *,
-        name: str = "network",
+        name: str = "",
         reddening: str | None = None,
         survey_bands: Sequence[str] | None = None,
+        fluxes: str | None = None,
     ) -> None:
         self.package = package
-        self._name = name
+        self._name = name = name or self.kind
+        self._check([str(task["kind"]) for task in package.tasks])
         chosen = dict(bands or {})
         known = dict.fromkeys((*package.reads["features"], *package.reads["images"]))
         unknown = sorted(set(chosen) - set(package.bands))
@@ -158,8 +167,17 @@ class NetworkProduct:
             )
         self._reddening = reddening if package.reads["reddening"] else None
         self._features = tuple(package.reads["features"])
+        self._fluxes = fluxes if self._features else None
         self._images = tuple(package.reads["images"])
         self._prefix = column_prefix(package.name)
+
+    @classmethod
+    def _more(cls, section: Any, survey: Survey) -> dict[str, Any]:
+        """What else of a section a kind is made with."""
+        return {}
+
+    def _check(self, tasks: Sequence[str]) -> None:
+        """Raise ConfigError if a model with tasks of these kinds is no use for this product."""
 
     @property
     def name(self) -> str:
@@ -170,7 +188,10 @@ class NetworkProduct:
     def inputs(self) -> Inputs:
         """Cutouts and columns, in the model's band order under the survey's names."""
         kinds = ("flux", "flux_err") if self.package.reads["errors"] else ("flux",)
-        columns = [f"{kind}_{band}" for kind in kinds for band in self._here(self._features)]
+        bands = self._here(self._features)
+        columns = [f"{kind}_{band}" for kind in kinds for band in bands]
+        if self._fluxes:
+            columns += [f"{self._fluxes}_{kind}_{band}" for kind in kinds for band in bands]
         planes = self._here(self._images)
         return Inputs(
             bands=planes,
@@ -189,14 +210,15 @@ class NetworkProduct:
         return (*self.package.columns(self._prefix), *own)
 
     @property
-    def pixels(self) -> tuple[Pixels, ...]:
-        """Arrays beside the columns that `compute` gives: name, shape of an object's, dtype."""
-        return self.package.pixels(self._prefix)
+    def pixels(self) -> tuple[PixelArray, ...]:
+        """Arrays beside the columns that `compute` gives."""
+        return tuple(PixelArray(*one) for one in self.package.pixels(self._prefix))
 
     @property
     def version(self) -> str:
         """Package version and a hash of names and band map."""
-        settings = [self._name, self._prefix, self.band_map, self._reddening, self.absent]
+        settings: list[Any] = [self._name, self._prefix, self.band_map]
+        settings += [self._reddening, self.absent, *([self._fluxes] if self._fluxes else [])]
         return f"{self.package.version}-{fingerprint(settings)[:8]}"
 
     @cached_property
@@ -278,9 +300,10 @@ class NetworkProduct:
     def _columns(self, batch: Batch, kind: str) -> NDArray[np.float64]:
         """Fluxes or their errors, shape (n, band); NaN in a band that the survey does not have."""
         found = np.full((len(batch.flags), len(self._features)), np.nan)
-        for number, band in enumerate(self._features):
-            if band not in self.absent:
-                found[:, number] = batch.columns[f"{kind}_{self.band_map[band]}"]
+        here = [number for number, band in enumerate(self._features) if band not in self.absent]
+        if here:
+            bands = self._here(self._features)
+            found[:, here] = better_fluxes(batch.columns, kind, bands, self._fluxes)
         return found
 
     def _planes(self, batch: Batch) -> NDArray[np.float32]:

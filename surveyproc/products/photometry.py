@@ -80,8 +80,8 @@ class AperturePhotometry:
 
     Examples
     --------
-    >>> AperturePhotometry(["g", "r"], [1.0]).inputs
-    Inputs(bands=('g', 'r'), cutout=64, columns=())
+    >>> AperturePhotometry(["g", "r"], [1.0]).inputs.cutout
+    64
     """
 
     name = "photometry"

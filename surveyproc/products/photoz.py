@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.package import Package
 from surveyproc.products.network import NetworkProduct
 
 
@@ -18,21 +18,12 @@ class PhotozProduct(NetworkProduct):
         Also if the network gives no redshift.
     """
 
+    kind: ClassVar[str] = "photoz"
     writes = "redshifts, quantiles of their PDFs where the model has some; its other tasks' columns"
 
-    def __init__(
-        self,
-        package: Package,
-        bands: Mapping[str, str] | None = None,
-        *,
-        name: str = "photoz",
-        reddening: str | None = None,
-        survey_bands: Sequence[str] | None = None,
-    ) -> None:
-        kinds = [str(task["kind"]) for task in package.tasks]
-        if "redshift" not in kinds:
+    def _check(self, tasks: Sequence[str]) -> None:
+        if "redshift" not in tasks:
             raise ConfigError(
-                f"products.{name}: model {package.name!r} gives no redshift, only "
-                + (", ".join(kinds) or "nothing")
+                f"products.{self.name}: model {self.package.name!r} gives no redshift, only "
+                + (", ".join(tasks) or "nothing")
             )
-        super().__init__(package, bands, name=name, reddening=reddening, survey_bands=survey_bands)

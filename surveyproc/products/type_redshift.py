@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
 from surveyproc.config.sections import ModelSection, ProductSection
 from surveyproc.errors import ConfigError
-from surveyproc.models.package import Package
 from surveyproc.products.network import NetworkProduct
 
 
@@ -30,23 +29,14 @@ class TypeRedshiftProduct(NetworkProduct):
         Also if the network lacks one of the two.
     """
 
+    kind: ClassVar[str] = "type_redshift"
     Section: ClassVar[type[ProductSection]] = TypeRedshiftSection
     writes = "probabilities of classes, redshifts and their PDFs, also those given the class"
 
-    def __init__(
-        self,
-        package: Package,
-        bands: Mapping[str, str] | None = None,
-        *,
-        name: str = "type_redshift",
-        reddening: str | None = None,
-        survey_bands: Sequence[str] | None = None,
-    ) -> None:
-        kinds = [str(task["kind"]) for task in package.tasks]
+    def _check(self, tasks: Sequence[str]) -> None:
         for kind, what in (("classes", "class"), ("redshift", "redshift")):
-            if kind not in kinds:
+            if kind not in tasks:
                 raise ConfigError(
-                    f"products.{name}: model {package.name!r} gives no {what}, only "
-                    + (", ".join(kinds) or "nothing")
+                    f"products.{self.name}: model {self.package.name!r} gives no {what}, only "
+                    + (", ".join(tasks) or "nothing")
                 )
-        super().__init__(package, bands, name=name, reddening=reddening, survey_bands=survey_bands)

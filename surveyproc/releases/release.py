@@ -38,7 +38,8 @@ def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) 
 
     The gates are: every unit has the rows of its source partition; together they have the rows of
     the source catalog; nulls and out-of-range values of each column stay under the configured
-    shares, and so do the objects of quarantined units; object columns hold no null at all.
+    shares, and so do the objects of quarantined units; object columns hold no null at all, and
+    sparse ones as many as they like.
     """
     reasons = []
     for unit, record in zip(plan.units, commits, strict=True):
@@ -59,7 +60,7 @@ def refusals(plan: Plan, commits: Sequence[commit.Commit], gates: GatesSection) 
         stats = [record.stats[column.name] for record in commits]
         nulls = sum(one.nulls for one in stats) / max(rows, 1)
         allowed = 0.0 if column.name in OBJECT_COLUMNS else gates.max_null_share
-        if nulls > allowed:
+        if nulls > allowed and not column.sparse:
             reasons.append(Reason("null share", column.name, f"{nulls:.4f}", f"{allowed:g}"))
         outside = sum(one.out_of_range for one in stats) / max(rows, 1)
         if outside > gates.max_out_of_range_share:

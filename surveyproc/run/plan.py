@@ -12,6 +12,7 @@ import numpy as np
 import surveyproc
 from surveyproc import schemas, sky
 from surveyproc.catalogs import hats
+from surveyproc.catalogs.around import near
 from surveyproc.catalogs.hats import Partition
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.config.kinds import kind_of
@@ -43,7 +44,8 @@ class Unit:
         Hash of all that its leaf depends on: the products' own, columns and their descriptions.
     products : dict of str to str
         Product to the hash of all that its values depend on: its version, the source leaf, the
-        tiles if it reads cutouts, and the same of the products whose columns it reads.
+        tiles if it reads cutouts, the leaves around if it reads neighbours, and the same of the
+        products whose columns it reads.
     """
 
     order: int
@@ -193,7 +195,7 @@ def make_plan(survey: Survey) -> Plan:
         "revision": OUTPUT_REVISION,
     }
     units = tuple(
-        _unit(part, versions, products, written)
+        _unit(part, versions, products, written, catalog)
         for part, versions in zip(catalog.partitions, _tiles_touched(catalog, tiles), strict=True)
     )
     inputs = "r" + fingerprint(
@@ -220,6 +222,7 @@ def _unit(
     tiles: list[list[str]],
     products: Sequence[Product],
     written: dict[str, Any],
+    catalog: CatalogInfo,
 ) -> Unit:
     """A partition as a unit: what each product, and the leaf as a whole, depends on there."""
     known: dict[str, str] = {}
@@ -239,11 +242,19 @@ def _unit(
                 "leaf": part.sha256,
                 "tiles": tiles if product.inputs.cutout else [],
                 "reads": [known[name] for name in reads],
+                **_around(part, product, catalog),
             }
         )
         writers |= {column.name: product.name for column in product.columns}
     whole = fingerprint({**written, "leaf": part.sha256, "products": list(known.items())})
     return Unit(part.order, part.pixel, part.rows, part.sha256, whole, known)
+
+
+def _around(part: Partition, product: Product, catalog: CatalogInfo) -> dict[str, Any]:
+    """The leaves that hold neighbours of a partition's objects, if a product reads those."""
+    if not product.inputs.neighbours:
+        return {}
+    return {"around": [one.sha256 for one in near(part, catalog, product.inputs.radius)]}
 
 
 def _edition(store: Store, survey: str, inputs: str) -> str:

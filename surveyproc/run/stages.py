@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from surveyproc import schemas
 from surveyproc.catalogs import hats, neighbours
+from surveyproc.catalogs.around import Around, Surroundings
 from surveyproc.errors import StoreError
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.products.base import Product, device
@@ -58,6 +59,7 @@ class Reading:
     def __init__(self, store: Store, plan: Plan, bands: Sequence[str]) -> None:
         self.store, self.plan, self.bands = store, plan, bands
         self._readers: dict[tuple[str, ...], CutoutReader] = {}
+        self._surroundings: dict[tuple[float, int], Surroundings] = {}
         inputs = {name for product in plan.products for name in product.inputs.columns}
         own = [column.name for column in plan.catalog.columns]
         objects = {column.name for column in schemas.load("object")}
@@ -73,7 +75,15 @@ class Reading:
         if products := held.stale(plan):
             bands, size = unit.image_needs(products, self.bands)
             reader = self._reader(tuple(bands)) if size else None
-            yield from unit.batches(table, products, reader)
+            yield from unit.batches(table, products, reader, self._around(table, products))
+
+    def _around(self, table: pa.Table, products: Sequence[Product]) -> Around | None:
+        needs = unit.neighbour_needs(products)
+        if not needs[1]:
+            return None
+        if needs not in self._surroundings:
+            self._surroundings[needs] = Surroundings(self.store, self.plan.catalog, *needs)
+        return self._surroundings[needs].of(table)
 
     def _reader(self, bands: tuple[str, ...]) -> CutoutReader:
         if bands not in self._readers:

@@ -15,9 +15,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from surveyproc import schemas
+from surveyproc.catalogs.around import Around
 from surveyproc.errors import SurveyError
 from surveyproc.images.cutouts import CutoutReader, Cutouts, over_edge
-from surveyproc.products.base import Batch, PixelArray, Product, RowTable, pixels_of, tables_of
+from surveyproc.products.base import (
+    Batch,
+    Inputs,
+    PixelArray,
+    Product,
+    RowTable,
+    pixels_of,
+    tables_of,
+)
 from surveyproc.schemas import Column
 
 # Objects a batch. With images, 512 nine-band 64-pixel cutouts are 75 MB, and of larger ones fewer
@@ -92,6 +101,7 @@ def compute(
     products: Sequence[Product],
     reader: CutoutReader | None,
     known: Mapping[str, NDArray[Any]] | None = None,
+    around: Around | None = None,
 ) -> Output:
     """What all `products` say of the rows of `table`, in the table's row order.
 
@@ -109,9 +119,11 @@ def compute(
         Where cutouts come from; None if no product reads images.
     known : mapping of str to ndarray, optional
         Columns of products that need not be computed, shape (n,) or (n, length).
+    around : Around, optional
+        The nearest others of the rows; None if no product reads them.
     """
     computation = Computation(table, products, known)
-    for read in batches(table, products, reader):
+    for read in batches(table, products, reader, around):
         computation.add(read)
     return computation.output()
 
@@ -305,10 +317,32 @@ def _empty(column: Column, rows: int) -> NDArray[Any]:
     return np.full(shape, column.missing, dtype=np.dtype(column.dtype))
 
 
+def neighbour_needs(products: Sequence[Product]) -> tuple[float, int]:
+    """Arcsec and number of neighbours that serve all `products`; 0 of them if none reads any."""
+    return (
+        max((product.inputs.radius for product in products), default=0.0),
+        max((product.inputs.neighbours for product in products), default=0),
+    )
+
+
 def batches(
-    table: pa.Table, products: Sequence[Product], reader: CutoutReader | None
+    table: pa.Table,
+    products: Sequence[Product],
+    reader: CutoutReader | None,
+    around: Around | None = None,
 ) -> Iterator[Read]:
     """The rows of a table batch by batch: their indices, what was read of them, its bands."""
+    for read in _batches(table, products, reader):
+        if around is not None:
+            ids, offsets = around.ids[read.index], around.offsets[read.index]
+            batch = replace(read.batch, neighbour_ids=ids, neighbour_offsets=offsets)
+            read = replace(read, batch=batch)
+        yield read
+
+
+def _batches(
+    table: pa.Table, products: Sequence[Product], reader: CutoutReader | None
+) -> Iterator[Read]:
     rows = table.num_rows
     if reader is None:
         for start in range(0, rows, COLUMN_ROWS):
@@ -367,8 +401,9 @@ def _narrow(read: Read, product: Product, available: Mapping[str, NDArray[Any]])
     batch, bands = read.batch, read.bands
     columns = {name: available[name] for name in product.inputs.columns}
     size = product.inputs.cutout
+    neighbours = _neighbours(batch, product.inputs)
     if not size or batch.images is None:
-        return Batch(columns=columns, flags=np.zeros(len(batch.flags), np.int32))
+        return Batch(columns=columns, flags=np.zeros(len(batch.flags), np.int32), **neighbours)
     pick = [bands.index(band) for band in product.inputs.bands]
     # The object's pixel is at size // 2 in the large cutout and must be so in the small one.
     start = batch.images.shape[-1] // 2 - size // 2
@@ -393,7 +428,21 @@ def _narrow(read: Read, product: Product, available: Mapping[str, NDArray[Any]])
         images=crop(batch.images),
         variance=crop(batch.variance),
         electron_flux=None if batch.electron_flux is None else batch.electron_flux[:, pick],
+        **neighbours,
     )
+
+
+def _neighbours(batch: Batch, inputs: Inputs) -> dict[str, Any]:
+    """As many neighbours as a product wants, within its own radius."""
+    if not inputs.neighbours or batch.neighbour_ids is None or batch.neighbour_offsets is None:
+        return {"neighbour_ids": None, "neighbour_offsets": None}
+    offsets = batch.neighbour_offsets[:, : inputs.neighbours]
+    # They come by distance: those that are too far are the last ones.
+    far = ~(np.linalg.norm(offsets, axis=2) <= inputs.radius)
+    return {
+        "neighbour_ids": np.where(far, 0, batch.neighbour_ids[:, : inputs.neighbours]),
+        "neighbour_offsets": np.where(far[..., None], np.nan, offsets),
+    }
 
 
 def _flags(read: Read, pick: list[int], size: int) -> NDArray[np.int32]:

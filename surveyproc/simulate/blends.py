@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.simulate.parents import Bool, Float, Images, Parents
+from surveyproc.simulate.parents import DILATION, Bool, Float, Images, Parents
 
 Int = NDArray[np.int64]
 
@@ -30,8 +31,8 @@ class Rule:
     """Which galaxies are blended, and how far apart.
 
     Shifts are whole pixels, uniform in a square, and accepted if their length D satisfies
-    least R <= D <= most R', D <= side / 2. Where the first limit is not below the second it
-    becomes 0.8 of it.
+    least R <= D <= most R', D <= side / 2, D <= within. Where the first limit is not below the
+    second it becomes 0.8 of it.
 
     Attributes
     ----------
@@ -44,6 +45,8 @@ class Rule:
     turn : bool
         Whether each galaxy is turned and mirrored at random before the sum (ours): few parents
         then give more blends.
+    within : float
+        Largest D in pixels (ours): that of blends which no catalog tells apart.
     """
 
     magnitudes: float = 2.0
@@ -51,15 +54,18 @@ class Rule:
     most: float = 4.0
     most_of: Literal["larger", "smaller"] = "larger"
     turn: bool = False
+    within: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.magnitudes > 0 and self.least >= 0 and self.most > 0):
+        far = self.within is None or self.within >= 1
+        if not (self.magnitudes > 0 and self.least >= 0 and self.most > 0 and far):
             raise ConfigError(f"rule of blends: {self} has a limit that nothing satisfies")
 
     def limits(self, one: Float, other: Float, side: int) -> tuple[Float, Float]:
         """Least and most distance, pixels, of galaxies with these half-light radii, shape (n,)."""
         larger, smaller = np.maximum(one, other), np.minimum(one, other)
-        most = np.minimum(self.most * (larger if self.most_of == "larger" else smaller), side / 2)
+        reach = side / 2 if self.within is None else min(side / 2, self.within)
+        most = np.minimum(self.most * (larger if self.most_of == "larger" else smaller), reach)
         # Two galaxies in one place would be one.
         most = np.maximum(most, 1.0)
         least = self.least * larger
@@ -80,7 +86,7 @@ class Blends:
     Attributes
     ----------
     members : int64 ndarray, shape (n, k)
-        Rows of the parents.
+        Rows of the parents; less than 0 where a galaxy is left out, see `left_alone`.
     shift : int64 ndarray, shape (n, k, 2)
         How far each is moved along y and x, pixels; 0 for the central one.
     turn : int64 ndarray, shape (n, k)
@@ -98,6 +104,19 @@ class Blends:
         """From the central galaxy to each, pixels, shape (n, k)."""
         found: Float = np.hypot(self.shift[..., 0], self.shift[..., 1])
         return found
+
+
+def left_alone(blends: Blends, share: float, rng: np.random.Generator) -> Blends:
+    """A share of the blends without their companions; these become -1 less their numbers.
+
+    The number is kept, since a stamp of a real galaxy brings noise that a lone one must have too.
+    """
+    members = blends.members.copy()
+    alone = rng.random(len(blends)) < share
+    members[alone, 1:] = -1 - members[alone, 1:]
+    shift = blends.shift.copy()
+    shift[alone, 1:] = 0
+    return Blends(members, shift, blends.turn)
 
 
 def split(n: int, shares: tuple[float, ...], seed: int) -> list[Int]:
@@ -238,7 +257,8 @@ def add(
     Returns
     -------
     images : float32 ndarray, shape (n, band, side, side)
-        The sum of the stamps, each moved with nothing moved in.
+        The sum of the stamps, each moved with nothing moved in. Of a companion that is left out
+        it has the noise, unless noise is added: `background`.
     masks : bool ndarray, shape (n, k, side, side)
         Where each galaxy would be detected alone.
 
@@ -250,7 +270,8 @@ def add(
     n, galaxies = blends.members.shape
     for k in range(1, galaxies):
         for j in range(k):
-            if (blends.shift[:, k] == blends.shift[:, j]).all(axis=1).any():
+            there = (blends.members[:, [j, k]] >= 0).all(axis=1)
+            if (there & (blends.shift[:, k] == blends.shift[:, j]).all(axis=1)).any():
                 raise InputError(
                     "two galaxies of a blend have one centre: no mask or flux could be told to be "
                     "that of either; move one of them"
@@ -261,6 +282,10 @@ def add(
     for row in range(n):
         for k, member in enumerate(blends.members[row]):
             turn, (dy, dx) = int(blends.turn[row, k]), blends.shift[row, k]
+            if member < 0:
+                if sigma is None and rng is not None:
+                    images[row] += turned(background(parents, -1 - int(member), rng), turn)
+                continue
             target, source = _overlap(int(dy), int(dx), side)
             images[row][:, *target] += turned(parents.images[member], turn)[:, *source]
             masks[row, k][target] = turned(parents.mask[member], turn)[source]
@@ -269,6 +294,22 @@ def add(
             noise = rng.standard_normal((n, side, side), dtype=np.float32)
             images[:, band] += noise * sigma[:, band, None, None].astype(np.float32)
     return images, masks
+
+
+def background(parents: Parents, member: int, rng: np.random.Generator) -> Images:
+    """A parent's stamp without its galaxy: that is filled as the paper fills neighbours.
+
+    Shape (band, side, side). An isolated galaxy gets it, so that no network tells blends of real
+    stamps, which have the noise of several, by their noise.
+    """
+    stamp: Images = parents.images[member].copy()
+    hidden = binary_dilation(parents.mask[member], iterations=DILATION)
+    empty = np.flatnonzero(~hidden)
+    if not len(empty):
+        return np.zeros_like(stamp)
+    drawn = rng.choice(empty, int(hidden.sum()))
+    stamp[:, hidden] = stamp.reshape(len(stamp), -1)[:, drawn]
+    return stamp
 
 
 def turned(stamp: NDArray[np.generic], turn: int) -> NDArray[np.generic]:

@@ -2,7 +2,8 @@
 
 `blends/train` and `blends/test` under a store's root share no galaxy; nor do the rows of the first
 that are held out with the others. The cube's masks are a target `masks`, its fluxes `fluxes`, both
-in the order of `evaluate.blends.flux_names`.
+in the order of `evaluate.blends.flux_names`; `class` says which rows are blends, and which are
+galaxies alone.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 import surveyproc
 from surveyproc.catalogs.labels import TARGET
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.evaluate.blends import flux_names, galaxy_names
+from surveyproc.evaluate.blends import KINDS, flux_names, galaxy_names
 from surveyproc.progress import Meter
-from surveyproc.simulate.blends import PAPER, Blends, Int, Rule, add, choose, split
+from surveyproc.simulate.blends import PAPER, Blends, Int, Rule, add, choose, left_alone, split
 from surveyproc.simulate.parents import Parents
 from surveyproc.store import layout
 from surveyproc.store.storage import Store
@@ -30,7 +31,7 @@ from surveyproc.train.cube import SHARD, TrainingCube
 from surveyproc.train.data import TrainingSet
 
 Float = NDArray[np.float64]
-FLUXES, MASKS = "fluxes", "masks"
+FLUXES, MASKS, CLASS = "fluxes", "masks", "class"
 THREADS = 2
 """Shards that are made at once."""
 
@@ -74,6 +75,7 @@ def write_blends(
     *,
     rule: Rule = PAPER,
     galaxies: int = 2,
+    isolated: float = 0.0,
     noise: Float | None = None,
     pixel_scale: float | None = None,
     seed: int = 0,
@@ -92,6 +94,8 @@ def write_blends(
         Which galaxies, and how far apart.
     galaxies : int
         In every blend.
+    isolated : float
+        Share of the rows that are galaxies alone, for networks that tell blends from them.
     noise : float64 ndarray, shape (m, band), optional
         Levels of noise to add, nJy a pixel (standard deviation), of which every blend draws one.
         None for stamps of real galaxies, which bring their own.
@@ -110,6 +114,8 @@ def write_blends(
         If the rule lets no galaxies of a part blend.
     """
     counts = counts or BlendCounts()
+    if not 0 <= isolated < 1:
+        raise ConfigError(f"blends: a share of {isolated} isolated galaxies is not in 0 to 1")
     shares = (counts.test_share, counts.held_out_share * (1 - counts.test_share))
     test, held, rest = split(len(parents), shares, seed)
     held_blends = round(counts.held_out_share * counts.train)
@@ -129,6 +135,8 @@ def write_blends(
                 for key in ("members", "shift", "turn")
             )
         )
+        if isolated:
+            blends = left_alone(blends, isolated, rng)
         held_out = np.repeat([out for _, _, out in pools], [n for _, n, _ in pools])
         level = None if noise is None else noise[rng.integers(0, len(noise), len(blends))]
         record = {
@@ -137,6 +145,7 @@ def write_blends(
             "pixel_scale": pixel_scale,
             "pixel_targets": {MASKS: galaxies},
             "galaxies": galaxies,
+            "isolated": isolated,
             "select": parents.bands[parents.select],
             "rule": asdict(rule),
             "parents": int(sum(len(pool) for pool, _, _ in pools)),
@@ -189,21 +198,24 @@ def _index(
     parents: Parents, blends: Blends, noise: Float | None, held_out: NDArray[np.bool_]
 ) -> pa.Table:
     n, galaxies = blends.members.shape
-    flux = parents.flux[blends.members].reshape(n, -1)
+    there = blends.members >= 0
+    flux = np.where(there[..., None], parents.flux[blends.members], np.nan).reshape(n, -1)
+    kinds = np.where(there[:, 1:].any(axis=1), *KINDS)
     columns: dict[str, Any] = {
         "object_id": np.arange(n),
         "held_out": held_out,
         f"{TARGET}{FLUXES}": pa.FixedSizeListArray.from_arrays(flux.ravel(), flux.shape[1]),
+        f"{TARGET}{CLASS}": kinds,
         "psf": parents.psf[blends.members[:, 0]],
         "noise": np.full(n, np.nan) if noise is None else noise[:, parents.select],
     }
     for k, name in enumerate(galaxy_names(galaxies)):
-        member = blends.members[:, k]
+        member, here = blends.members[:, k], there[:, k]
         columns |= {
-            f"parent_{name}": member,
-            f"kind_{name}": parents.kind[member],
-            f"mag_{name}": parents.magnitude[member],
-            f"radius_{name}": parents.radius[member],
+            f"parent_{name}": np.where(here, member, -1),
+            f"kind_{name}": np.where(here, parents.kind[member], ""),
+            f"mag_{name}": np.where(here, parents.magnitude[member], np.nan),
+            f"radius_{name}": np.where(here, parents.radius[member], np.nan),
             f"dy_{name}": blends.shift[:, k, 0],
             f"dx_{name}": blends.shift[:, k, 1],
         }
@@ -212,12 +224,12 @@ def _index(
 
 @dataclass(frozen=True)
 class BlendTruth:
-    """What is known of n blends of k galaxies.
+    """What is known of n blends of k galaxies, of which some may be left out.
 
     Attributes
     ----------
     flux : float64 ndarray, shape (n, k, band)
-        nJy.
+        nJy; NaN, as magnitude and radius, of a galaxy that is left out.
     magnitude, radius : float64 ndarray, shape (n, k)
         AB in the band of the selection; half-light radii, pixels.
     kind : ndarray of str, shape (n, k)
@@ -225,7 +237,7 @@ class BlendTruth:
     shift : int64 ndarray, shape (n, k, 2)
         From the centre of the stamp (pixel cutout // 2), along y and x, pixels.
     parent : int64 ndarray, shape (n, k)
-        Which galaxy it is.
+        Which galaxy it is; -1 if it is left out.
     """
 
     flux: Float
@@ -237,16 +249,23 @@ class BlendTruth:
 
     @property
     def separation(self) -> Float:
-        """Distance to the nearest other galaxy of the blend, in its own radii, shape (n, k)."""
+        """Distance to the nearest other galaxy of the blend, in its own radii, shape (n, k).
+
+        Infinite where it is alone, NaN where it is left out.
+        """
         apart = np.linalg.norm(self.shift[:, :, None] - self.shift[:, None], axis=3)
         apart[:, np.arange(apart.shape[1]), np.arange(apart.shape[1])] = np.inf
+        apart.swapaxes(1, 2)[self.parent < 0] = np.inf
         return np.asarray(apart.min(axis=2) / self.radius)
 
     @property
     def contrast(self) -> Float:
-        """Magnitude less that of the brightest other galaxy of the blend, shape (n, k)."""
+        """Magnitude less that of the brightest other galaxy of the blend, shape (n, k).
+
+        Infinitely small where it is alone.
+        """
         k = self.magnitude.shape[1]
-        others = np.repeat(self.magnitude[:, None], k, axis=1)
+        others = np.repeat(np.nan_to_num(self.magnitude, nan=np.inf)[:, None], k, axis=1)
         others[:, np.arange(k), np.arange(k)] = np.inf
         return np.asarray(self.magnitude - others.min(axis=2))
 
@@ -293,7 +312,9 @@ def open_blends(url: str) -> TrainingCube:
     return TrainingCube.open(store, layout.blends(part))
 
 
-def blend_training_set(cube: TrainingCube, *, fluxes: bool = True) -> TrainingSet:
+def blend_training_set(
+    cube: TrainingCube, *, fluxes: bool = True, classes: bool = False
+) -> TrainingSet:
     """The training set of a cube of blends, which says itself what is held out.
 
     Parameters
@@ -302,6 +323,8 @@ def blend_training_set(cube: TrainingCube, *, fluxes: bool = True) -> TrainingSe
         From `write_blends`.
     fluxes : bool
         Whether the network learns fluxes; masks come with the cube.
+    classes : bool
+        Whether it learns which rows are blends and which are galaxies alone.
 
     Raises
     ------
@@ -309,9 +332,12 @@ def blend_training_set(cube: TrainingCube, *, fluxes: bool = True) -> TrainingSe
         If the cube holds no blends.
     """
     _galaxies(cube)
+    targets: dict[str, NDArray[Any]] = {FLUXES: _fluxes(cube)} if fluxes else {}
+    if classes:
+        targets[CLASS] = cube.index[f"{TARGET}{CLASS}"].to_numpy().astype(object)
     return TrainingSet.of_cube(
         cube,
-        {FLUXES: _fluxes(cube)} if fluxes else {},
+        targets,
         held_out=cube.index["held_out"].to_numpy().astype(bool),
     )
 

@@ -18,9 +18,10 @@ from surveyproc.images.stamps import COLOURS
 from surveyproc.models.base import Network, build
 from surveyproc.models.tasks.base import check_targets
 from surveyproc.places import Places
+from surveyproc.products.fluxes import better_fluxes
 from surveyproc.products.registry import build_products, check_fluxes
 from surveyproc.survey import Survey
-from surveyproc.train.blends import FLUXES, MASKS, blend_training_set, open_blends
+from surveyproc.train.blends import CLASS, FLUXES, MASKS, blend_training_set, open_blends
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.training_cube import build_training_cube
@@ -83,7 +84,8 @@ def labelled_blends(config: SurveyConfig, section: ModelSection) -> TrainingSet:
         As `untrained`.
     """
     learned = _of_blends(untrained(config, section))
-    return blend_training_set(_blends(config, section), fluxes=FLUXES in learned)
+    cube = _blends(config, section)
+    return blend_training_set(cube, fluxes=FLUXES in learned, classes=CLASS in learned)
 
 
 def _blends(config: SurveyConfig, section: ModelSection) -> TrainingCube:
@@ -103,7 +105,7 @@ def _blends(config: SurveyConfig, section: ModelSection) -> TrainingCube:
 def _of_blends(network: Network) -> list[str]:
     """The targets of a network that a cube of blends holds."""
     names = [target.name for task in network.tasks for target in task.targets]
-    return [name for name in names if name in (FLUXES, MASKS)]
+    return [name for name in names if name in (FLUXES, MASKS, CLASS)]
 
 
 def measured_training_set(survey: Survey, section: ModelSection, places: Places) -> TrainingSet:
@@ -126,7 +128,8 @@ def measured_training_set(survey: Survey, section: ModelSection, places: Places)
     chosen = _survey_bands(survey.config, section, section.training.bands)
     bands = _model_bands(section, chosen)
     own = dict(zip(bands, chosen, strict=True))
-    _check_fluxes(survey, section, [f"flux_{own[band]}" for band in reads.features])
+    read = [own[band] for band in reads.features]
+    _check_fluxes(survey, section, read)
     cube = build_training_cube(
         survey,
         section,
@@ -137,8 +140,8 @@ def measured_training_set(survey: Survey, section: ModelSection, places: Places)
     table = cube.index
     lone = cube.record["labels"] - table.num_rows
     return TrainingSet(
-        flux=np.stack([_floats(table, f"flux_{band}") for band in chosen], axis=1),
-        flux_err=np.stack([_floats(table, f"flux_err_{band}") for band in chosen], axis=1),
+        flux=_fluxes(table, "flux", chosen, read, section.fluxes),
+        flux_err=_fluxes(table, "flux_err", chosen, read, section.fluxes),
         targets={
             name.removeprefix(TARGET): _target(table[name])
             for name in table.column_names
@@ -158,7 +161,23 @@ def measured_training_set(survey: Survey, section: ModelSection, places: Places)
     )
 
 
-def _check_fluxes(survey: Survey, section: ModelSection, fluxes: Sequence[str]) -> None:
+def _fluxes(
+    table: pa.Table, kind: str, bands: Sequence[str], read: Sequence[str], product: str | None
+) -> NDArray[np.float64]:
+    """Fluxes or errors of the bands, shape (n, band); as a run gives them to the network."""
+    found = np.stack([_floats(table, f"{kind}_{band}") for band in bands], axis=1)
+    if product is not None and read:
+        starts = (kind, f"{product}_{kind}", f"{product}_flux")
+        names = [f"{start}_{band}" for start in starts for band in read]
+        columns = {name: _floats(table, name) for name in names}
+        places = [list(bands).index(band) for band in read]
+        found[:, places] = better_fluxes(columns, kind, read, product)
+    return found
+
+
+def _check_fluxes(survey: Survey, section: ModelSection, bands: Sequence[str]) -> None:
+    starts = ["flux", *([f"{section.fluxes}_flux"] if section.fluxes else [])]
+    fluxes = [f"{start}_{band}" for start in starts for band in bands]
     held = {column.name: column for column in read_catalog(survey.store, survey.name).columns}
     before = build_products(survey, section)
     written = {column.name for product in before for column in product.columns}

@@ -89,8 +89,9 @@ def check_cutout(usable: TrainingSet, network: Network, fit: FitSettings) -> Non
                 f"task {task.name!r} has {task.targets[0].length} planes, and those of {held.key} "
                 f"{planes}: give the network as many galaxies"
             )
-    if held.pixel_targets and fit.distortion != NO_DISTORTION:
+    learned = [task.name for task in network.tasks if task.pixels]
+    if learned and fit.distortion != NO_DISTORTION:
         raise InputError(
-            f"training.zoom, dimming, shrinking: {', '.join(held.pixel_targets)} of {held.key} "
+            f"training.zoom, dimming, shrinking: {', '.join(learned)} of {held.key} "
             "would not lie on the distorted images: leave them out"
         )

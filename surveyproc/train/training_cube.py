@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import surveyproc
 from surveyproc import schemas
+from surveyproc.catalogs.around import Surroundings
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import TARGET, Labels, read_labels
 from surveyproc.config import SurveyConfig
@@ -120,7 +121,7 @@ def build_training_cube(
     # LSDB takes seconds to import; a cube that is there needs none.
     from surveyproc.catalogs.match import match_labels
 
-    taken = _catalog_columns(survey.config, content.catalog, content.products)
+    taken = _catalog_columns(survey.config, section, content.catalog, content.products)
     matched = match_labels(survey.store, content.catalog.key, content.labels, taken, places)
     starts = range(0, matched.num_rows, SHARD)
     # Taken, not sliced: a slice is pickled with all of the table behind it.
@@ -196,6 +197,7 @@ class ShardWorker:
         cutout: int,
     ) -> None:
         self.store, self.config, self.key = survey.store, survey.config, key
+        self.fluxes = flux_columns(survey.config, section)
         self.products: tuple[Product, ...] = build_products(survey, section)
         unit.prepare(self.products)
         self.shape = (len(bands), cutout, cutout)
@@ -204,11 +206,17 @@ class ShardWorker:
         wanted, size = unit.image_needs(self.products, survey.config.images.bands)
         tiles = read_tiles(self.store, survey.name) if size else []
         self.reader = CutoutReader(self.store, tiles, wanted) if size else None
+        radius, most = unit.neighbour_needs(self.products)
+        self.surroundings = None
+        if most:
+            catalog = read_catalog(self.store, survey.name)
+            self.surroundings = Surroundings(self.store, catalog, radius, most)
 
     def __call__(self, item: tuple[int, pa.Table]) -> tuple[int, pa.Table, int]:
         """Number of the shard, its part of the index, and the bytes written."""
         number, table = item
-        measured = unit.compute(table, self.products, self.reader).columns
+        around = None if self.surroundings is None else self.surroundings.of(table)
+        measured = unit.compute(table, self.products, self.reader, around=around).columns
         pixels = measured.pop("pixels", None)
         nbytes = 0
         if pixels is not None:
@@ -222,7 +230,7 @@ class ShardWorker:
         reddening = self.config.catalog.reddening
         ebv = _floats(table[reddening]) if reddening else np.zeros(table.num_rows)
         columns["ebv"] = np.nan_to_num(ebv, nan=0.0)
-        for name in _flux_columns(self.config):
+        for name in self.fluxes:
             if name in measured:
                 columns[name] = measured[name].astype(np.float64)
             elif name in table.column_names:
@@ -250,7 +258,7 @@ def _content(
     labels = read_labels(section.training, survey.config)
     products = build_products(survey, section)
     check_columns(products, catalog.columns)
-    _catalog_columns(survey.config, catalog, products)
+    _catalog_columns(survey.config, section, catalog, products)
     images = bool(cutout) or any(product.inputs.cutout for product in products)
     tiles = read_tiles(survey.store, survey.name) if images else []
     version = fingerprint(
@@ -265,17 +273,24 @@ def _content(
             "survey_bands": list(survey.config.bands),
             "bands": list(bands),
             "cutout": cutout,
+            **({"fluxes": section.fluxes} if section.fluxes else {}),
         }
     )
     return _Content(catalog, tiles, labels, products, layout.training_cube(section.name, version))
 
 
-def _flux_columns(config: SurveyConfig) -> list[str]:
-    return [f"{kind}_{band}" for kind in ("flux", "flux_err") for band in config.bands]
+def flux_columns(config: SurveyConfig, section: ModelSection) -> list[str]:
+    """Columns of fluxes and errors that a training may want, of every band."""
+    starts = ["", *([f"{section.fluxes}_"] if section.fluxes else [])]
+    kinds = [f"{start}{kind}" for start in starts for kind in ("flux", "flux_err")]
+    return [f"{kind}_{band}" for kind in kinds for band in config.bands]
 
 
 def _catalog_columns(
-    config: SurveyConfig, catalog: CatalogInfo, products: Sequence[Product]
+    config: SurveyConfig,
+    section: ModelSection,
+    catalog: CatalogInfo,
+    products: Sequence[Product],
 ) -> list[str]:
     """What the products and the index want of the catalog.
 
@@ -295,7 +310,8 @@ def _catalog_columns(
             )
     written = {column.name for product in products for column in product.columns}
     read = {name for product in products for name in product.inputs.columns}
-    wanted = read | (set(_flux_columns(config)) - written) | ({reddening} if reddening else set())
+    fluxes = set(flux_columns(config, section)) - written
+    wanted = read | fluxes | ({reddening} if reddening else set())
     return sorted(wanted & set(held))
 
 

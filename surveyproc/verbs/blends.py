@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -67,6 +67,8 @@ def blends(
     side: int = 128,
     rule: str = "paper",
     galaxies: int = 2,
+    isolated: float = 0.0,
+    within: float | None = None,
     counts: BlendCounts | None = None,
     seed: int = 0,
 ) -> Blended:
@@ -89,6 +91,10 @@ def blends(
         Which galaxies are blended, how far apart, and what their neighbours are filled with.
     galaxies : int
         In every blend.
+    isolated : float
+        Share of the rows that are galaxies alone.
+    within : float, optional
+        Largest distance of a companion, pixels: less than the catalog tells apart.
     counts : BlendCounts, optional
         How many blends.
     seed : int
@@ -115,7 +121,14 @@ def blends(
     else:
         found, noise = _read(stamps, bands, unit, seed, FILLS[rule]), None
     train, test = write_blends(
-        Store(out), found, counts, rule=RULES[rule], galaxies=galaxies, noise=noise, seed=seed
+        Store(out),
+        found,
+        counts,
+        rule=replace(RULES[rule], within=within),
+        galaxies=galaxies,
+        isolated=isolated,
+        noise=noise,
+        seed=seed,
     )
     return Blended(_part(train), _part(test), galaxy_names(galaxies), found.dropped)
 

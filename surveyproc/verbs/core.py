@@ -293,7 +293,8 @@ def evaluate(
     """Redshift metrics of a published catalog against the table of the [truth] section.
 
     Point estimates are by default the medians of the first PDFs, `*_z_median`. Metrics are binned
-    in true and in predicted redshift, and in AB magnitude.
+    in true and in predicted redshift, and in AB magnitude. If the catalog tells unrecognised blends
+    (`blend_probability_flag`), there are metrics without them too.
 
     Parameters
     ----------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +108,8 @@ class Columns:
         Quantiles and flag that belong to `point`.
     brightness : str
         What to bin in: AB magnitudes, or `flux_<band>` in nJy.
+    blends : str
+        Flag of a product of kind blend_probability.
     """
 
     point: str
@@ -113,6 +117,7 @@ class Columns:
     pdfs: str
     flag: str
     brightness: str
+    blends: str = ""
 
     @property
     def numbers(self) -> list[str]:
@@ -122,7 +127,7 @@ class Columns:
     @property
     def all(self) -> list[str]:
         """All that there are, each once."""
-        named = (self.point, self.baseline, self.pdfs, self.flag, self.brightness)
+        named = (self.point, self.baseline, self.pdfs, self.flag, self.brightness, self.blends)
         return [name for name in dict.fromkeys(named) if name]
 
 
@@ -190,7 +195,13 @@ def choose_columns(
     pdfs, flag = _beside(point, names)
     reddest = (f"flux_{band}" for band in reversed(bands))
     brightness = magnitude or next((name for name in reddest if name in names), "")
-    return Columns(point, baseline or "", pdfs, flag, brightness)
+    return Columns(point, baseline or "", pdfs, flag, brightness, _blend_flag(names))
+
+
+def _blend_flag(names: Sequence[str]) -> str:
+    """The flag of the last product that tells unrecognised blends; "" without one."""
+    found = [one for one in names if re.fullmatch(r"blend_probability(_.*)?_flag", one)]
+    return found[-1] if found else ""
 
 
 def _beside(point: str, names: Sequence[str]) -> tuple[str, str]:
@@ -264,11 +275,18 @@ def metrics(
         point,
         redshift,
         good=values[columns.flag] == 0 if columns.flag else None,
+        recognised=_recognised(values[columns.blends]) if columns.blends else None,
         binned=binned,
         quantiles=values[columns.pdfs] if known else None,
         levels=levels,
         threshold=outlier,
     )
+
+
+def _recognised(flags: NDArray[Any]) -> NDArray[np.bool_]:
+    """Objects that are no unrecognised blends; also those that nobody could judge."""
+    bit = schemas.flag("unrecognised_blend")
+    return np.asarray((np.nan_to_num(flags).astype(np.int64) & bit) == 0)
 
 
 def _magnitudes(column: str, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

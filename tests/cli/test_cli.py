@@ -38,7 +38,7 @@ RELEASE = words(
 )
 EVALUATION = words(
     "catalog release rows rejected column labels labels_dropped matched threshold thresholds all "
-    "unflagged bins pdf"
+    "unflagged recognised bins pdf"
 )
 NIGHT = words("survey started before release did exit_code error seconds summary")
 

@@ -74,7 +74,8 @@ def test_a_kind_of_another_package_brings_its_own_section(tmp_path, package):
 @pytest.mark.parametrize("name", ["photometri", "unknown_thing"])
 def test_an_unknown_kind_is_told_which_there_are(tmp_path, name):
     with pytest.raises(
-        ConfigError, match=r"no installed kind .* there are morphology, network, photometry, photoz"
+        ConfigError,
+        match=r"no installed kind .* there are blend_probability, deblend, morphology",
     ):
         config(tmp_path, name)
 

@@ -14,6 +14,7 @@ from surveyproc.evaluate.blends import (
     coverage,
     error_scale,
     flux_names,
+    found_blends,
     galaxy_names,
     magnitude_errors,
     mask_overlaps,
@@ -134,3 +135,21 @@ def test_few_objects_scale_nothing():
 def test_names():
     assert galaxy_names(1) == ("central",)
     assert flux_names(3, ("r",)) == ("central_r", "companion_r", "companion_2_r")
+
+
+def test_found_blends_by_hand():
+    """Ten objects alone at 0.00 to 0.09; the blends at 0.085 and above, one without an answer."""
+    p = np.array([*np.arange(10) / 100, 0.085, 0.5, 0.6, np.nan])
+    blended = np.arange(14) >= 10
+    apart = np.where(blended, [*np.zeros(10), 1.0, 1.0, 3.0, 3.0], np.nan)
+    found = found_blends(p, blended, apart, (0.0, 2.0, 4.0, 6.0))
+    assert (found["n"], found["blends"]) == (13, 3)
+    at = dict(zip(found["rejected"], found["completeness"], strict=True))
+    assert at[0.01] == pytest.approx(2 / 3)
+    assert at[0.2] == 1.0
+    near, far, none = found["by_separation"]
+    assert (near["n"], far["n"], none["n"]) == (2, 1, 0)
+    assert near["completeness"][0] == 0.5
+    assert far["completeness"][0] == 1.0
+    assert np.isnan(none["completeness"]).all()
+    assert "by_separation" not in found_blends(p, blended)

@@ -127,6 +127,25 @@ def test_band_map_reads_the_surveys_columns(package, flux):
     assert plain.version == PhotozProduct(package, {"u": "u"}).version
 
 
+def test_fluxes_of_another_product_are_read_where_it_has_all(package, flux):
+    product = PhotozProduct(package, fluxes="deblend")
+    names = [f"flux_{band}" for band in BANDS]
+    assert product.inputs.columns == (*names, *(f"deblend_{name}" for name in names))
+    own = flux[:4] * np.array([0.5, 0.7, 0.6, 0.9])
+    own[1] = np.nan
+    own[2, 3] = np.nan
+    given = batch(flux[:4])
+    columns = given.columns | {
+        f"deblend_{name}": own[:, k].astype(np.float32) for k, name in enumerate(names)
+    }
+    found = product.compute(Batch(columns, given.flags))
+    mixed = np.where([[True], [False], [False], [True]], own, flux[:4])
+    expected = PhotozProduct(package).compute(batch(mixed))
+    for name in FLOATS:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert product.version != PhotozProduct(package).version
+
+
 def test_wrong_band_maps_are_named(package):
     with pytest.raises(ConfigError, match=r"'K': the model has u, g, r, i; the survey Ks"):
         PhotozProduct(package, {"K": "Ks"})

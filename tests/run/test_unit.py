@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surveyproc.catalogs.around import Around
 from surveyproc.errors import SurveyError
 from surveyproc.images.cutouts import Cutouts
 from surveyproc.products.base import Inputs, Product
@@ -442,3 +443,25 @@ def test_prepare_gives_torch_one_thread_also_if_a_product_has_just_imported_it(m
     product.prepare = lambda: sys.modules.update(torch=stand_in)
     unit.prepare([product])
     assert threads == [1]
+
+
+def test_a_product_is_told_of_its_own_neighbours_alone():
+    """The nearest that it asks for, within its own radius, whatever others of the run want."""
+    offsets = np.full((4, 3, 2), np.nan)
+    offsets[0] = [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
+    offsets[2, 0] = [0.0, 2.0]
+    around = Around(np.array([[5, 6, 7], [0, 0, 0], [8, 0, 0], [0, 0, 0]]), offsets)
+    wide = Made("wide", lambda b: b.neighbour_ids[:, 0] + 0.0, neighbours=3, radius=3.0)
+    tight = Made("tight", lambda b: b.neighbour_ids[:, 0] + 0.0, neighbours=2, radius=1.5)
+    blind = Made("blind", lambda b: np.zeros(len(b.flags)))
+    both = Made("both", lambda b: b.images[:, 0, 0, 0], bands="g", cutout=3, neighbours=1, radius=9)
+    products = [wide, tight, blind, both]
+    reader = Reader("g", covered=[2, 0])
+    output = unit.compute(table_of(4), products, reader, around=around).columns
+    assert output["wide_value"].tolist() == [5, 0, 8, 0]
+    assert output["tight_value"].tolist() == [5, 0, 0, 0]
+    assert [len(batch.flags) for batch in tight.seen] == [2, 2]
+    assert tight.seen[0].neighbour_ids.tolist() == [[0, 0], [5, 0]]
+    assert np.isnan(tight.seen[0].neighbour_offsets[1, 1]).all()
+    assert blind.seen[0].neighbour_ids is None
+    assert both.seen[0].neighbour_ids.tolist() == [[8], [5]]

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.simulate.blends import PACKAGE, PAPER, Blends, Rule, add, choose, split, turned
+from surveyproc.simulate.blends import (
+    PACKAGE,
+    PAPER,
+    Blends,
+    Rule,
+    add,
+    choose,
+    left_alone,
+    split,
+    turned,
+)
 from surveyproc.simulate.galaxies import KINDS, Sky, drawn, half_light
 from surveyproc.simulate.parents import DILATION, Parents, from_stamps, isolate
 
@@ -253,3 +263,25 @@ def test_real_galaxies_can_be_parents(survey_data):
     assert ((found.magnitude > 17) & (found.magnitude < 24)).all()
     made = choose(found, np.arange(20), 10, rng=np.random.default_rng(0))
     assert add(found, made)[0].shape == (10, 9, 64, 64)
+
+
+def test_a_galaxy_alone_has_as_much_noise_as_a_blend_of_real_stamps():
+    """Or a network would tell them by it."""
+    random = np.random.default_rng(0)
+    parents = spots(n=40)
+    stamps = parents.images + random.normal(0, 1.0, parents.images.shape).astype(np.float32)
+    parents = replace(parents, images=stamps)
+    made = choose(parents, np.arange(40), 200, Rule(), rng=np.random.default_rng(1))
+    some = left_alone(made, 0.5, np.random.default_rng(2))
+    alone = (some.members < 0).any(axis=1)
+    assert 70 < alone.sum() < 130
+    assert (some.members[:, 0] == made.members[:, 0]).all()
+    images, masks = add(parents, some, rng=np.random.default_rng(3))
+    assert masks[~alone].any(axis=(2, 3)).all()
+    assert not masks[alone, 1:].any()
+    # The corner of each, where no galaxy is.
+    corner = images[..., :4, :4].std(axis=(1, 2, 3))
+    assert corner[alone].mean() == pytest.approx(np.sqrt(2), rel=0.05)
+    light = images[alone].sum(axis=(1, 2, 3))
+    true = parents.flux[some.members[alone, 0]].sum(axis=1)
+    np.testing.assert_allclose(light, true, atol=6 * np.sqrt(2 * images[0].size))

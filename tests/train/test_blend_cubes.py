@@ -1,5 +1,7 @@
 """Blends as training cubes, from galaxies to a package: splits, masks that turn, three stages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from surveyproc import verbs
 from surveyproc.config import load
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError
+from surveyproc.evaluate.blends import found_blends
 from surveyproc.models.base import Reads
 from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package
@@ -324,3 +327,65 @@ def test_other_blends_in_the_same_place_are_another_training_set(tmp_path):
         cube = write_blends(Store(str(tmp_path)), spots(), counts, rule=rule, seed=seed)[0]
         found.append(blend_training_set(cube, fluxes=False).checksum)
     assert found[0] == found[1] != found[2]
+
+
+@pytest.fixture(scope="module")
+def with_lone_ones(tmp_path_factory):
+    """Blends within four pixels, and as many galaxies alone, 32 pixels wide."""
+    store = Store(str(tmp_path_factory.mktemp("lone")))
+    parents = spots(80)
+    wide = np.pad(parents.images, ((0, 0), (0, 0), (8, 8), (8, 8)))
+    mask = np.pad(parents.mask, ((0, 0), (8, 8), (8, 8)))
+    parents = replace(parents, images=wide, mask=mask)
+    rule, noise = Rule(least=2.5, most=8.0, within=4.0), np.array([[2.0, 2.0]])
+    counts = BlendCounts(500, 120)
+    return write_blends(store, parents, counts, rule=rule, isolated=0.5, noise=noise, seed=4)
+
+
+def test_a_cube_may_hold_galaxies_alone(with_lone_ones):
+    for cube in with_lone_ones:
+        truth = blend_truth(cube)
+        alone = cube.index["target_class"].to_numpy() == "single"
+        assert 0.4 < alone.mean() < 0.6
+        assert np.isnan(truth.flux[alone, 1]).all()
+        assert np.isfinite(truth.flux[~alone]).all()
+        assert (truth.parent[:, 1] == -1).tolist() == alone.tolist()
+        assert np.isinf(truth.separation[alone, 0]).all()
+        assert np.isneginf(truth.contrast[alone, 0]).all()
+        assert np.isfinite(truth.contrast[~alone]).all()
+        assert (np.linalg.norm(truth.shift[~alone, 1], axis=1) <= 4.0).all()
+        masks = np.concatenate([cube.read(k)[:, 3] for k in range(cube.shards)])
+        assert (masks.any(axis=(1, 2)) == ~alone).all()
+    with pytest.raises(ConfigError, match=r"a share of 1.0 isolated galaxies is not in 0 to 1"):
+        write_blends(with_lone_ones[0].store, spots(), isolated=1.0)
+    with pytest.raises(ConfigError, match="limit that nothing satisfies"):
+        Rule(within=0.5)
+
+
+def test_a_network_learns_which_are_blends(with_lone_ones):
+    train_cube, test_cube = with_lone_ones
+    package = train(
+        blend_training_set(train_cube, fluxes=False, classes=True),
+        settings=TrainingSection(source="x", epochs=3, batch_size=50, learning_rates=[3e-3]),
+        store=train_cube.store,
+        name="tells",
+        network={"cutout": 32, "hidden": 8},
+        architecture="morphology",
+        places=where.HERE,
+    )
+    assert package.tasks[0]["classes"] == ["blend", "single"]
+    values, _ = predict(package.network(), None, images=test_cube.read(0)[:, :2])
+    blended = test_cube.index["target_class"].to_numpy() == "blend"
+    found = found_blends(values["p_blend"], blended, np.where(blended, 3.0, np.nan), [0, 2, 5])
+    assert found["completeness"][found["rejected"].index(0.1)] > 0.3
+    assert found["by_separation"][0]["n"] == 0
+    assert found["by_separation"][1]["n"] == blended.sum()
+
+
+def test_fluxes_are_learned_beside_galaxies_alone(with_lone_ones):
+    package = go(with_lone_ones, "blend2flux", network={"cutout": 32, "width": 4}, epochs=1)
+    found, held = package.metrics["held_out"]["fluxes"], with_lone_ones[0].index
+    rows = held["held_out"].to_numpy()
+    blended = (held["target_class"].to_numpy() == "blend") & rows
+    assert found["central_r"]["n"] == rows.sum()
+    assert found["companion_r"]["n"] == blended.sum()

@@ -18,7 +18,7 @@ from surveyproc.models.tasks.redshift import RedshiftTask
 from surveyproc.models.tasks.votes import VoteTask
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
-from surveyproc.train.labels import measured_training_set
+from surveyproc.train.labels import _fluxes, measured_training_set
 
 ROWS = 12
 
@@ -196,3 +196,23 @@ def test_measured_photometry_of_every_band_of_the_survey(trained_survey):
         assert found.bands == (*config.images.bands[:-1], name)
         assert np.isfinite(found.flux).mean() > 0.8
         assert np.isfinite(found.flux_err).mean() > 0.8
+
+
+def test_a_training_reads_the_fluxes_that_a_run_would():
+    """Of the read bands r and g; the other one is the photometry's."""
+    table = pa.table(
+        {
+            **{f"flux_{band}": [1.0, 2.0, 3.0] for band in "gri"},
+            **{f"flux_err_{band}": [0.1, 0.2, 0.3] for band in "gri"},
+            "deblend_flux_g": [7.0, 8.0, None],
+            "deblend_flux_r": [7.5, None, 8.5],
+            "deblend_flux_err_g": [0.7, 0.8, None],
+            "deblend_flux_err_r": [None, 0.8, 0.9],
+        }
+    )
+    found = _fluxes(table, "flux", "gri", ["r", "g"], "deblend")
+    np.testing.assert_array_equal(found, [[7.0, 7.5, 1.0], [2.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
+    errors = _fluxes(table, "flux_err", "gri", ["r", "g"], "deblend")
+    np.testing.assert_array_equal(errors[0], [0.7, np.nan, 0.1])
+    plain = _fluxes(table, "flux", "gri", ["r", "g"], None)
+    np.testing.assert_array_equal(plain, [[1.0] * 3, [2.0] * 3, [3.0] * 3])

@@ -23,7 +23,7 @@ from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package
-from surveyproc.products.base import Batch
+from surveyproc.products.base import Batch, PixelArray
 from surveyproc.products.network import NetworkProduct
 from surveyproc.products.photoz import PhotozProduct
 from surveyproc.store.storage import Store
@@ -169,7 +169,7 @@ def test_masks_are_pixels_and_not_columns(tmp_path):
         bands=("g", "r"), scaling=None, members=[network.state_dict()], pixel_scale=0.2,
     )  # fmt: skip
     product = NetworkProduct(package, name="deblend")
-    assert product.pixels == (("test_pixels_masks", (2, 8, 8), "float32"),)
+    assert product.pixels == (PixelArray("test_pixels_masks", (2, 8, 8), "float32"),)
     assert next(column.name for column in product.columns) == "test_pixels_flux_g"
     images = np.random.default_rng(0).normal(0, 30, (3, 2, 8, 8)).astype(np.float32)
     images[1] = np.nan

@@ -1,9 +1,11 @@
 """Which columns an evaluation reads."""
 
+import numpy as np
 import pytest
 
+from surveyproc import schemas
 from surveyproc.errors import ConfigError
-from surveyproc.verbs.evaluation import Columns, choose_columns
+from surveyproc.verbs.evaluation import Columns, choose_columns, metrics
 
 OURS = [
     *("ra", "dec", "flux_r", "flux_K", "photometry_flag"),
@@ -45,3 +47,26 @@ def test_what_is_not_there_is_named_beside_what_is():
         choose_columns(["ra", "mag"], "here", BANDS, "mag", "b", None)
     with pytest.raises(ConfigError, match="here has no redshifts of ours"):
         choose_columns(["ra", "mag"], "here", BANDS, None, None, None)
+
+
+def test_unrecognised_blends_are_left_out_where_the_catalog_tells_them():
+    names = [*OURS, "blend_probability", "blend_probability_flag"]
+    chosen = choose_columns(names, "here", BANDS, None, None, None)
+    assert chosen.blends == "blend_probability_flag"
+    assert chosen.blends in chosen.all
+    z = np.linspace(0.1, 1.0, 40)
+    flags = np.where(np.arange(40) % 4 == 0, schemas.flag("unrecognised_blend", "edge"), 2)
+    levels = np.array(schemas.pdf_levels())
+    values = {
+        "net_z_median": z + np.where(np.arange(40) % 4 == 0, 0.5, 0.0),
+        "net_z_quantiles": z[:, None] + 0.1 * (levels - 0.5),
+        "photoz_flag": np.zeros(40),
+        "flux_K": np.full(40, 1e3),
+        "blend_probability_flag": flags.astype(float),
+    }
+    found = metrics(chosen, values, z, 0.15)
+    assert (found.all["n"], found.recognised["n"]) == (40, 30)
+    assert found.all["outlier_fraction"] == 0.25
+    assert found.recognised["outlier_fraction"] == 0.0
+    assert set(found.samples) == {"all", "unflagged", "recognised"}
+    assert found.pdf["recognised"]["n"] == 30

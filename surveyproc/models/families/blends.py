@@ -36,11 +36,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional
 
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.blends import flux_names, galaxy_names
 from surveyproc.models.base import Network, Reads, checked, register
-from surveyproc.models.families.inception import BandScaling
+from surveyproc.models.families.inception import CORE, BandScaling
 from surveyproc.models.tasks.fluxes import FluxOutput, FluxTask, error_loss, percentage_loss
 from surveyproc.models.tasks.masks import MaskTask
 
@@ -163,6 +164,9 @@ class Blend2Mask2FluxConfig(UNetConfig):
 class PixelUnits(BandScaling):
     """Images in units of the root mean square of a band's pixels, 0 where nothing is known.
 
+    An object is outside of the training range by the brightest place of its stamp, not by its
+    centre: a star beside it spoils its fluxes too.
+
     Fluxes add up in pixels as they are. Compressed ones (`BandScaling`), or a stamp divided by its
     own brightness, did worse: MAPE 16.8 and 18.0 %, against 15.7 % (width 16, 3,200 drawn blends of
     48 x 48 pixels, six epochs).
@@ -192,6 +196,16 @@ class PixelUnits(BandScaling):
         if present is not None:
             known = known & present.bool()[:, :, None, None]
         return images.where(known, 0.0) / self.level
+
+    def _core(self, images: Tensor) -> Tensor:
+        """Mean of the brightest CORE x CORE compressed pixels; NaN where no pixel is finite."""
+        known = images.isfinite()
+        values = self.compress(images.where(known, 0.0))
+        sums, counts = (
+            functional.avg_pool2d(one, CORE, stride=1) for one in (values, known.to(values))
+        )
+        means = (sums / counts).where(counts > 0, -torch.inf).amax(dim=(2, 3))
+        return means.where(means.isfinite(), torch.nan)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:

@@ -11,6 +11,7 @@ from surveyproc.report.sections.base import Section, Shown
 from surveyproc.report.sections.classes import Classes, KnownClasses
 from surveyproc.report.sections.facts import Facts
 from surveyproc.report.sections.flags import BandFlags, Flags
+from surveyproc.report.sections.known_blends import KnownBlends, tested
 from surveyproc.report.sections.known_redshifts import KnownRedshifts
 from surveyproc.report.sections.number_counts import NumberCounts
 from surveyproc.report.sections.opening import Opening
@@ -46,4 +47,7 @@ def choose(shown: Shown) -> dict[str, list[Section]]:
         if shown.config.truth.classes is None:
             fitting = [one for one in fitting if one is not KnownClasses]
         places["last"] = [*fitting, *places["last"]]
+    judged_kinds = kinds.intersection(("deblend", "blend_probability"))
+    if any(next(tested(shown.config, kind), None) for kind in judged_kinds):
+        places["last"] = [KnownBlends, *places["last"]]
     return {place: [one(shown) for one in sections] for place, sections in places.items()}
