@@ -234,8 +234,8 @@ def point_to(store: Store, survey: str, before: bytes | None, to: Release) -> No
 def rollback(store: Store, survey: str, release: str) -> Release:
     """Send readers to another finished release; what `current_release` then says.
 
-    The release that they leave, if it is the later one, is withdrawn: its inputs do not publish it
-    again until somebody rolls back to it.
+    The release that they leave is withdrawn, whatever clocks said when either was published: its
+    inputs do not publish it again until somebody rolls back to it.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def rollback(store: Store, survey: str, release: str) -> Release:
     marks = store.read_if_there(layout.withdrawn(survey))
     withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
     withdrawn.pop(release, None)
-    if left.release != release and left.published >= done.published:
+    if left.release != release:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         withdrawn[left.release] = {"at": now, "for": release}
     if not store.swap(layout.withdrawn(survey), marks, as_json(withdrawn)):
