@@ -109,12 +109,6 @@ def parsed(store: Store, key: str, text: bytes | None) -> Release | None:
         raise StoreError(f"{store.url_of(key)} is damaged ({error}); remove it") from error
 
 
-def pointed_to(store: Store, survey: str) -> Release | None:
-    """The release that readers are sent to; None if nothing was published yet."""
-    key = layout.pointer(survey)
-    return parsed(store, key, store.read_if_there(key))
-
-
 def finished(store: Store, run: str) -> Release | None:
     """The finished release of a run; None if it was never published."""
     key = layout.done(run)

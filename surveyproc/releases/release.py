@@ -11,7 +11,14 @@ import pyarrow as pa
 from surveyproc.catalogs import hats, neighbours
 from surveyproc.config.sections import GatesSection
 from surveyproc.errors import GateError, InputError, StoreError
-from surveyproc.releases.record import ListedRelease, Release, finished, parsed, pointed_to
+from surveyproc.releases.pointer import (
+    point_to,
+    pointed_to,
+    read_pointer,
+    refuse_removed,
+    retire,
+)
+from surveyproc.releases.record import ListedRelease, Release, finished
 from surveyproc.run import commit, stacks
 from surveyproc.run.plan import Plan, release_names, table_columns
 from surveyproc.store import layout
@@ -118,7 +125,8 @@ def publish(
     GateError
         If a gate refuses; the pointer stays where it is.
     """
-    pointer = store.read_if_there(layout.pointer(plan.survey))
+    pointer = read_pointer(store, plan.survey)
+    refuse_removed(store, plan.survey, pointer, plan.run)
     refuse_withdrawn(store, plan)
     reasons = [*refusals(plan, commits, gates), *more]
     if reasons:
@@ -211,26 +219,6 @@ def finish_tables(store: Store, plan: Plan, commits: Sequence[commit.Commit]) ->
     return rows
 
 
-def point_to(store: Store, survey: str, before: bytes | None, to: Release) -> None:
-    """Send readers to a release, unless the pointer no longer says what it said `before`.
-
-    Raises
-    ------
-    StoreError
-        If another driver sent them to another release meanwhile.
-    """
-    key = layout.pointer(survey)
-    if store.swap(key, before, as_json(to.record)):
-        return
-    found = pointed_to(store, survey)
-    name = "none" if found is None else found.release
-    if name != to.release:
-        raise StoreError(
-            f"{store.url_of(key)}: another driver published {name} meanwhile, so release "
-            f"{to.release} is complete but not published: repeat the command if it should be"
-        )
-
-
 def rollback(store: Store, survey: str, release: str) -> Release:
     """Send readers to another finished release; what `current_release` then says.
 
@@ -242,31 +230,26 @@ def rollback(store: Store, survey: str, release: str) -> Release:
     InputError
         If there is no such release.
     StoreError
-        If it lacks a leaf, or its metadata are damaged.
+        If a file of it is gone or damaged. All are read.
     """
-    done = finished(store, release)
+    pointer = read_pointer(store, survey)
+    done = None if release in pointer.removed else finished(store, release)
     if done is None or done.path != layout.release(survey, release):
         known = ", ".join(one.release for one in list_releases(store, survey)) or "none"
         raise InputError(
             f"no finished release of {survey} is called {release!r} (there are: {known})"
         )
-    records = commit.read_units(
-        store, layout.run(release), commit.recorded(store, layout.run(release))
-    )
-    for file in (file for record in records for file in record.files):
-        key = done.path + file.key
-        if store.size(key) != file.nbytes:
-            raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
-    if not is_valid(done.url):
-        raise StoreError(f"{done.url} is not a valid HATS catalog: roll back to another one")
-    pointer = store.read_if_there(layout.pointer(survey))
-    left = parsed(store, layout.pointer(survey), pointer) or done
+    if found := problems(store, done):
+        raise StoreError(
+            f"release {release} is damaged ({found[0]}): roll back to another one, or let "
+            "`surveyproc run` mend it with the settings that it was made with"
+        )
     marks = store.read_if_there(layout.withdrawn(survey))
     withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
     withdrawn.pop(release, None)
-    if left.release != release:
+    if pointer.name not in ("", release):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        withdrawn[left.release] = {"at": now, "for": release}
+        withdrawn[pointer.name] = {"at": now, "for": release}
     if not store.swap(layout.withdrawn(survey), marks, as_json(withdrawn)):
         raise StoreError(
             f"{store.url_of(layout.withdrawn(survey))}: somebody else rolled back meanwhile: look "
@@ -296,35 +279,22 @@ def refuse_withdrawn(store: Store, plan: Plan) -> None:
 def prune(store: Store, survey: str, keep: int) -> list[str]:
     """Remove the oldest finished releases beyond `keep`, never the published one; their names.
 
-    Unfinished ones (refused by a gate, interrupted) go when nobody has worked on them for a week.
+    Unfinished ones (refused by a gate, interrupted) go when nobody has worked on them for a week;
+    what somebody began to remove and did not, at once.
     """
-    removed = []
     listed = [one.release for one in list_releases(store, survey)]
-    for name in listed[:-keep]:
-        # Somebody may roll back while we work.
-        current = pointed_to(store, survey)
-        if current is None or name != current.release:
-            remove_release(store, survey, name)
-            removed.append(name)
     week_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=7)
+    removed = read_pointer(store, survey).removed
+    unwanted = listed[:-keep]
     for name in release_names(store, survey):
         plan_key = f"{layout.run(name)}/plan.json"
-        if name in listed or not store.exists(plan_key):
-            continue
-        if store.fs.modified(store.path(plan_key)) < week_ago:
-            remove_release(store, survey, name)
-            removed.append(name)
-    return removed
-
-
-def remove_release(store: Store, survey: str, release: str) -> None:
-    """Remove a release and the records of its run; what says that it is finished goes first."""
-    store.remove(layout.done(release))
-    folder, _, name = layout.release(survey, release).rpartition("/")
-    for one in store.names(folder):
-        if one == name or one.startswith(layout.table(name, "")):
-            store.remove(f"{folder}/{one}")
-    store.remove(layout.run(release))
+        if name in removed or (
+            name not in listed
+            and store.exists(plan_key)
+            and store.fs.modified(store.path(plan_key)) < week_ago
+        ):
+            unwanted.append(name)
+    return retire(store, survey, unwanted)
 
 
 def drop_strangers(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> None:
@@ -376,37 +346,58 @@ def current_release(store: Store, survey: str) -> Release:
 
 def list_releases(store: Store, survey: str) -> list[ListedRelease]:
     """Every finished release, oldest first."""
-    current = pointed_to(store, survey)
-    published = "" if current is None else current.release
-    done = (finished(store, name) for name in release_names(store, survey))
-    listed = (ListedRelease(**vars(one), current=one.release == published) for one in done if one)
+    pointer = read_pointer(store, survey)
+    names = (name for name in release_names(store, survey) if name not in pointer.removed)
+    done = (finished(store, name) for name in names)
+    listed = (
+        ListedRelease(**vars(one), current=one.release == pointer.name) for one in done if one
+    )
     return sorted(listed, key=lambda one: (one.published, one.release))
 
 
 def validate(store: Store, release: Release) -> list[str]:
-    """Problems of a published release: HATS validity, and every leaf against its commit record.
+    """Problems of a published release: HATS validity, and every file against its record.
 
     Returns
     -------
     list of str
         Empty if the release is intact.
     """
-    problems = []
-    key = release.path
-    tables = [name for name, count in release.tables.items() if count]
-    for place in (release.url, *(store.url_of(layout.table(key, name)) for name in tables)):
-        if not is_valid(place):
-            problems.append(f"{place} is not a valid HATS catalog (strict)")
-    rows = 0
-    records = layout.run(release.release)
-    for record in commit.read_units(store, records, commit.recorded(store, records)):
+    places = (store.url_of(key) for key in _catalogs(release).values())
+    invalid = [f"{one} is not a valid HATS catalog (strict)" for one in places if not is_valid(one)]
+    return [*invalid, *problems(store, release)]
+
+
+def problems(store: Store, release: Release) -> list[str]:
+    """The same without the hats library: what readers would miss, or read wrong."""
+    run_key, found = layout.run(release.release), list[str]()
+    records = list(commit.read_units(store, run_key, commit.recorded(store, run_key)))
+    for name, key in _catalogs(release).items():
+        leaves = [
+            one.tables[name] if name else one.leaf
+            for one in records
+            if not name or name in one.tables
+        ]
+        found += [
+            f"{store.url_of(key)}: {one}" for one in hats.metadata_problems(store, key, leaves)
+        ]
+    for record in records:
         for file in record.files:
-            place = key + file.key
-            if not store.exists(place):
-                problems.append(f"{place} is missing")
-            elif digest(store.read(place)) != file.sha256:
-                problems.append(f"{place} differs from its commit record")
-        rows += record.leaf.rows
+            place = release.path + file.key
+            data = store.read_if_there(place)
+            if data is None:
+                found.append(f"{store.url_of(place)} is missing")
+            elif digest(data) != file.sha256:
+                found.append(f"{store.url_of(place)} differs from its commit record")
+    rows = sum(record.leaf.rows for record in records)
     if rows != release.rows:
-        problems.append(f"commit records hold {rows} rows, the release says {release.rows}")
-    return problems
+        found.append(f"commit records hold {rows} rows, the release says {release.rows}")
+    return found
+
+
+def _catalogs(release: Release) -> dict[str, str]:
+    """Keys of the main catalog, which has no name, and of the tables beside it that have rows."""
+    tables = {
+        name: layout.table(release.path, name) for name, rows in release.tables.items() if rows
+    }
+    return {"": release.path, **tables}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -247,14 +247,25 @@ def _unit(
 
 
 def _edition(store: Store, survey: str, inputs: str) -> str:
-    """The run of these inputs: the last one there is, or a new one if that has gaps to fill."""
+    """The run of these inputs: the last one there is, or a new one if that has gaps to fill.
+
+    The name of one that was removed is not taken again.
+    """
+    pointer = store.read_json(layout.pointer(survey)) or {}
     pattern = re.compile(re.escape(inputs) + r"(?:\.(\d+))?")
-    found = (pattern.fullmatch(name) for name in release_names(store, survey))
-    last = max((int(match[1] or 0) for match in found if match), default=0)
-    run = f"{inputs}.{last}" if last else inputs
+
+    def numbers(names: Iterable[str]) -> list[int]:
+        found = (pattern.fullmatch(name) for name in names)
+        return [int(match[1] or 0) for match in found if match]
+
+    removed = numbers(pointer.get("removed", ()))
+    there = [one for one in numbers(release_names(store, survey)) if one not in removed]
+    number = max(there, default=max(removed, default=-1) + 1)
+    run = f"{inputs}.{number}" if number else inputs
     done = store.read_json(layout.done(run))
-    has_gaps = done and (done.get("quarantined") or done.get("damaged"))
-    return f"{inputs}.{last + 1}" if has_gaps else run
+    if done and (done.get("quarantined") or done.get("damaged")):
+        number = max([number, *removed]) + 1
+    return f"{inputs}.{number}" if number else inputs
 
 
 def _tiles_touched(catalog: CatalogInfo, tiles: Sequence[Tile]) -> list[list[list[str]]]:

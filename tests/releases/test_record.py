@@ -3,7 +3,8 @@
 import pytest
 
 from surveyproc.errors import StoreError
-from surveyproc.releases.record import Release, finished, pointed_to
+from surveyproc.releases.pointer import pointed_to
+from surveyproc.releases.record import Release, finished
 from surveyproc.store import layout
 from surveyproc.store.storage import Store
 

@@ -71,8 +71,13 @@ def test_rollback_to_what_is_not_there_changes_nothing(survey):
     with pytest.raises(InputError, match=f"no finished release .* 'rx' .*{first}"):
         verbs.rollback(Survey(load(survey)), "rx")
     leaf = next(survey.parent.glob(f"store/releases/small/{first}/dataset/**/Npix*.parquet"))
+    whole = bytearray(leaf.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    leaf.write_bytes(whole)
+    with pytest.raises(StoreError, match=f"{leaf.name} differs from its commit record.*roll back"):
+        verbs.rollback(Survey(load(survey)), first)
     leaf.unlink()
-    with pytest.raises(StoreError, match="gone or cut short"):
+    with pytest.raises(StoreError, match=f"{first} is damaged"):
         verbs.rollback(Survey(load(survey)), first)
     assert names(survey) == [second, first]
 
