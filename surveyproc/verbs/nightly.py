@@ -22,6 +22,7 @@ from surveyproc.releases import diff, drift, release
 from surveyproc.releases.clean import clean
 from surveyproc.releases.diff import Difference
 from surveyproc.releases.drift import Change
+from surveyproc.releases.record import finished
 from surveyproc.releases.release import Reason
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan
@@ -329,21 +330,34 @@ def _against_last(
     last = night.before
     if last is None:
         return []
+    limits = survey.config.nightly
     records = diff.records_of(survey.store, plan.survey, last)
     night.diff = diff.difference(
         survey.store, plan.survey, (last, plan.run), records, commits, TOLERANCE
     )
+    known = finished(survey.store, last)
+    assert known is not None
     before, after = drift.profile(records), drift.profile(commits)
-    found = drift.changes(before, after, survey.config.nightly)
-    found += drift.metric_changes(
+    metrics, silent = drift.metric_changes(
         survey,
         layout.release(plan.survey, last),
         plan.release_key,
         before.columns.keys() & after.columns.keys(),
     )
-    night.compared = found
+    night.compared = [
+        *drift.row_changes(
+            (before.rows, after.rows),
+            (known.duplicates, plan.catalog.duplicates),
+            night.diff.removed,
+            night.diff.added,
+            limits,
+        ),
+        *drift.changes(before, after, limits),
+        *metrics,
+    ]
     return [
-        *drift.refusals((before.rows, after.rows), found, survey.config.nightly),
-        *drift.flux_shifts(night.diff.flux_ratios, survey.config.nightly),
+        *drift.refusals(night.compared),
+        *silent,
+        *drift.flux_shifts(night.diff.flux_ratios, limits),
         *drift.columns_gone(before, after),
     ]
