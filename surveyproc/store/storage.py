@@ -26,7 +26,7 @@ from surveyproc.store.urls import public_url
 
 STAGING = ".staging"
 # What the system says where a disk knows no hard links, or not between these two folders.
-NO_LINK = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP)
+NO_LINK = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 # Read ahead by streams of remote objects: what is wanted is mostly a footer and a few columns.
 AHEAD_BYTES = 1 << 20
 
@@ -270,8 +270,15 @@ class Store:
             os.link(staged, target)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            with self._locked():
+                if target.exists():
+                    return False
+                os.replace(staged, target)
         finally:
-            staged.unlink()
+            _drop(staged)
         return True
 
     def _put_if(self, key: str, data: bytes, **conditions: str) -> bool:

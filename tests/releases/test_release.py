@@ -1,5 +1,7 @@
 """Rollback, removal of old releases, and readers who look on."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -107,8 +109,6 @@ def test_pruning_keeps_the_newest_and_the_published_one(survey):
 
 
 def test_unfinished_releases_go_after_a_week(survey, monkeypatch):
-    import os
-
     store = Store(load(survey).root)
     plan = make_plan(Survey(load(survey)))
     shutil.copytree(store.path(plan.release_key), store.path("releases/small/rold"))
@@ -167,3 +167,16 @@ def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_pat
     assert len(expected) == 3
     assert set(seen) <= expected
     assert swaps > 4
+
+
+def test_publication_and_rollback_where_the_disk_knows_no_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    survey = small_survey.make(tmp_path / "survey")
+    verbs.ingest(Survey(load(survey)))
+    first = verbs.run(Survey(load(survey))).release
+    verbs.run(Survey(load(survey, [OTHER])))
+    assert verbs.rollback(Survey(load(survey)), first).release == first
+    assert verbs.validate(Survey(load(survey))).problems == []
