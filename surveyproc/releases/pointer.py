@@ -16,7 +16,9 @@ from typing import Any
 
 from surveyproc.errors import StoreError
 from surveyproc.releases.record import Release, parsed
+from surveyproc.run.plan import POINT_ANEW
 from surveyproc.store import layout
+from surveyproc.store.documents import sealed
 from surveyproc.store.storage import Store, as_json
 
 REMEMBERED = 1000
@@ -50,8 +52,8 @@ class Pointer:
         return self.release.release if self.release else ""
 
 
-def read_pointer(store: Store, survey: str) -> Pointer:
-    """The pointer as it is now.
+def read_pointer(store: Store, survey: str, *, damaged_too: bool = False) -> Pointer:
+    """The pointer as it is now; with `damaged_too` a damaged one sends nobody anywhere.
 
     Raises
     ------
@@ -60,7 +62,12 @@ def read_pointer(store: Store, survey: str) -> Pointer:
     """
     key = layout.pointer(survey)
     text = store.read_if_there(key)
-    release = parsed(store, key, text)
+    try:
+        release = parsed(store, key, text, POINT_ANEW)
+    except StoreError:
+        if not damaged_too:
+            raise
+        return Pointer(text, None, "", ())
     more: dict[str, Any] = store.parsed(key, text) or {}
     return Pointer(text, release, more.get("since", ""), tuple(more.get("removed", ())))
 
@@ -143,4 +150,4 @@ def _remove(store: Store, survey: str, release: str) -> None:
 
 
 def _text(release: Release, since: str, removed: Sequence[str]) -> bytes:
-    return as_json({**release.record, "since": since, "removed": list(removed)})
+    return as_json(sealed({**release.record, "since": since, "removed": list(removed)}))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import pyarrow as pa
-
-from surveyproc.catalogs import hats, neighbours
+from surveyproc.catalogs import hats, metadata, neighbours
 from surveyproc.config.sections import GatesSection
-from surveyproc.errors import GateError, InputError, StoreError
+from surveyproc.errors import GateError, InputError, StoreError, UnreachableError
 from surveyproc.releases.pointer import (
     point_to,
     pointed_to,
@@ -18,10 +18,11 @@ from surveyproc.releases.pointer import (
     refuse_removed,
     retire,
 )
-from surveyproc.releases.record import ListedRelease, Release, finished
+from surveyproc.releases.record import MEND, ListedRelease, Release, finished, finished_if_whole
 from surveyproc.run import commit, stacks
-from surveyproc.run.plan import Plan, release_names, table_columns
+from surveyproc.run.plan import POINT_ANEW, Plan, release_names, table_columns
 from surveyproc.store import layout
+from surveyproc.store.documents import sealed
 from surveyproc.store.storage import Store, as_json, digest
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")
@@ -88,12 +89,19 @@ def _last_line(record: commit.Commit) -> str:
 
 
 def is_published(store: Store, plan: Plan) -> bool:
-    """Whether readers are already sent to the release of this plan and no leaf of it is gone."""
+    """Whether readers are already sent to the release of this plan, and nothing of it is to do.
+
+    Nothing is, unless a leaf, or what makes a catalog of them, is gone or empty, or `validate`
+    found more. Listings only.
+    """
     current = pointed_to(store, plan.survey)
     if current is None or current.release != plan.run:
         return False
-    expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
-    return expected <= set(hats.leaf_keys(store, plan.release_key))
+    if store.exists(layout.damage(plan.run)) or finished_if_whole(store, plan.run) is None:
+        return False
+    leaves = (hats.leaf_key(unit.order, unit.pixel) for unit in plan.units)
+    sizes = store.sizes(plan.release_key)
+    return all(sizes.get(name) for name in (*leaves, *metadata.METADATA))
 
 
 def published_before(store: Store, plan: Plan) -> Release | None:
@@ -135,7 +143,8 @@ def publish(
             + "\n".join(str(reason) for reason in reasons),
             reasons,
         )
-    done = finished(store, plan.run)
+    done = finished_if_whole(store, plan.run)
+    marked = store.exists(layout.damage(plan.run))
     url = store.url_of(plan.release_key)
     if damaged := commit.forget_damaged(store, plan):
         raise StoreError(
@@ -143,7 +152,11 @@ def publish(
             "to compute them anew"
         )
     leaves = [record.leaf for record in commits]
-    if done is not None and not hats.metadata_problems(store, plan.release_key, leaves):
+    if (
+        done is not None
+        and not marked
+        and not hats.metadata_problems(store, plan.release_key, leaves)
+    ):
         # Published before, and immutable since: only the pointer moves.
         point_to(store, plan.survey, pointer, done)
         return done
@@ -183,12 +196,31 @@ def publish(
         quarantined=sorted(record.unit for record in commits if record.quarantined),
         damaged=sorted(record.unit for record in commits if record.damaged),
         # Small releases follow one another within a second, and their order counts.
-        published=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        published=done.published
+        if done is not None
+        else datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     )
-    if not store.create(layout.done(plan.run), as_json(made.record)):
-        # Another driver of this run was first: what it says of the release stands.
-        made = finished(store, plan.run) or made
+    made = replace(
+        made,
+        metadata={name: metadata.sums(store, key) for name, key in _catalogs(made).items()},
+    )
+    made = _record(store, made, mended=done is not None)
     point_to(store, plan.survey, pointer, made)
+    if marked:
+        store.remove(layout.damage(plan.run))
+    return made
+
+
+def _record(store: Store, made: Release, *, mended: bool) -> Release:
+    """Write the record of a finished release; what it says then."""
+    key, text = layout.done(made.release), as_json(sealed(made.record))
+    if mended or not store.create(key, text):
+        # Another driver of this run was first, and what it says of the release stands; unless that
+        # is of a release that was mended, or damaged itself.
+        found = None if mended else finished_if_whole(store, made.release)
+        if found is not None:
+            return found
+        store.put(key, text)
     return made
 
 
@@ -232,25 +264,30 @@ def rollback(store: Store, survey: str, release: str) -> Release:
     StoreError
         If a file of it is gone or damaged. All are read.
     """
-    pointer = read_pointer(store, survey)
+    pointer = read_pointer(store, survey, damaged_too=True)
     done = None if release in pointer.removed else finished(store, release)
     if done is None or done.path != layout.release(survey, release):
         known = ", ".join(one.release for one in list_releases(store, survey)) or "none"
         raise InputError(
-            f"no finished release of {survey} is called {release!r} (there are: {known})"
+            f"no finished release of {survey} is called {release!r} (there are: {known}); "
+            "`surveyproc run`, with the settings that it would be made with, finishes one"
         )
     if found := problems(store, done):
+        mark_damage(store, done, found)
         raise StoreError(
             f"release {release} is damaged ({found[0]}): roll back to another one, or let "
             "`surveyproc run` mend it with the settings that it was made with"
         )
     marks = store.read_if_there(layout.withdrawn(survey))
-    withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
+    try:
+        withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
+    except StoreError:
+        withdrawn = {}  # damaged: it is written anew
     withdrawn.pop(release, None)
     if pointer.name not in ("", release):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         withdrawn[pointer.name] = {"at": now, "for": release}
-    if not store.swap(layout.withdrawn(survey), marks, as_json(withdrawn)):
+    if not store.swap(layout.withdrawn(survey), marks, as_json(sealed(withdrawn))):
         raise StoreError(
             f"{store.url_of(layout.withdrawn(survey))}: somebody else rolled back meanwhile: look "
             "at `surveyproc releases`, then repeat the command if it should be"
@@ -261,7 +298,7 @@ def rollback(store: Store, survey: str, release: str) -> Release:
 
 def read_withdrawn(store: Store, survey: str) -> dict[str, dict[str, str]]:
     """Release to when it was withdrawn (`at`) and for which other one (`for`)."""
-    return store.read_json(layout.withdrawn(survey)) or {}
+    return store.read_json(layout.withdrawn(survey), POINT_ANEW) or {}
 
 
 def refuse_withdrawn(store: Store, plan: Plan) -> None:
@@ -324,8 +361,8 @@ def is_valid(url: str) -> bool:
     try:
         # Told a plain `s3://` URL, hats takes the bucket for a public one.
         return bool(is_valid_catalog(UPath(url), strict=True))
-    except (OSError, ValueError, pa.ArrowException):
-        return False  # damaged metadata
+    except Exception:
+        return False  # whatever a library meets in damaged metadata
 
 
 def current_release(store: Store, survey: str) -> Release:
@@ -338,6 +375,10 @@ def current_release(store: Store, survey: str) -> Release:
     """
     current = pointed_to(store, survey)
     if current is None:
+        known = ", ".join(one.release for one in list_releases(store, survey))
+        if known:
+            where = store.url_of(layout.pointer(survey))
+            raise InputError(f"{where} is gone: {POINT_ANEW}; finished are {known}")
         raise InputError(
             f"no release of {survey} under {store.url}: `surveyproc run` makes the first one"
         )
@@ -346,9 +387,9 @@ def current_release(store: Store, survey: str) -> Release:
 
 def list_releases(store: Store, survey: str) -> list[ListedRelease]:
     """Every finished release, oldest first."""
-    pointer = read_pointer(store, survey)
+    pointer = read_pointer(store, survey, damaged_too=True)
     names = (name for name in release_names(store, survey) if name not in pointer.removed)
-    done = (finished(store, name) for name in names)
+    done = (finished_if_whole(store, name) for name in names)
     listed = (
         ListedRelease(**vars(one), current=one.release == pointer.name) for one in done if one
     )
@@ -358,6 +399,8 @@ def list_releases(store: Store, survey: str) -> list[ListedRelease]:
 def validate(store: Store, release: Release) -> list[str]:
     """Problems of a published release: HATS validity, and every file against its record.
 
+    If there are some, a mark tells the next run of the release, which mends it.
+
     Returns
     -------
     list of str
@@ -365,22 +408,38 @@ def validate(store: Store, release: Release) -> list[str]:
     """
     places = (store.url_of(key) for key in _catalogs(release).values())
     invalid = [f"{one} is not a valid HATS catalog (strict)" for one in places if not is_valid(one)]
-    return [*invalid, *problems(store, release)]
+    found = [*invalid, *problems(store, release)]
+    if found:
+        mark_damage(store, release, found)
+    return found
 
 
 def problems(store: Store, release: Release) -> list[str]:
     """The same without the hats library: what readers would miss, or read wrong."""
-    run_key, found = layout.run(release.release), list[str]()
-    records = list(commit.read_units(store, run_key, commit.recorded(store, run_key)))
+    found, records = list[str](), list[commit.Commit]()
+    run_key = layout.run(release.release)
+    for read in (partial(finished, store, release.release), partial(read_plan, store, release)):
+        try:
+            if read() is None:
+                found.append(f"{store.url_of(run_key)}: a record of the release is missing")
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            found.append(str(error))
+    for name in commit.recorded(store, run_key):
+        try:
+            records.append(commit.read(store, run_key, name))
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            found.append(str(error))
     for name, key in _catalogs(release).items():
-        leaves = [
-            one.tables[name] if name else one.leaf
-            for one in records
-            if not name or name in one.tables
-        ]
-        found += [
-            f"{store.url_of(key)}: {one}" for one in hats.metadata_problems(store, key, leaves)
-        ]
+        leaves = [one.tables.get(name) if name else one.leaf for one in records]
+        wrong = hats.metadata_problems(store, key, [one for one in leaves if one])
+        sums = release.metadata.get(name, {})
+        now = metadata.sums(store, key) if sums else {}
+        wrong += [f"{file} is damaged" for file, told in sums.items() if now[file] != told]
+        found += [f"{store.url_of(key)}: {one}" for one in wrong]
     for record in records:
         for file in record.files:
             place = release.path + file.key
@@ -393,6 +452,16 @@ def problems(store: Store, release: Release) -> list[str]:
     if rows != release.rows:
         found.append(f"commit records hold {rows} rows, the release says {release.rows}")
     return found
+
+
+def read_plan(store: Store, release: Release) -> Any:
+    """What is kept of the plan of a release; None if that is gone."""
+    return store.read_json(f"{layout.run(release.release)}/plan.json", MEND)
+
+
+def mark_damage(store: Store, release: Release, found: list[str]) -> None:
+    """Leave word for the run of a release, which would find nothing to do."""
+    store.put_json(layout.damage(release.release), {"found": found})
 
 
 def _catalogs(release: Release) -> dict[str, str]:

@@ -85,14 +85,14 @@ def test_rollback_to_what_is_not_there_changes_nothing(survey):
 
 
 @pytest.mark.parametrize("key_of", [layout.pointer, layout.withdrawn])
-def test_rollback_past_a_damaged_document_names_it(survey, key_of):
+def test_a_rollback_writes_damaged_documents_anew(survey, key_of):
     store, key = Store(load(survey).root), key_of("small")
     _, first = names(survey)
     store.put(key, b"{")
-    with pytest.raises(StoreError, match=rf"{key} is not JSON .*; remove it"):
-        verbs.rollback(Survey(load(survey)), first)
-    store.remove(key)
+    with pytest.raises(StoreError, match=rf"{key} is not JSON .*; `surveyproc releases --rollback"):
+        verbs.run(Survey(load(survey, ["products.photometry.aperture=1.4"])))
     assert verbs.rollback(Survey(load(survey)), first).release == first
+    assert verbs.validate(Survey(load(survey))).problems == []
 
 
 def test_pruning_keeps_the_newest_and_the_published_one(survey):
