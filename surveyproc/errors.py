@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -76,3 +77,13 @@ def near_or_all(name: str, known: Iterable[str]) -> str:
     """As `near`, or all that there is if nothing is near."""
     names = list(known)
     return near(name, names) or f"; there are {', '.join(names) or 'none'}"
+
+
+def store_error(error: OSError, where: str, action: str = "write") -> StoreError:
+    """An OSError as a StoreError that says what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"no space left while writing {where}: free some, then repeat the command; "
+            "what was finished is kept"
+        )
+    return StoreError(f"cannot {action} {where}: {error}")

@@ -177,8 +177,8 @@ def position_columns(store: Store, key: str) -> tuple[str, str]:
 
 def _table_properties(store: Store, key: str) -> dict[str, str]:
     # Older writers know the second name only.
-    files = ("hats.properties", "properties")
-    return next(filter(None, (_read_properties(store, f"{key}/{name}") for name in files)), {})
+    found = (_read_properties(store, f"{key}/{name}") for name in metadata.PROPERTIES)
+    return next(filter(None, found), {})
 
 
 def _read_properties(store: Store, key: str) -> dict[str, str]:
@@ -377,16 +377,16 @@ def metadata_problems(store: Store, key: str, leaves: Sequence[Leaf]) -> list[st
     rows = sum(leaf.rows for leaf in leaves)
     try:
         told = csv.read_csv(pa.BufferReader(store.read(f"{key}/partition_info.csv")))
-        pixels = [*zip(told["Norder"].to_pylist(), told["Npix"].to_pylist(), strict=True)]
+        pixels = zip(told["Norder"].to_pylist(), told["Npix"].to_pylist(), strict=True)
+        partitions = sorted(leaf_key(*pixel) for pixel in pixels)
         footers = pq.read_metadata(pa.BufferReader(store.read(f"{key}/dataset/_metadata")))
         schema = leaf_schema(store, f"{key}/dataset/_common_metadata")
         properties = store.read(f"{key}/hats.properties").decode().splitlines()
-    except (StoreError, OSError, KeyError, ValueError, pa.ArrowException) as error:
+    except (StoreError, OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         return [str(error)]
     right = {
         "dataset: other leaves than were written": set(leaf_keys(store, key)) == expected,
-        "partition_info.csv: other partitions": sorted(leaf_key(*pixel) for pixel in pixels)
-        == sorted(expected),
+        "partition_info.csv: other partitions": partitions == sorted(expected),
         f"_metadata: not {rows} rows": footers.num_rows == rows,
         "_metadata and _common_metadata: other columns": footers.schema.to_arrow_schema().equals(
             schema
@@ -426,7 +426,7 @@ def _properties(
         "hats_estsize": str(-(-sum(leaf.nbytes for leaf in leaves) // 1024)),
         "hats_builder": f"surveyproc v{version('surveyproc')}",
         "hats_version": "v1.0",
-        "hats_creation_date": now.strftime("%Y-%m-%dT%H:%MUTC"),
+        metadata.DATE: now.strftime("%Y-%m-%dT%H:%MUTC"),
     }
 
 
@@ -473,7 +473,7 @@ def write_partitions(store: Store, key: str, partitions: Sequence[Partition]) ->
     """Write `partitions.parquet` beside the catalog `key`: one row a partition."""
     table = pa.Table.from_pylist([asdict(part) for part in partitions], _PARTITION_SCHEMA)
     with store.writing(f"{key}/{PARTITIONS}") as stream:
-        pq.write_table(table, stream, compression="zstd")
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
 
 
 def read_partitions(store: Store, key: str) -> list[Partition]:

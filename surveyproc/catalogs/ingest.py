@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 import surveyproc
-from surveyproc.catalogs import hats, ids, leaves, rows, spill
+from surveyproc.catalogs import hats, ids, leaves, metadata, rows, spill
 from surveyproc.catalogs.hats import Leaf, Partition
 from surveyproc.catalogs.partition import Assigner, SkyCounts, choose
 from surveyproc.catalogs.readers import TableReader, checksum, open_table, table_kind
 from surveyproc.catalogs.rejected import RejectedRows
 from surveyproc.config import SurveyConfig
-from surveyproc.errors import InputError, StoreError
+from surveyproc.errors import InputError, StoreError, UnreachableError
 from surveyproc.places import Places
 from surveyproc.progress import Meter
 from surveyproc.schemas import Column
@@ -37,6 +37,7 @@ from surveyproc.survey import Survey
 FORMAT = 2
 RECORD = "ingest.json"
 REJECTED = "rejected.parquet"
+MEND = "`surveyproc ingest` makes it anew"
 SPILL_BYTES = 96 << 20
 IDS_PER_BUCKET = 4_000_000
 
@@ -114,15 +115,39 @@ def read_catalog(store: Store, name: str) -> CatalogInfo:
         If there is none, or an ingest was interrupted.
     """
     key = layout.catalog(name)
-    record = store.read_json(record_key(name))
+    record = store.read_json(record_key(name), MEND)
     if record is None:
         raise InputError(f"no catalog of {name} under {store.url}: run `surveyproc ingest` first")
     columns = tuple(
         Column(**{**entry, "range": entry["range"] and tuple(entry["range"])})
         for entry in record["columns"]
     )
-    partitions = tuple(hats.read_partitions(store, key))
+    try:
+        partitions = tuple(hats.read_partitions(store, key))
+    except UnreachableError:
+        raise
+    except StoreError as error:
+        raise StoreError(f"{error}; {MEND}") from error
     return CatalogInfo(key, columns, partitions, **record["counts"], fingerprint=record["content"])
+
+
+def _record(store: Store, name: str) -> dict[str, Any] | None:
+    """The commit record of a catalog that is as it was ingested; None if there is none."""
+    if store.exists(layout.void_catalog(name)):
+        return None
+    try:
+        found: dict[str, Any] | None = store.read_json(record_key(name))
+    except UnreachableError:
+        raise
+    except StoreError:
+        return None  # damaged: the catalog is made anew
+    return found
+
+
+def is_whole(store: Store, name: str) -> bool:
+    """Whether the ingested catalog of a survey can be used. Reads no leaf."""
+    record = _record(store, name)
+    return record is not None and _intact(store, layout.catalog(name), record.get("metadata"))
 
 
 def ingest_catalog(
@@ -163,8 +188,12 @@ def ingest_catalog(
             include={"table", "id", "ra", "dec", "reddening", "partition_rows"}
         ),
     }
-    record = survey.store.read_json(f"{key}/{RECORD}")
-    if record is not None and record["settings"] == settings and _intact(survey.store, key):
+    record = _record(survey.store, survey.name)
+    if (
+        record is not None
+        and record["settings"] == settings
+        and is_whole(survey.store, survey.name)
+    ):
         return _summary(survey.store, key, record, skipped=True)
     with open_source(survey.config) as reader, spill.own_folder(survey.store, key) as folder:
         build = _Build(survey, key, folder, reader, places)
@@ -336,7 +365,7 @@ class _Build:
 
     def begin(self) -> None:
         """From here on there is no catalog until the commit record is written again."""
-        for name in (RECORD, "hats.properties", "properties"):
+        for name in (RECORD, *metadata.PROPERTIES):
             self.store.remove(f"{self.key}/{name}")
 
     def finish(self, record: dict[str, Any], written: list[leaves.Written]) -> dict[str, Any]:
@@ -370,7 +399,9 @@ class _Build:
                 "surveyproc_source_sha256": record["settings"]["source_sha256"],
             },
         )
-        self.store.put_json(f"{self.key}/{RECORD}", record)
+        record["metadata"] = metadata.sums(self.store, self.key)
+        self.store.put_record(f"{self.key}/{RECORD}", record)
+        self.store.remove(layout.void_catalog(self.config.survey.name))
         return record
 
 
@@ -385,8 +416,11 @@ def _source_date(reader: TableReader) -> str:
     return str(moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%MUTC"))
 
 
-def _intact(store: Store, key: str) -> bool:
-    """Whether all that an ingest writes is there, leaves with their sizes. Reads no leaf."""
+def _intact(store: Store, key: str, sums: dict[str, str] | None) -> bool:
+    """Whether all that an ingest writes is there, leaves with their sizes. Reads no leaf.
+
+    Files beside the leaves are compared with their checksums.
+    """
     try:
         expected = {
             hats.leaf_key(part.order, part.pixel): part.nbytes
@@ -396,8 +430,10 @@ def _intact(store: Store, key: str) -> bool:
         return False
     found = store.sizes(key)
     sizes = {name: size for name, size in found.items() if "/Npix=" in name}
-    others = ("hats.properties", "partition_info.csv", "point_map.fits", "dataset/_metadata")
-    return sizes == expected and all(name in found for name in others)
+    if sizes != expected or not all(found.get(name) for name in metadata.METADATA):
+        return False
+    # Catalogs of earlier versions have none.
+    return sums is None or metadata.sums(store, key) == sums
 
 
 def _drop_strangers(store: Store, key: str, made: list[Leaf]) -> None:

@@ -1,4 +1,4 @@
-"""Contents of the small files of a HATS catalog; where they lie is the business of hats.py."""
+"""Contents of the small files of a HATS catalog; what leaves hold is the business of hats.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from surveyproc.store.storage import Store, digest
+
+DATE = "hats_creation_date"
+PROPERTIES = ("hats.properties", "properties")
+METADATA = (
+    "dataset/_metadata",
+    "dataset/_common_metadata",
+    "partition_info.csv",
+    "point_map.fits",
+    *PROPERTIES,
+)
+"""Files of a catalog of ours beside its leaves."""
 
 
 def properties_file(document: Mapping[str, str]) -> bytes:
@@ -37,3 +50,16 @@ def point_map(histogram: NDArray[np.int64]) -> bytes:
         else:
             cdshealpix.write_skymap_implicit(histogram, str(path))
         return path.read_bytes()
+
+
+def sums(store: Store, key: str) -> dict[str, str]:
+    """SHA-256 of every file of a catalog of ours beside its leaves; empty where there is none.
+
+    Of properties without the lines with a date: two commands that write the same catalog at once
+    differ in them alone.
+    """
+    found = {name: store.read_if_there(f"{key}/{name}") for name in METADATA}
+    for name in PROPERTIES:
+        lines = (found[name] or b"").splitlines(keepends=True)
+        found[name] = b"".join(one for one in lines if not one.startswith((b"#", DATE.encode())))
+    return {name: digest(content) if content else "" for name, content in found.items()}

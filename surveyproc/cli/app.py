@@ -267,12 +267,16 @@ def similar(
 
 @app.command()
 def validate(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check the published release: HATS validity, every leaf against its commit record."""
+    """Check the published release: HATS validity, every file against its record."""
     from surveyproc import verbs
+    from surveyproc.releases.record import MEND
 
     done = verbs.validate(_load(survey, overrides))
     lines = [f"release {done.release}: {text.rows(done)}; {len(done.problems)} problems"]
-    _show(done, as_json, lines + [f"  {problem}" for problem in done.problems])
+    lines += [f"  {problem}" for problem in done.problems]
+    if done.problems:
+        lines.append(MEND)
+    _show(done, as_json, lines)
     if done.problems:
         raise typer.Exit(1)
 

@@ -330,13 +330,21 @@ class NightlySection(Section):
     """What a night's release must satisfy beside the last one, and how many are kept."""
 
     max_rows_lost: float = Field(
-        0.01, ge=0, le=1, description="Largest share of the last release's rows that may be gone."
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of the last release's rows, by their ids, and of its matches "
+        "in the [truth] table, that may be gone.",
+    )
+    max_rows_gained: float = Field(
+        0.5, ge=0, description="Most new rows, as a share of the last release's."
     )
     max_share_growth: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Most that the share of a column's nulls, or of a product's flag, may grow.",
+        description="Most that the share of a column's nulls, of a product's flag, or of rows that "
+        "share their id, may grow.",
     )
     max_drift: float = Field(
         0.1,

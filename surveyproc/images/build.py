@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from surveyproc.errors import InputError
+from surveyproc.errors import InputError, store_error
 from surveyproc.images.coverage import gaps, zeros_are_gaps
 from surveyproc.images.cube import chunk_grid
 from surveyproc.images.fits import ALL_BITS, Plane, PlaneReader
@@ -36,7 +36,7 @@ from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
 from surveyproc.schemas import AB_ZEROPOINT_NJY
 from surveyproc.store import layout
-from surveyproc.store.storage import STAGING, Store, store_error
+from surveyproc.store.storage import STAGING, Store
 from surveyproc.store.urls import file_name
 
 RECORD = "tile.json"

@@ -211,8 +211,8 @@ def _parsed(store: Store, data: bytes | None) -> tuple[list[str], list[dict[str,
         rows = table.select(TABLE_SCHEMA.names).to_pylist()
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{store.url_of(layout.TILES)} is damaged or of an earlier version ({error}); ingest "
-            "again"
+            f"{store.url_of(layout.TILES)} is damaged or of an earlier version ({error}); "
+            "`surveyproc ingest` makes it anew"
         ) from error
     return known, rows
 
@@ -254,7 +254,7 @@ def write_rows(store: Store, survey: str, rows: Sequence[dict[str, Any]]) -> Non
         names = json.dumps(sorted({*known, survey}))
         schema = TABLE_SCHEMA.with_metadata({SURVEYS: names})
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(every, schema=schema), sink)
+        pq.write_table(pa.Table.from_pylist(every, schema=schema), sink, write_page_checksum=True)
         after = sink.getvalue().to_pybytes()
         # Another survey may be ingested at the same time.
         if after == before or store.swap(layout.TILES, before, after):

@@ -21,8 +21,7 @@ import numpy as np
 from astropy.io.fits import Header, VerifyError
 from astropy.io.fits.card import Undefined
 
-from surveyproc.errors import InputError, StoreError, SurveyError
-from surveyproc.store.storage import store_error
+from surveyproc.errors import InputError, StoreError, SurveyError, store_error
 from surveyproc.store.unpacked import write_unpacked
 from surveyproc.store.urls import fetched, is_web, opened_here, public_url
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.images import build
 from surveyproc.images.cube import read_rows
 from surveyproc.models.package import DOCUMENT, package_versions
@@ -88,7 +89,12 @@ def _plans(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
     """The plan of every release there is, finished or not, of all surveys."""
     for survey in store.names(layout.RELEASES):
         for run in release_names(store, survey):
-            plan: dict[str, Any] = store.read_json(f"{layout.run(run)}/plan.json") or {}
+            try:
+                plan: dict[str, Any] = store.read_json(f"{layout.run(run)}/plan.json") or {}
+            except UnreachableError:
+                raise
+            except StoreError:
+                plan = {}  # damaged: it does not say, either
             yield run, plan
 
 

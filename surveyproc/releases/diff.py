@@ -162,7 +162,13 @@ def diff(store: Store, survey: str, first: str, second: str, tolerance: float) -
     StoreError
         If a leaf or a record is damaged.
     """
-    one, other = (records_of(store, survey, release) for release in (first, second))
+    for release in (first, second):
+        if finished(store, release) is None:
+            raise InputError(
+                f"no finished release of {survey} is called {release!r}: `surveyproc releases` "
+                "lists them"
+            )
+    one, other = (records_of(store, release) for release in (first, second))
     return difference(store, survey, (first, second), one, other, tolerance)
 
 
@@ -238,21 +244,14 @@ def beside(
     return tables, {name: PixelChange(changed["pixels", name]) for name in sorted(arrays)}
 
 
-def records_of(store: Store, survey: str, release: str) -> list[commit.Commit]:
+def records_of(store: Store, release: str) -> list[commit.Commit]:
     """The commit records of a finished release.
 
     Raises
     ------
-    InputError
-        If there is no such release.
     StoreError
         If a record is damaged.
     """
-    if finished(store, release) is None:
-        raise InputError(
-            f"no finished release of {survey} is called {release!r}: `surveyproc releases` lists "
-            "them"
-        )
     return list(
         commit.read_units(store, layout.run(release), commit.recorded(store, layout.run(release)))
     )

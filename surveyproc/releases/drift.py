@@ -9,6 +9,7 @@ one whose records hold no histogram, is not compared; one that is gone is a reas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -70,11 +71,12 @@ class Change:
     Attributes
     ----------
     what : str
-        `null share`, `flag share`, `drift`, or a metric's name.
+        `null share`, `flag share`, `drift`, `rows lost`, `rows gained`, `duplicate ids`, or a
+        metric's name.
     where : str
-        Column, or flag column and flag.
+        Column, flag column and flag, or `whole catalog`.
     before, after : float
-        Its values; a drift is 0 before.
+        Its values; a drift is 0 before, and so are rows lost and gained.
     allowed : float
         Largest value after that lets the release pass.
     """
@@ -129,8 +131,12 @@ def changes(last: Profile, new: Profile, limits: NightlySection) -> list[Change]
     return found
 
 
-def metric_changes(survey: Survey, last: str, new: str, columns: Iterable[str]) -> list[Change]:
+def metric_changes(
+    survey: Survey, last: str, new: str, columns: Iterable[str]
+) -> tuple[list[Change], list[Reason]]:
     """NMAD and outlier fraction of both releases against the [truth] table, as it is now.
+
+    With them the reasons of `labels_lost`, once a column.
 
     Parameters
     ----------
@@ -141,15 +147,16 @@ def metric_changes(survey: Survey, last: str, new: str, columns: Iterable[str]) 
     """
     redshifts = sorted(schemas.redshift_columns(columns))
     if survey.config.truth is None or not redshifts:
-        return []
+        return [], []
     labels = read_labels(survey.config.truth, survey.config)
     before, known_before = match_catalog(survey.store, last, labels, redshifts)
     after, known_after = match_catalog(survey.store, new, labels, redshifts)
     true_before, true_after = known_before["redshift"], known_after["redshift"]
-    found = []
+    found, silent = list[Change](), list[Reason]()
     for name in redshifts:
         one = redshift_metrics(before[name], true_before)
         other = redshift_metrics(after[name], true_after)
+        silent += labels_lost((int(one["n"]), int(other["n"])), survey.config.nightly, name)
         if not (one["n"] and other["n"]):
             continue
         errors = bootstrap_errors(before[name], true_before)
@@ -158,7 +165,7 @@ def metric_changes(survey: Survey, last: str, new: str, columns: Iterable[str]) 
                 survey.config.nightly.max_metric_growth * one[metric], 2 * errors[f"{metric}_err"]
             )
             found.append(Change(metric, name, one[metric], other[metric], one[metric] + slack))
-    return found
+    return found, silent
 
 
 def columns_gone(last: Profile, new: Profile) -> list[Reason]:
@@ -194,21 +201,64 @@ def flux_shifts(
     return reasons
 
 
-def refusals(
-    rows: tuple[int, int], found: Iterable[Change], limits: NightlySection
-) -> list[Reason]:
-    """Reasons not to publish: rows lost (before and after given), or a change over its limit."""
+def refusals(found: Iterable[Change]) -> list[Reason]:
+    """Reasons not to publish: changes over their limits."""
     reasons = []
-    lost = 1 - rows[1] / max(rows[0], 1)
-    if lost > limits.max_rows_lost:
-        allowed = f"{limits.max_rows_lost:g} of {rows[0]} rows lost"
-        reasons.append(
-            Reason("rows lost", "whole catalog", f"{lost:.4f} ({rows[1]} left)", allowed)
-        )
     for one in found:
         if one.after > one.allowed:
-            was = "" if one.what == "drift" else f" (was {one.before:.4f})"
+            was = f" (was {one.before:.4f})" if one.before else ""
             reasons.append(
                 Reason(one.what, one.where, f"{one.after:.4f}{was}", f"{one.allowed:.4f}")
             )
     return reasons
+
+
+def row_changes(
+    rows: tuple[int, int],
+    duplicates: tuple[int, int],
+    lost: int,
+    gained: int,
+    limits: NightlySection,
+) -> list[Change]:
+    """Shares of rows that are gone, new, or whose id another one carries too.
+
+    Parameters
+    ----------
+    rows, duplicates : (int, int)
+        Of the last release and of the new one.
+    lost, gained : int
+        Rows of one of them alone, told apart by their ids.
+    """
+    where, before = "whole catalog", max(rows[0], 1)
+    shared = duplicates[0] / before
+    return [
+        Change("rows lost", where, 0.0, lost / before, limits.max_rows_lost),
+        Change("rows gained", where, 0.0, gained / before, limits.max_rows_gained),
+        Change(
+            "duplicate ids",
+            where,
+            shared,
+            duplicates[1] / max(rows[1], 1),
+            shared + limits.max_share_growth,
+        ),
+    ]
+
+
+def labels_lost(matched: tuple[int, int], limits: NightlySection, column: str) -> list[Reason]:
+    """Reasons not to publish: the redshifts can no longer be held against the truth.
+
+    Who has a [truth] table wants to be told if the redshifts became worse. Without a match nobody
+    can tell, so that is a reason, too; two of few labels may always go.
+
+    Parameters
+    ----------
+    matched : (int, int)
+        Labels with an object, and a redshift for it, in the last release and in the new one.
+    column : str
+        Of the redshifts.
+    """
+    least = max(1, math.ceil(matched[0] * (1 - limits.max_rows_lost)) - 2)
+    if matched[1] >= least:
+        return []
+    found = f"{matched[1]} (were {matched[0]})"
+    return [Reason("matched labels", column, found, f"{least} at least")]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from surveyproc.errors import StoreError
+from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.store import layout
 from surveyproc.store.documents import document
 from surveyproc.store.storage import Store
+
+MEND = "`surveyproc run`, with the settings that the release was made with, makes it anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,9 @@ class Release:
         Units of which nothing could be computed.
     damaged : list of str
         Units some of whose pixels lay in a damaged cube.
+    metadata : dict of str to dict of str to str
+        Catalog (empty for the main one, else a table) to its files beside the leaves to their
+        SHA-256, as `metadata.sums` tells.
     """
 
     release: str
@@ -65,6 +70,7 @@ class Release:
     band_flags: dict[str, dict[str, int]] = field(default_factory=dict)
     quarantined: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def gaps(self) -> list[str]:
@@ -90,15 +96,20 @@ class ListedRelease(Release):
     current: bool
 
 
-def parsed(store: Store, key: str, text: bytes | None) -> Release | None:
+def parsed(store: Store, key: str, text: bytes | None, advice: str) -> Release | None:
     """The release that the record `text`, which was read from `key`, tells of; None for None.
+
+    Parameters
+    ----------
+    advice : str
+        What makes the record anew.
 
     Raises
     ------
     StoreError
         If the record is damaged.
     """
-    found = store.parsed(key, text)
+    found = store.parsed(key, text, advice)
     if found is None:
         return None
     names = {one.name for one in fields(Release)}
@@ -106,16 +117,26 @@ def parsed(store: Store, key: str, text: bytes | None) -> Release | None:
         known = {name: value for name, value in found.items() if name in names}
         return Release(url=store.url_of(found["path"]), **known)
     except (AttributeError, KeyError, TypeError) as error:
-        raise StoreError(f"{store.url_of(key)} is damaged ({error}); remove it") from error
-
-
-def pointed_to(store: Store, survey: str) -> Release | None:
-    """The release that readers are sent to; None if nothing was published yet."""
-    key = layout.pointer(survey)
-    return parsed(store, key, store.read_if_there(key))
+        raise StoreError(f"{store.url_of(key)} is damaged ({error}); {advice}") from error
 
 
 def finished(store: Store, run: str) -> Release | None:
-    """The finished release of a run; None if it was never published."""
+    """The finished release of a run; None if it was never published.
+
+    Raises
+    ------
+    StoreError
+        If its record is damaged.
+    """
     key = layout.done(run)
-    return parsed(store, key, store.read_if_there(key))
+    return parsed(store, key, store.read_if_there(key), MEND)
+
+
+def finished_if_whole(store: Store, run: str) -> Release | None:
+    """The same, and None if the record is damaged: then the run has to finish it again."""
+    try:
+        return finished(store, run)
+    except UnreachableError:
+        raise
+    except StoreError:
+        return None

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import pyarrow as pa
-
-from surveyproc.catalogs import hats, neighbours
+from surveyproc.catalogs import hats, metadata, neighbours
 from surveyproc.config.sections import GatesSection
-from surveyproc.errors import GateError, InputError, StoreError
-from surveyproc.releases.record import ListedRelease, Release, finished, parsed, pointed_to
+from surveyproc.errors import GateError, InputError, StoreError, UnreachableError
+from surveyproc.releases.pointer import (
+    point_to,
+    pointed_to,
+    read_pointer,
+    refuse_removed,
+    retire,
+)
+from surveyproc.releases.record import MEND, ListedRelease, Release, finished, finished_if_whole
 from surveyproc.run import commit, stacks
-from surveyproc.run.plan import Plan, release_names, table_columns
+from surveyproc.run.plan import POINT_ANEW, Plan, release_names, table_columns
 from surveyproc.store import layout
+from surveyproc.store.documents import sealed
 from surveyproc.store.storage import Store, as_json, digest
 
 OBJECT_COLUMNS = ("object_id", "ra", "dec", "_healpix_29", "catalog_flag")
@@ -82,12 +90,19 @@ def _last_line(record: commit.Commit) -> str:
 
 
 def is_published(store: Store, plan: Plan) -> bool:
-    """Whether readers are already sent to the release of this plan and no leaf of it is gone."""
+    """Whether readers are already sent to the release of this plan, and nothing of it is to do.
+
+    Nothing is, unless a leaf, or what makes a catalog of them, is gone or empty, or `validate`
+    found more. Listings only.
+    """
     current = pointed_to(store, plan.survey)
     if current is None or current.release != plan.run:
         return False
-    expected = {hats.leaf_key(unit.order, unit.pixel) for unit in plan.units}
-    return expected <= set(hats.leaf_keys(store, plan.release_key))
+    if store.exists(layout.damage(plan.run)) or finished_if_whole(store, plan.run) is None:
+        return False
+    leaves = (hats.leaf_key(unit.order, unit.pixel) for unit in plan.units)
+    sizes = store.sizes(plan.release_key)
+    return all(sizes.get(name) for name in (*leaves, *metadata.METADATA))
 
 
 def published_before(store: Store, plan: Plan) -> Release | None:
@@ -119,7 +134,8 @@ def publish(
     GateError
         If a gate refuses; the pointer stays where it is.
     """
-    pointer = store.read_if_there(layout.pointer(plan.survey))
+    pointer = read_pointer(store, plan.survey)
+    refuse_removed(store, plan.survey, pointer, plan.run)
     refuse_withdrawn(store, plan)
     reasons = [*refusals(plan, commits, gates), *more]
     if reasons:
@@ -128,7 +144,8 @@ def publish(
             + "\n".join(str(reason) for reason in reasons),
             reasons,
         )
-    done = finished(store, plan.run)
+    done = finished_if_whole(store, plan.run)
+    marked = store.exists(layout.damage(plan.run))
     url = store.url_of(plan.release_key)
     if damaged := commit.forget_damaged(store, plan):
         raise StoreError(
@@ -136,7 +153,11 @@ def publish(
             "to compute them anew"
         )
     leaves = [record.leaf for record in commits]
-    if done is not None and not hats.metadata_problems(store, plan.release_key, leaves):
+    if (
+        done is not None
+        and not marked
+        and not hats.metadata_problems(store, plan.release_key, leaves)
+    ):
         # Published before, and immutable since: only the pointer moves.
         point_to(store, plan.survey, pointer, done)
         return done
@@ -176,12 +197,31 @@ def publish(
         quarantined=sorted(record.unit for record in commits if record.quarantined),
         damaged=sorted(record.unit for record in commits if record.damaged),
         # Small releases follow one another within a second, and their order counts.
-        published=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        published=done.published
+        if done is not None
+        else datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     )
-    if not store.create(layout.done(plan.run), as_json(made.record)):
-        # Another driver of this run was first: what it says of the release stands.
-        made = finished(store, plan.run) or made
+    made = replace(
+        made,
+        metadata={name: metadata.sums(store, key) for name, key in _catalogs(made).items()},
+    )
+    made = _record(store, made, mended=done is not None)
     point_to(store, plan.survey, pointer, made)
+    if marked:
+        store.remove(layout.damage(plan.run))
+    return made
+
+
+def _record(store: Store, made: Release, *, mended: bool) -> Release:
+    """Write the record of a finished release; what it says then."""
+    key, text = layout.done(made.release), as_json(sealed(made.record))
+    if mended or not store.create(key, text):
+        # Another driver of this run was first, and what it says of the release stands; unless that
+        # is of a release that was mended, or damaged itself.
+        found = None if mended else finished_if_whole(store, made.release)
+        if found is not None:
+            return found
+        store.put(key, text)
     return made
 
 
@@ -212,63 +252,43 @@ def finish_tables(store: Store, plan: Plan, commits: Sequence[commit.Commit]) ->
     return rows
 
 
-def point_to(store: Store, survey: str, before: bytes | None, to: Release) -> None:
-    """Send readers to a release, unless the pointer no longer says what it said `before`.
-
-    Raises
-    ------
-    StoreError
-        If another driver sent them to another release meanwhile.
-    """
-    key = layout.pointer(survey)
-    if store.swap(key, before, as_json(to.record)):
-        return
-    found = pointed_to(store, survey)
-    name = "none" if found is None else found.release
-    if name != to.release:
-        raise StoreError(
-            f"{store.url_of(key)}: another driver published {name} meanwhile, so release "
-            f"{to.release} is complete but not published: repeat the command if it should be"
-        )
-
-
 def rollback(store: Store, survey: str, release: str) -> Release:
     """Send readers to another finished release; what `current_release` then says.
 
-    The release that they leave, if it is the later one, is withdrawn: its inputs do not publish it
-    again until somebody rolls back to it.
+    The release that they leave is withdrawn, whatever clocks said when either was published: its
+    inputs do not publish it again until somebody rolls back to it.
 
     Raises
     ------
     InputError
         If there is no such release.
     StoreError
-        If it lacks a leaf, or its metadata are damaged.
+        If a file of it is gone or damaged. All are read.
     """
-    done = finished(store, release)
+    pointer = read_pointer(store, survey, damaged_too=True)
+    done = None if release in pointer.removed else finished(store, release)
     if done is None or done.path != layout.release(survey, release):
         known = ", ".join(one.release for one in list_releases(store, survey)) or "none"
         raise InputError(
-            f"no finished release of {survey} is called {release!r} (there are: {known})"
+            f"no finished release of {survey} is called {release!r} (there are: {known}); "
+            "`surveyproc run`, with the settings that it would be made with, finishes one"
         )
-    records = commit.read_units(
-        store, layout.run(release), commit.recorded(store, layout.run(release))
-    )
-    for file in (file for record in records for file in record.files):
-        key = done.path + file.key
-        if store.size(key) != file.nbytes:
-            raise StoreError(f"{store.url_of(key)} is gone or cut short: roll back to another one")
-    if not is_valid(done.url):
-        raise StoreError(f"{done.url} is not a valid HATS catalog: roll back to another one")
-    pointer = store.read_if_there(layout.pointer(survey))
-    left = parsed(store, layout.pointer(survey), pointer) or done
+    if found := problems(store, done):
+        mark_damage(store, done, found)
+        raise StoreError(
+            f"release {release} is damaged ({found[0]}): roll back to another one, or let "
+            "`surveyproc run` mend it with the settings that it was made with"
+        )
     marks = store.read_if_there(layout.withdrawn(survey))
-    withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
+    try:
+        withdrawn = store.parsed(layout.withdrawn(survey), marks) or {}
+    except StoreError:
+        withdrawn = {}  # damaged: it is written anew
     withdrawn.pop(release, None)
-    if left.release != release and left.published >= done.published:
+    if pointer.name not in ("", release):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        withdrawn[left.release] = {"at": now, "for": release}
-    if not store.swap(layout.withdrawn(survey), marks, as_json(withdrawn)):
+        withdrawn[pointer.name] = {"at": now, "for": release}
+    if not store.swap(layout.withdrawn(survey), marks, as_json(sealed(withdrawn))):
         raise StoreError(
             f"{store.url_of(layout.withdrawn(survey))}: somebody else rolled back meanwhile: look "
             "at `surveyproc releases`, then repeat the command if it should be"
@@ -279,7 +299,7 @@ def rollback(store: Store, survey: str, release: str) -> Release:
 
 def read_withdrawn(store: Store, survey: str) -> dict[str, dict[str, str]]:
     """Release to when it was withdrawn (`at`) and for which other one (`for`)."""
-    return store.read_json(layout.withdrawn(survey)) or {}
+    return store.read_json(layout.withdrawn(survey), POINT_ANEW) or {}
 
 
 def refuse_withdrawn(store: Store, plan: Plan) -> None:
@@ -297,35 +317,22 @@ def refuse_withdrawn(store: Store, plan: Plan) -> None:
 def prune(store: Store, survey: str, keep: int) -> list[str]:
     """Remove the oldest finished releases beyond `keep`, never the published one; their names.
 
-    Unfinished ones (refused by a gate, interrupted) go when nobody has worked on them for a week.
+    Unfinished ones (refused by a gate, interrupted) go when nobody has worked on them for a week;
+    what somebody began to remove and did not, at once.
     """
-    removed = []
     listed = [one.release for one in list_releases(store, survey)]
-    for name in listed[:-keep]:
-        # Somebody may roll back while we work.
-        current = pointed_to(store, survey)
-        if current is None or name != current.release:
-            remove_release(store, survey, name)
-            removed.append(name)
     week_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=7)
+    removed = read_pointer(store, survey).removed
+    unwanted = listed[:-keep]
     for name in release_names(store, survey):
         plan_key = f"{layout.run(name)}/plan.json"
-        if name in listed or not store.exists(plan_key):
-            continue
-        if store.fs.modified(store.path(plan_key)) < week_ago:
-            remove_release(store, survey, name)
-            removed.append(name)
-    return removed
-
-
-def remove_release(store: Store, survey: str, release: str) -> None:
-    """Remove a release and the records of its run; what says that it is finished goes first."""
-    store.remove(layout.done(release))
-    folder, _, name = layout.release(survey, release).rpartition("/")
-    for one in store.names(folder):
-        if one == name or one.startswith(layout.table(name, "")):
-            store.remove(f"{folder}/{one}")
-    store.remove(layout.run(release))
+        if name in removed or (
+            name not in listed
+            and store.exists(plan_key)
+            and store.fs.modified(store.path(plan_key)) < week_ago
+        ):
+            unwanted.append(name)
+    return retire(store, survey, unwanted)
 
 
 def drop_strangers(store: Store, plan: Plan, commits: Sequence[commit.Commit]) -> None:
@@ -355,8 +362,8 @@ def is_valid(url: str) -> bool:
     try:
         # Told a plain `s3://` URL, hats takes the bucket for a public one.
         return bool(is_valid_catalog(UPath(url), strict=True))
-    except (OSError, ValueError, pa.ArrowException):
-        return False  # damaged metadata
+    except Exception:
+        return False  # whatever a library meets in damaged metadata
 
 
 def current_release(store: Store, survey: str) -> Release:
@@ -369,6 +376,10 @@ def current_release(store: Store, survey: str) -> Release:
     """
     current = pointed_to(store, survey)
     if current is None:
+        known = ", ".join(one.release for one in list_releases(store, survey))
+        if known:
+            where = store.url_of(layout.pointer(survey))
+            raise InputError(f"{where} is gone: {POINT_ANEW}; finished are {known}")
         raise InputError(
             f"no release of {survey} under {store.url}: `surveyproc run` makes the first one"
         )
@@ -377,37 +388,86 @@ def current_release(store: Store, survey: str) -> Release:
 
 def list_releases(store: Store, survey: str) -> list[ListedRelease]:
     """Every finished release, oldest first."""
-    current = pointed_to(store, survey)
-    published = "" if current is None else current.release
-    done = (finished(store, name) for name in release_names(store, survey))
-    listed = (ListedRelease(**vars(one), current=one.release == published) for one in done if one)
+    pointer = read_pointer(store, survey, damaged_too=True)
+    names = (name for name in release_names(store, survey) if name not in pointer.removed)
+    done = (finished_if_whole(store, name) for name in names)
+    listed = (
+        ListedRelease(**vars(one), current=one.release == pointer.name) for one in done if one
+    )
     return sorted(listed, key=lambda one: (one.published, one.release))
 
 
 def validate(store: Store, release: Release) -> list[str]:
-    """Problems of a published release: HATS validity, and every leaf against its commit record.
+    """Problems of a published release: HATS validity, and every file against its record.
+
+    If there are some, a mark tells the next run of the release, which mends it.
 
     Returns
     -------
     list of str
         Empty if the release is intact.
     """
-    problems = []
-    key = release.path
-    tables = [name for name, count in release.tables.items() if count]
-    for place in (release.url, *(store.url_of(layout.table(key, name)) for name in tables)):
-        if not is_valid(place):
-            problems.append(f"{place} is not a valid HATS catalog (strict)")
-    rows = 0
-    records = layout.run(release.release)
-    for record in commit.read_units(store, records, commit.recorded(store, records)):
+    places = (store.url_of(key) for key in _catalogs(release).values())
+    invalid = [f"{one} is not a valid HATS catalog (strict)" for one in places if not is_valid(one)]
+    found = [*invalid, *problems(store, release)]
+    if found:
+        mark_damage(store, release, found)
+    return found
+
+
+def problems(store: Store, release: Release) -> list[str]:
+    """The same without the hats library: what readers would miss, or read wrong."""
+    found, records = list[str](), list[commit.Commit]()
+    run_key = layout.run(release.release)
+    for read in (partial(finished, store, release.release), partial(read_plan, store, release)):
+        try:
+            if read() is None:
+                found.append(f"{store.url_of(run_key)}: a record of the release is missing")
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            found.append(str(error))
+    for name in commit.recorded(store, run_key):
+        try:
+            records.append(commit.read(store, run_key, name))
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            found.append(str(error))
+    for name, key in _catalogs(release).items():
+        leaves = [one.tables.get(name) if name else one.leaf for one in records]
+        wrong = hats.metadata_problems(store, key, [one for one in leaves if one])
+        sums = release.metadata.get(name, {})
+        now = metadata.sums(store, key) if sums else {}
+        wrong += [f"{file} is damaged" for file, told in sums.items() if now[file] != told]
+        found += [f"{store.url_of(key)}: {one}" for one in wrong]
+    for record in records:
         for file in record.files:
-            place = key + file.key
-            if not store.exists(place):
-                problems.append(f"{place} is missing")
-            elif digest(store.read(place)) != file.sha256:
-                problems.append(f"{place} differs from its commit record")
-        rows += record.leaf.rows
+            place = release.path + file.key
+            data = store.read_if_there(place)
+            if data is None:
+                found.append(f"{store.url_of(place)} is missing")
+            elif digest(data) != file.sha256:
+                found.append(f"{store.url_of(place)} differs from its commit record")
+    rows = sum(record.leaf.rows for record in records)
     if rows != release.rows:
-        problems.append(f"commit records hold {rows} rows, the release says {release.rows}")
-    return problems
+        found.append(f"commit records hold {rows} rows, the release says {release.rows}")
+    return found
+
+
+def read_plan(store: Store, release: Release) -> Any:
+    """What is kept of the plan of a release; None if that is gone."""
+    return store.read_json(f"{layout.run(release.release)}/plan.json", MEND)
+
+
+def mark_damage(store: Store, release: Release, found: list[str]) -> None:
+    """Leave word for the run of a release, which would find nothing to do."""
+    store.put_json(layout.damage(release.release), {"found": found})
+
+
+def _catalogs(release: Release) -> dict[str, str]:
+    """Keys of the main catalog, which has no name, and of the tables beside it that have rows."""
+    tables = {
+        name: layout.table(release.path, name) for name, rows in release.tables.items() if rows
+    }
+    return {"": release.path, **tables}

@@ -11,11 +11,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from surveyproc.catalogs import hats
+from surveyproc.errors import store_error
 from surveyproc.releases.release import current_release
 from surveyproc.report.sections.base import Section, Shown
 from surveyproc.report.sections.choice import choose
 from surveyproc.store import layout
-from surveyproc.store.storage import Store, store_error
+from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.run import commit
-from surveyproc.run.plan import Plan, Unit, release_names
+from surveyproc.run.plan import Plan, Unit, pointer_document, release_names
 from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
@@ -20,7 +20,8 @@ from surveyproc.store.storage import Store
 def adopt(store: Store, plan: Plan) -> int:
     """Copy the leaf and the record of every pending unit that another release has; how many.
 
-    Leaves are compared with their record by size; `validate` compares checksums.
+    Leaves are compared with their record by size; those of a release that `validate` found damaged
+    by checksum.
     """
     todo = {unit.name: unit for unit in commit.pending(store, plan)}
     pending = len(todo)
@@ -28,8 +29,9 @@ def adopt(store: Store, plan: Plan) -> int:
         if not todo:
             break
         shared = [todo[name] for name in commit.recorded(store, layout.run(run)) if name in todo]
+        closely = store.exists(layout.damage(run))
         with ThreadPoolExecutor(commit.READERS) as pool:
-            copied = list(pool.map(partial(_copy, store, plan, run), shared))
+            copied = list(pool.map(partial(_copy, store, plan, run, closely), shared))
         for unit in (unit for unit, done in zip(shared, copied, strict=True) if done):
             del todo[unit.name]
     return pending - len(todo)
@@ -48,17 +50,17 @@ def adoptable(store: Store, plan: Plan) -> set[str]:
 
 def donors(store: Store, plan: Plan) -> list[str]:
     """Runs of this survey that have leaves, the published one first."""
-    current = store.read_json(layout.pointer(plan.survey)) or {}
+    current = pointer_document(store, plan.survey)
     runs = [name for name in release_names(store, plan.survey) if name != plan.run]
     return sorted(runs, key=lambda run: run != current.get("release"))
 
 
-def _copy(store: Store, plan: Plan, run: str, unit: Unit) -> bool:
+def _copy(store: Store, plan: Plan, run: str, closely: bool, unit: Unit) -> bool:
     """Files first, record after them, as if computed; False if the other one is no use."""
     source = layout.release(plan.survey, run)
     try:
         record = commit.read(store, layout.run(run), unit.name)
-        if not record.final or not commit.intact(store, source, record):
+        if not record.final or not commit.intact(store, source, record, closely):
             return False
         for file in record.files:
             store.copy(source + file.key, plan.release_key + file.key)

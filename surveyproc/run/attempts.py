@@ -62,12 +62,11 @@ def release_quarantined(store: Store, plan: Plan) -> set[str]:
     Returns
     -------
     set of str
-        Those of them whose processes died, and those of the release with gaps that this run fills.
+        Those of them whose processes died, and those of the releases with gaps that this run fills.
     """
     done = set(commit.recorded(store, plan.run_key))
-    filled = _edition_before(plan.run)
-    before = recorded(store, layout.run(filled)) if filled else {}
-    killers = {unit for unit, failures in before.items() if _killed(failures)}
+    before = (recorded(store, layout.run(run)) for run in _editions_before(plan.run))
+    killers = {unit for one in before for unit, failures in one.items() if _killed(failures)}
     for unit, failures in recorded(store, plan.run_key).items():
         if unit in done:
             if commit.read(store, plan.run_key, unit).quarantined:
@@ -81,12 +80,10 @@ def _killed(failures: Sequence[Failure]) -> bool:
     return any(one.died for one in failures)
 
 
-def _edition_before(run: str) -> str:
-    """The run whose gaps a run fills: `r7.1` for `r7.2`, `r7` for `r7.1`, "" for `r7`."""
+def _editions_before(run: str) -> list[str]:
+    """Runs of the same inputs whose gaps a run fills: `r7` and `r7.1` for `r7.2`, none for `r7`."""
     inputs, _, number = run.partition(".")
-    if not number:
-        return ""
-    return f"{inputs}.{int(number) - 1}" if int(number) > 1 else inputs
+    return [f"{inputs}.{one}" if one else inputs for one in range(int(number or 0))]
 
 
 def _key(run: str, unit: str) -> str:

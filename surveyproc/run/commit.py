@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from surveyproc import schemas
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.hats import Leaf
-from surveyproc.errors import StoreError
+from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.evaluate.histogram import histogram, pack
 from surveyproc.products.base import Product
 from surveyproc.run.plan import Plan, Unit
 from surveyproc.run.stacks import File
 from surveyproc.schemas import Column
 from surveyproc.store import layout
-from surveyproc.store.storage import Store
+from surveyproc.store.storage import Store, digest
 
 READERS = 16
 
@@ -187,7 +187,7 @@ def write(store: Store, run_key: str, commit: Commit) -> None:
     document = asdict(commit)
     for leaf in (document["leaf"], *document["tables"].values()):
         leaf["footer"] = base64.b64encode(leaf["footer"]).decode()
-    store.put_json(record_key(run_key, commit.unit), document)
+    store.put_record(record_key(run_key, commit.unit), document)
 
 
 def read(store: Store, run_key: str, unit: str) -> Commit:
@@ -199,9 +199,9 @@ def read(store: Store, run_key: str, unit: str) -> Commit:
         If there is none, or it is damaged.
     """
     key = record_key(run_key, unit)
-    document = store.read_json(key)
+    document = store.read_json(key, "`surveyproc run` computes the unit anew")
     if document is None:
-        raise StoreError(f"{store.url_of(key)} is missing: run again to compute this unit")
+        raise StoreError(f"{store.url_of(key)} is missing: `surveyproc run` computes the unit anew")
     try:
         parts = {
             "leaf": _leaf(document["leaf"]),
@@ -216,7 +216,7 @@ def read(store: Store, run_key: str, unit: str) -> Commit:
         return Commit(**{**document, **parts})
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{store.url_of(key)} is damaged ({error}); remove it, run again"
+            f"{store.url_of(key)} is damaged ({error}); `surveyproc run` computes the unit anew"
         ) from error
 
 
@@ -240,20 +240,34 @@ def recorded(store: Store, run_key: str) -> list[str]:
     return [name.removesuffix(".json") for name in store.names(f"{run_key}/commits")]
 
 
-def intact(store: Store, release: str, record: Commit) -> bool:
-    """Whether every file of a unit is there in its full length; `release` is the folder."""
+def intact(store: Store, release: str, record: Commit, closely: bool = False) -> bool:
+    """Whether every file of a unit is there in its full length; `release` is the folder.
+
+    With `closely`, whether its bytes are those that were written: then all are read.
+    """
+    if closely:
+        found = (store.read_if_there(release + file.key) for file in record.files)
+        expected = [file.sha256 for file in record.files]
+        return [data and digest(data) for data in found] == expected
     return all(store.size(release + file.key) == file.nbytes for file in record.files)
 
 
 def forget_damaged(store: Store, plan: Plan, *, pixels: bool = False) -> int:
-    """Remove the records of leaves that are gone or cut short; how many. Reads no leaf.
+    """Remove the records of leaves that are gone or cut short, and damaged records; how many.
 
-    With `pixels` also those of leaves that lack pixels of a damaged cube.
+    Leaves are read only if `validate` found the release damaged. With `pixels` also the records of
+    those go that lack pixels of a damaged cube.
     """
+    closely = store.exists(layout.damage(plan.run))
 
     def is_damaged(unit: Unit) -> bool:
-        record = read(store, plan.run_key, unit.name)
-        return (pixels and record.damaged) or not intact(store, plan.release_key, record)
+        try:
+            record = read(store, plan.run_key, unit.name)
+        except UnreachableError:
+            raise
+        except StoreError:
+            return True
+        return (pixels and record.damaged) or not intact(store, plan.release_key, record, closely)
 
     known = set(recorded(store, plan.run_key))
     done = [unit for unit in plan.units if unit.name in known]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from surveyproc.products.base import Product
-from surveyproc.run.plan import Plan
-from surveyproc.store import layout
+from surveyproc.run.plan import Plan, pointer_document
 from surveyproc.store.storage import Store
 
 IMAGE_S = 4e-4
@@ -27,7 +26,7 @@ def seconds_per_object(store: Store, plan: Plan) -> float:
 
     Reads one small document. Of few objects the time is mostly that of their units.
     """
-    published = store.read_json(layout.pointer(plan.survey)) or {}
+    published = pointer_document(store, plan.survey)
     same = published.get("products") == {one.name: one.version for one in plan.products}
     if same and published["rows"] >= MEASURED_ROWS:
         return 1.0 / max(float(published["rows_per_second"]), 1e-9)

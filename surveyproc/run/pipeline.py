@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from surveyproc.errors import ClusterError, UnitsFailedError
+from surveyproc.errors import ClusterError, StoreError, UnitsFailedError, UnreachableError
 from surveyproc.places import Item, Ledger, Places, Stage
 from surveyproc.products.base import wants_device
 from surveyproc.progress import Meter
@@ -66,7 +66,7 @@ def compute_pending(survey: Survey, plan: Plan, places: Places) -> Computed:
     commit.forget_damaged(survey.store, plan, pixels=True)
     killers = attempts.release_quarantined(survey.store, plan)
     pending = commit.pending(survey.store, plan)
-    if pending:
+    if pending or not plan_is_there(survey.store, plan):
         write_plan(survey.store, plan)
     adopted = adopt(survey.store, plan)
     todo = commit.pending(survey.store, plan)
@@ -259,9 +259,19 @@ def write_log(store: Store, plan: Plan, done: Computed, work: Work) -> None:
     )
 
 
+def plan_is_there(store: Store, plan: Plan) -> bool:
+    """Whether the plan lies, whole, beside the commit records."""
+    try:
+        return store.read_json(f"{plan.run_key}/plan.json") is not None
+    except UnreachableError:
+        raise
+    except StoreError:
+        return False
+
+
 def write_plan(store: Store, plan: Plan) -> None:
     """Put the plan beside the commit records, for people and for later comparison."""
-    store.put_json(
+    store.put_record(
         f"{plan.run_key}/plan.json",
         {
             "survey": plan.survey,

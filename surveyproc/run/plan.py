@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from surveyproc.catalogs.around import near
 from surveyproc.catalogs.hats import Partition
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.config.kinds import kind_of
+from surveyproc.errors import StoreError, UnreachableError
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.products.base import PixelArray, Product, RowTable, pixels_of, tables_of
 from surveyproc.products.registry import build_products, carried_columns, check_columns
@@ -24,6 +25,9 @@ from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint
 from surveyproc.survey import Survey
 
+POINT_ANEW = (
+    "`surveyproc releases --rollback RELEASE` sends readers to a release again (a folder beside it)"
+)
 # Raised whenever the same inputs would give other leaves than before.
 OUTPUT_REVISION = 4
 
@@ -160,6 +164,18 @@ def table_columns(table: RowTable) -> tuple[Column, ...]:
     return (*(one for one in schemas.load("object") if one.name in placing), *table.columns)
 
 
+def pointer_document(store: Store, survey: str) -> dict[str, Any]:
+    """What the pointer that readers follow says, unchecked; nothing if there is none.
+
+    Raises
+    ------
+    StoreError
+        If it is damaged.
+    """
+    found: dict[str, Any] = store.read_json(layout.pointer(survey), POINT_ANEW) or {}
+    return found
+
+
 def release_names(store: Store, survey: str) -> list[str]:
     """Names of all releases of a survey, finished or not; the tables beside them are none."""
     found = store.names(layout.releases(survey))
@@ -258,14 +274,30 @@ def _around(part: Partition, product: Product, catalog: CatalogInfo) -> dict[str
 
 
 def _edition(store: Store, survey: str, inputs: str) -> str:
-    """The run of these inputs: the last one there is, or a new one if that has gaps to fill."""
+    """The run of these inputs: the last one there is, or a new one if that has gaps to fill.
+
+    The name of one that was removed is not taken again.
+    """
+    pointer = pointer_document(store, survey)
     pattern = re.compile(re.escape(inputs) + r"(?:\.(\d+))?")
-    found = (pattern.fullmatch(name) for name in release_names(store, survey))
-    last = max((int(match[1] or 0) for match in found if match), default=0)
-    run = f"{inputs}.{last}" if last else inputs
-    done = store.read_json(layout.done(run))
-    has_gaps = done and (done.get("quarantined") or done.get("damaged"))
-    return f"{inputs}.{last + 1}" if has_gaps else run
+
+    def numbers(names: Iterable[str]) -> list[int]:
+        found = (pattern.fullmatch(name) for name in names)
+        return [int(match[1] or 0) for match in found if match]
+
+    removed = numbers(pointer.get("removed", ()))
+    there = [one for one in numbers(release_names(store, survey)) if one not in removed]
+    number = max(there, default=max(removed, default=-1) + 1)
+    run = f"{inputs}.{number}" if number else inputs
+    try:
+        done = store.read_json(layout.done(run))
+    except UnreachableError:
+        raise
+    except StoreError:
+        done = None  # damaged: this run finishes it again
+    if done and (done.get("quarantined") or done.get("damaged")):
+        number = max([number, *removed]) + 1
+    return f"{inputs}.{number}" if number else inputs
 
 
 def _tiles_touched(catalog: CatalogInfo, tiles: Sequence[Tile]) -> list[list[list[str]]]:

@@ -93,11 +93,13 @@ class Reading:
 
     def _source(self, key: str, sha256: str) -> pa.Table:
         """Rows of a source leaf, if it is still the one that was planned with."""
-        data = self.store.read(key)
-        if digest(data) != sha256:
+        data = self.store.read_if_there(key)
+        if data is None or digest(data) != sha256:
+            # The next ingest would find what it compares unchanged.
+            self.store.put_json(layout.void_catalog(self.plan.survey), {"leaf": key})
             raise StoreError(
                 f"{self.store.url_of(key)} is not the leaf that was ingested: if an ingest is "
-                "under way, repeat the command after it; else ingest again"
+                "under way, repeat the command after it; else `surveyproc ingest` makes it anew"
             )
         return parse_table(pa.BufferReader(data), self._wanted).select(self._wanted)
 

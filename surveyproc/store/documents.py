@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+SUM = "record_sha256"
+"""Key of a record's checksum."""
 
 
 def document(value: Any) -> Any:
@@ -34,3 +39,34 @@ def document(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [document(item) for item in value]
     return value
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its checksum in it.
+
+    Examples
+    --------
+    >>> unsealed(sealed({"rows": 3}))
+    {'rows': 3}
+    """
+    return {**value, SUM: _checksum(value)}
+
+
+def unsealed(found: Any) -> Any:
+    """What was sealed; anything else as it is.
+
+    Raises
+    ------
+    ValueError
+        If the checksum is another.
+    """
+    if not isinstance(found, dict) or SUM not in found:
+        return found
+    value = {key: item for key, item in found.items() if key != SUM}
+    if found[SUM] != _checksum(value):
+        raise ValueError("its checksum differs")
+    return value
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -18,9 +18,11 @@
     runs/
         <run>/                              plan.json, commits/, attempts/, begun/, log/, done.json
         <run>/report.html                   the report of its release
+        <run>/damage.json                   what `validate` found wrong, until `run` has mended it
         train-<model>/<hash>/               a training while it goes on; its logs afterwards
         ingest/begun/, begun-headers/       tiles and headers under way
         ingest/void/<tile>@<version>        cubes that failed a checksum, to be built anew
+        ingest/void/<survey>@               the same of a survey's catalog
         nightly/                            summaries; <survey>/sources.json
         under-way/<verb>/                   notes of ingests and trainings that go on
     .staging/                               files that are being written
@@ -51,6 +53,11 @@ def void(cube: str) -> str:
     'runs/ingest/void/t00@5f2c'
     """
     return f"{VOID}/{cube.removeprefix(f'{IMAGES}/').replace('/', '@')}"
+
+
+def void_catalog(survey: str) -> str:
+    """The mark of an ingested catalog of which a leaf is damaged."""
+    return f"{VOID}/{survey}@"
 
 
 def catalog(survey: str) -> str:
@@ -119,6 +126,11 @@ def run(name: str) -> str:
 def done(name: str) -> str:
     """The record of a run's finished release, as it was published."""
     return f"{run(name)}/done.json"
+
+
+def damage(name: str) -> str:
+    """The mark of a release that was found damaged: its run looks at every byte, and mends it."""
+    return f"{run(name)}/damage.json"
 
 
 def report(name: str) -> str:

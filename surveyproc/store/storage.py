@@ -21,12 +21,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from surveyproc.errors import StoreError, SurveyError
+from surveyproc.errors import StoreError, SurveyError, store_error
+from surveyproc.store.documents import sealed, unsealed
 from surveyproc.store.urls import public_url
 
 STAGING = ".staging"
 # What the system says where a disk knows no hard links, or not between these two folders.
-NO_LINK = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP)
+NO_LINK = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 # Read ahead by streams of remote objects: what is wanted is mostly a footer and a few columns.
 AHEAD_BYTES = 1 << 20
 
@@ -178,30 +179,29 @@ class Store:
         except pa.ArrowException as error:
             raise StoreError(f"cannot read {self.url_of(key)}: {error}") from error
 
-    def read_json(self, key: str) -> Any:
-        """The JSON document `key`, or None if there is none.
+    def read_json(self, key: str, advice: str = "remove it") -> Any:
+        """The JSON document `key`, or None if there is none; see `parsed`."""
+        return self.parsed(key, self.read_if_there(key), advice)
 
-        Raises
-        ------
-        StoreError
-            If it exists and is not JSON.
-        """
-        return self.parsed(key, self.read_if_there(key))
-
-    def parsed(self, key: str, text: bytes | None) -> Any:
+    def parsed(self, key: str, text: bytes | None, advice: str = "remove it") -> Any:
         """The JSON document in `text`, which was read from `key`; None for None.
 
+        Parameters
+        ----------
+        advice : str
+            What makes it anew, for who reads that it is damaged.
+
         Raises
         ------
         StoreError
-            If it is not JSON.
+            If it is not JSON, or a record whose checksum is another.
         """
         if text is None:
             return None
         try:
-            return json.loads(text)
-        except ValueError as error:
-            raise StoreError(f"{self.url_of(key)} is not JSON ({error}); remove it") from error
+            return unsealed(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.url_of(key)} is not JSON ({error}); {advice}") from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write `data` as `key`, replacing it in one step."""
@@ -215,6 +215,10 @@ class Store:
     def put_json(self, key: str, value: Any) -> None:
         """Write `value` as an indented JSON document, keys sorted, in one step."""
         self.put(key, as_json(value))
+
+    def put_record(self, key: str, value: dict[str, Any]) -> None:
+        """The same with a checksum in it, which is looked at, and taken out, when it is read."""
+        self.put_json(key, sealed(value))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write `data` as `key` if there is no such object; whether `key` now holds `data`.
@@ -270,8 +274,15 @@ class Store:
             os.link(staged, target)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            with self._locked():
+                if target.exists():
+                    return False
+                os.replace(staged, target)
         finally:
-            staged.unlink()
+            _drop(staged)
         return True
 
     def _put_if(self, key: str, data: bytes, **conditions: str) -> bool:
@@ -462,22 +473,25 @@ def _drop(staged: Path) -> None:
 
 
 def parse_table(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
-    """The named columns (all by default) of a Parquet file given as a binary stream or buffer."""
+    """The named columns (all by default) of a Parquet file given as a binary stream or buffer.
+
+    Raises
+    ------
+    pyarrow.ArrowException
+        If it is damaged.
+    """
     # Arrow's I/O threads would free Python's buffers; one that does so while the interpreter ends
     # aborts the process after its work is done.
-    return pq.ParquetFile(source, pre_buffer=False).read(columns=columns, use_threads=False)
+    # Few files have checksums of pages; where they have, damage is an error.
+    try:
+        file = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
+        return file.read(columns=columns, use_threads=False)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise pa.ArrowInvalid(str(error)) from error  # damaged bytes, not a disk that fails
 
 
 def as_json(value: Any) -> bytes:
     """`value` as `Store.put_json` writes it."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def store_error(error: OSError, where: str, action: str = "write") -> StoreError:
-    """An OSError as a StoreError that says what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
-            f"no space left while writing {where}: free some, then repeat the command; "
-            "what was finished is kept"
-        )
-    return StoreError(f"cannot {action} {where}: {error}")

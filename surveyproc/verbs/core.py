@@ -18,6 +18,7 @@ from surveyproc.places import Placement, Places, opened, under_way
 from surveyproc.releases import release
 from surveyproc.releases.diff import Difference
 from surveyproc.releases.diff import diff as compare_releases
+from surveyproc.releases.pointer import retire
 from surveyproc.releases.record import ListedRelease, Release
 from surveyproc.run import commit
 from surveyproc.run.adopt import adoptable
@@ -261,7 +262,7 @@ def run(survey: Survey, more_gates: MoreGates | None = None) -> RunResult:
     before = release.published_before(survey.store, planned)
     if gaps and before is not None and gaps == before.gaps:
         # What was lacking is lacking still: there is nothing that the published release lacks.
-        release.remove_release(survey.store, planned.survey, planned.run)
+        retire(survey.store, planned.survey, [planned.run])
         current = release.current_release(survey.store, planned.survey)
         seconds = time.monotonic() - started
         return RunResult(**vars(current), did="nothing", places=places.told(), seconds=seconds)

@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from surveyproc import interrupt, verbs
-from surveyproc.catalogs.ingest import record_key
+from surveyproc.catalogs.ingest import is_whole
 from surveyproc.config.sections import TOLERANCE
-from surveyproc.errors import GateError, InputError, StoreError, SurveyError
+from surveyproc.errors import GateError, InputError, StoreError, SurveyError, UnreachableError
 from surveyproc.images.cube import is_ingested, read_tiles
 from surveyproc.places import Placement, Places, opened, under_way
 from surveyproc.releases import diff, drift, release
 from surveyproc.releases.clean import clean
 from surveyproc.releases.diff import Difference
 from surveyproc.releases.drift import Change
+from surveyproc.releases.pointer import pointed_to
+from surveyproc.releases.record import finished
 from surveyproc.releases.release import Reason
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan, make_plan
@@ -207,8 +209,8 @@ def _night(survey: Survey, night: Night, places: Places) -> None:
         _publish(survey, plan, night)
     # Only a night that ended well sets what the next one is held against.
     key = layout.sources(survey.name)
-    if survey.store.read_json(key) != record:
-        survey.store.put_json(key, record)
+    if _known_sources(survey) != record:
+        survey.store.put_record(key, record)
 
 
 def _publish(survey: Survey, plan: Plan, night: Night) -> None:
@@ -257,9 +259,20 @@ def _void(survey: Survey) -> bool:
     )
 
 
+def _known_sources(survey: Survey) -> dict[str, Any] | None:
+    """What this night is held against; None if there is nothing, or it is damaged."""
+    try:
+        found: dict[str, Any] | None = survey.store.read_json(layout.sources(survey.name))
+    except UnreachableError:
+        raise
+    except StoreError:
+        return None
+    return found
+
+
 def _refresh(survey: Survey, night: Night, places: Places) -> dict[str, Any]:
     """Ingest if a file changed; what the next night needs to know, in the summary what changed."""
-    last = survey.store.read_json(layout.sources(survey.name)) or {"files": {}, "tiles": {}}
+    last = _known_sources(survey) or {"files": {}, "tiles": {}}
     seen = {
         name: sources.Source(entry["content"], tuple(entry["state"]))
         for name, entry in last["files"].items()
@@ -269,8 +282,7 @@ def _refresh(survey: Survey, night: Night, places: Places) -> dict[str, Any]:
     settings = fingerprint(
         survey.config.model_dump(mode="json", include={"survey", "images", "catalog"})
     )
-    cataloged = survey.store.exists(record_key(survey.name))
-    ingested = is_ingested(survey.store, survey.name) and cataloged
+    ingested = is_ingested(survey.store, survey.name) and is_whole(survey.store, survey.name)
     same = last.get("settings") == settings and last["complete"]
     if not changed and ingested and same and not _void(survey):
         kept, problems, notes, complete = last["kept"], last["problems"], last["notes"], True
@@ -304,10 +316,16 @@ def _ingest(survey: Survey, places: Places) -> tuple[list[str], list[str], list[
     try:
         notes += ingest_catalog(survey, places).notes
     except InputError as error:
-        if not survey.store.exists(record_key(survey.name)):
+        if not is_whole(survey.store, survey.name):
             raise
         kept.append(f"catalog: {error}; the last one is kept")
     return kept, tiles.problems, notes, tiles.complete
+
+
+def _last_finished(survey: Survey, plan: Plan) -> str | None:
+    """The last release that was finished before, for a night that finds no pointer to one."""
+    listed = release.list_releases(survey.store, survey.name)
+    return next((one.release for one in reversed(listed) if one.release != plan.run), None)
 
 
 def _tile_changes(last: dict[str, str], now: dict[str, str]) -> sources.Changes:
@@ -326,24 +344,37 @@ def _against_last(
     night: Night,
 ) -> list[Reason]:
     """Reasons of the [nightly] section; everything compared, and the difference, in the summary."""
-    last = night.before
+    last = night.before or _last_finished(survey, plan)
     if last is None:
         return []
-    records = diff.records_of(survey.store, plan.survey, last)
+    limits = survey.config.nightly
+    records = diff.records_of(survey.store, last)
     night.diff = diff.difference(
         survey.store, plan.survey, (last, plan.run), records, commits, TOLERANCE
     )
+    known = pointed_to(survey.store, plan.survey) or finished(survey.store, last)
+    assert known is not None
     before, after = drift.profile(records), drift.profile(commits)
-    found = drift.changes(before, after, survey.config.nightly)
-    found += drift.metric_changes(
+    metrics, silent = drift.metric_changes(
         survey,
         layout.release(plan.survey, last),
         plan.release_key,
         before.columns.keys() & after.columns.keys(),
     )
-    night.compared = found
+    night.compared = [
+        *drift.row_changes(
+            (before.rows, after.rows),
+            (known.duplicates, plan.catalog.duplicates),
+            night.diff.removed,
+            night.diff.added,
+            limits,
+        ),
+        *drift.changes(before, after, limits),
+        *metrics,
+    ]
     return [
-        *drift.refusals((before.rows, after.rows), found, survey.config.nightly),
-        *drift.flux_shifts(night.diff.flux_ratios, survey.config.nightly),
+        *drift.refusals(night.compared),
+        *silent,
+        *drift.flux_shifts(night.diff.flux_ratios, limits),
         *drift.columns_gone(before, after),
     ]

@@ -64,7 +64,7 @@ def test_a_table_of_an_earlier_version_counts_as_none_until_the_next_ingest(tmp_
         pq.write_table(table.replace_schema_metadata(None), stream)
     assert not is_ingested(store, "t")
     assert finest_tile(store, "t") is None
-    with pytest.raises(StoreError, match=r"of an earlier version .*ingest again"):
+    with pytest.raises(StoreError, match=r"of an earlier version .*surveyproc ingest"):
         read_tiles(store, "t")
     run(make_config())
     assert [tile.id for tile in read_tiles(store, "t")] == ["T1"]

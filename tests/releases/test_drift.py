@@ -43,10 +43,7 @@ def record(flux, flags=None):
 def refused(before, after, limits=LIMITS):
     last, new = drift.profile(before), drift.profile(after)
     found = drift.changes(last, new, limits)
-    return {
-        (reason.gate, reason.where)
-        for reason in drift.refusals((last.rows, new.rows), found, limits)
-    }
+    return {(reason.gate, reason.where) for reason in drift.refusals(found)}
 
 
 FLUXES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
@@ -78,7 +75,33 @@ def test_what_is_refused():
     assert refused([record(gaps)], [record(flux)]) == set()  # fewer nulls are welcome
     flagged = record(flux, {"edge": 400})
     assert refused([record(flux)], [flagged]) == {("flag share", "photometry_flag: edge")}
-    assert refused([record(flux)], [record(flux[:3900])]) == {("rows lost", "whole catalog")}
+
+
+@pytest.mark.parametrize(
+    ("new_rows", "duplicates", "lost", "gained", "gates"),
+    [
+        (1000, 0, 0, 0, []),
+        (990, 0, 10, 0, []),
+        (980, 0, 20, 0, ["rows lost"]),
+        (1000, 0, 300, 300, ["rows lost"]),  # as many, but a third has other ids
+        (2000, 2000, 0, 1000, ["rows gained", "duplicate ids"]),  # every row twice
+        (1400, 0, 0, 400, []),
+    ],
+)
+def test_rows_by_their_ids(new_rows, duplicates, lost, gained, gates):
+    found = drift.row_changes((1000, new_rows), (0, duplicates), lost, gained, LIMITS)
+    assert [one.gate for one in drift.refusals(found)] == gates
+
+
+def test_labels_that_no_longer_match_are_a_reason():
+    """All positions are off by more than the radius: the metrics have nothing to say."""
+    for matched in ((100, 0), (1, 0), (0, 0), (1000, 980)):
+        (reason,) = drift.labels_lost(matched, LIMITS, "net_z_median")
+        assert (reason.gate, reason.where) == ("matched labels", "net_z_median")
+    assert reason.found == "980 (were 1000)"
+    assert reason.allowed == "988 at least"
+    for matched in ((100, 100), (100, 97), (3, 1), (0, 5), (1000, 2000)):
+        assert drift.labels_lost(matched, LIMITS, "net_z_median") == []
 
 
 def test_records_without_histograms_are_not_compared():
@@ -92,7 +115,7 @@ def test_records_without_histograms_are_not_compared():
 
 def test_a_metric_over_its_limit_is_a_reason():
     worse = drift.Change("nmad", "net_z_median", 0.02, 0.03, 0.025)
-    (reason,) = drift.refusals((10, 10), [worse], LIMITS)
+    (reason,) = drift.refusals([worse])
     assert str(reason).split()[:2] == ["nmad", "net_z_median"]
     assert reason.found == "0.0300 (was 0.0200)"
 

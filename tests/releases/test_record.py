@@ -3,7 +3,8 @@
 import pytest
 
 from surveyproc.errors import StoreError
-from surveyproc.releases.record import Release, finished, pointed_to
+from surveyproc.releases.pointer import pointed_to
+from surveyproc.releases.record import Release, finished
 from surveyproc.store import layout
 from surveyproc.store.storage import Store
 
@@ -21,6 +22,7 @@ FIRST = {
 }
 """What the first releases recorded."""
 LATER = {
+    "metadata": {},
     "damaged": [],
     "searched": {},
     "band_flags": {},
@@ -46,5 +48,5 @@ def test_records_of_the_first_releases_are_read_and_what_is_written_has_their_ke
 def test_a_damaged_record_is_named(tmp_path, damaged):
     store = Store(str(tmp_path))
     store.put_json(layout.pointer("test"), damaged)
-    with pytest.raises(StoreError, match=r"current\.json is damaged .*; remove it"):
+    with pytest.raises(StoreError, match=r"current\.json is damaged .*; `surveyproc releases"):
         pointed_to(store, "test")

@@ -1,5 +1,7 @@
 """Rollback, removal of old releases, and readers who look on."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import small_survey
+from small_survey import OTHER
 
 from surveyproc import verbs
 from surveyproc.config import load
@@ -18,16 +22,15 @@ from surveyproc.store import layout
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
 
-OTHER = "products.photometry.aperture=1.5"
-
 
 @pytest.fixture(scope="module")
-def two_releases(published_survey, tmp_path_factory):
+def two_releases(tmp_path_factory):
     """A survey with two releases, the second one published. Do not change it."""
-    folder = tmp_path_factory.mktemp("two") / "survey"
-    shutil.copytree(published_survey.parent, folder)
-    verbs.run(Survey(load(folder / "survey.toml", [OTHER])))
-    return folder / "survey.toml"
+    survey = small_survey.make(tmp_path_factory.mktemp("two") / "survey")
+    verbs.ingest(Survey(load(survey)))
+    verbs.run(Survey(load(survey)))
+    verbs.run(Survey(load(survey, [OTHER])))
+    return survey
 
 
 @pytest.fixture
@@ -52,58 +55,69 @@ def test_a_release_that_was_rolled_back_from_is_not_published_again_by_itself(su
     assert verbs.run(Survey(load(survey))).did == "nothing"
     assert verbs.rollback(Survey(load(survey)), second).release == second
     assert verbs.run(Survey(load(survey, [OTHER]))).did == "nothing"
-    assert (
-        verbs.run(Survey(load(survey))).release == first
-    )  # going back by configuration is no rollback
+
+
+def test_a_rollback_to_the_later_release_is_not_undone_by_the_next_run(survey):
+    """Whichever is older, and whatever clocks said: who rolls back does not want what is left."""
+    second, first = names(survey)
+    # Going back by configuration is no rollback.
+    assert verbs.run(Survey(load(survey))).release == first
+    assert verbs.rollback(Survey(load(survey)), second).release == second
+    with pytest.raises(GateError, match=rf"{first} is not published: it was withdrawn"):
+        verbs.run(Survey(load(survey)))
+    assert names(survey) == [second, first]
 
 
 def test_rollback_to_what_is_not_there_changes_nothing(survey):
     second, first = names(survey)
     with pytest.raises(InputError, match=f"no finished release .* 'rx' .*{first}"):
         verbs.rollback(Survey(load(survey)), "rx")
-    leaf = next(survey.parent.glob(f"store/releases/simulated/{first}/dataset/**/Npix*.parquet"))
+    leaf = next(survey.parent.glob(f"store/releases/small/{first}/dataset/**/Npix*.parquet"))
+    whole = bytearray(leaf.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    leaf.write_bytes(whole)
+    with pytest.raises(StoreError, match=f"{leaf.name} differs from its commit record.*roll back"):
+        verbs.rollback(Survey(load(survey)), first)
     leaf.unlink()
-    with pytest.raises(StoreError, match="gone or cut short"):
+    with pytest.raises(StoreError, match=f"{first} is damaged"):
         verbs.rollback(Survey(load(survey)), first)
     assert names(survey) == [second, first]
 
 
 @pytest.mark.parametrize("key_of", [layout.pointer, layout.withdrawn])
-def test_rollback_past_a_damaged_document_names_it(survey, key_of):
-    store, key = Store(load(survey).root), key_of("simulated")
+def test_a_rollback_writes_damaged_documents_anew(survey, key_of):
+    store, key = Store(load(survey).root), key_of("small")
     _, first = names(survey)
     store.put(key, b"{")
-    with pytest.raises(StoreError, match=rf"{key} is not JSON .*; remove it"):
-        verbs.rollback(Survey(load(survey)), first)
-    store.remove(key)
+    with pytest.raises(StoreError, match=rf"{key} is not JSON .*; `surveyproc releases --rollback"):
+        verbs.run(Survey(load(survey, ["products.photometry.aperture=1.4"])))
     assert verbs.rollback(Survey(load(survey)), first).release == first
+    assert verbs.validate(Survey(load(survey))).problems == []
 
 
 def test_pruning_keeps_the_newest_and_the_published_one(survey):
     store = Store(load(survey).root)
     second, first = names(survey)
-    assert release.prune(store, "simulated", 2) == []
+    assert release.prune(store, "small", 2) == []
     verbs.rollback(Survey(load(survey)), first)
-    assert release.prune(store, "simulated", 1) == []  # the older one is published
+    assert release.prune(store, "small", 1) == []  # the older one is published
     verbs.rollback(Survey(load(survey)), second)
-    assert release.prune(store, "simulated", 1) == [first]
+    assert release.prune(store, "small", 1) == [first]
     assert names(survey) == [second]
     assert not store.exists(f"runs/{first}")
     assert verbs.validate(Survey(load(survey))).problems == []
 
 
 def test_unfinished_releases_go_after_a_week(survey, monkeypatch):
-    import os
-
     store = Store(load(survey).root)
     plan = make_plan(Survey(load(survey)))
-    shutil.copytree(store.path(plan.release_key), store.path("releases/simulated/rold"))
+    shutil.copytree(store.path(plan.release_key), store.path("releases/small/rold"))
     store.put_json("runs/rold/plan.json", {})
-    assert release.prune(store, "simulated", 3) == []
+    assert release.prune(store, "small", 3) == []
     week = time.time() - 8 * 86400
     os.utime(store.path("runs/rold/plan.json"), (week, week))
-    assert release.prune(store, "simulated", 3) == ["rold"]
-    assert not store.exists("releases/simulated/rold")
+    assert release.prune(store, "small", 3) == ["rold"]
+    assert not store.exists("releases/small/rold")
 
 
 READER = """
@@ -139,7 +153,7 @@ def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_pat
         verbs.rollback(Survey(load(survey)), (first, second)[swaps % 2])
         swaps += 1
     third = verbs.run(Survey(load(survey, ["products.photometry.aperture=1.6"]))).release
-    assert release.prune(Store(load(survey).root), "simulated", 3) == []
+    assert release.prune(Store(load(survey).root), "small", 3) == []
     stop.touch()
     listener.join()
     with reader:
@@ -148,8 +162,21 @@ def test_readers_see_one_release_or_the_other_and_never_an_error(survey, tmp_pat
     for name in (first, second, third):
         import lsdb
 
-        rows = lsdb.open_catalog(Path(load(survey).root) / "releases/simulated" / name).compute()
+        rows = lsdb.open_catalog(Path(load(survey).root) / "releases/small" / name).compute()
         expected.add(f"{len(rows)} {float(rows['flux_r'].sum()):.3f}")
     assert len(expected) == 3
     assert set(seen) <= expected
     assert swaps > 4
+
+
+def test_publication_and_rollback_where_the_disk_knows_no_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    survey = small_survey.make(tmp_path / "survey")
+    verbs.ingest(Survey(load(survey)))
+    first = verbs.run(Survey(load(survey))).release
+    verbs.run(Survey(load(survey, [OTHER])))
+    assert verbs.rollback(Survey(load(survey)), first).release == first
+    assert verbs.validate(Survey(load(survey))).problems == []

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,19 @@ def test_what_need_not_outlive_a_power_cut_appears_whole_too(tmp_path):
         stream.write(b" and half")
     assert store.read("notes/one.json") == b"half and half"
     assert store.names(".staging") == []
+
+
+@pytest.mark.parametrize("reason", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_only_one_creates_a_key_where_the_disk_knows_no_links(tmp_path, monkeypatch, reason):
+    def refuse(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = Store(str(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: store.create("a/x", b"%d" % number), range(8)))
+    assert made.count(True) == 1
+    assert store.read("a/x") == b"%d" % made.index(True)
+    assert not store.swap("a/x", None, b"other")
+    assert store.swap("a/x", store.read("a/x"), b"other")
+    assert list((tmp_path / STAGING).iterdir()) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import small_survey
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
@@ -178,7 +179,8 @@ def test_five_nights(survey, capsys):
     assert done.diff.added == done.diff.removed == 0
     assert done.diff.columns["flux_r"].gained > 0
     compared = {one.what for one in done.compared}
-    assert compared == {"null share", "flag share", "drift", "nmad", "outlier_fraction"}
+    rows = {"rows lost", "rows gained", "duplicate ids"}
+    assert compared == {*rows, "null share", "flag share", "drift", "nmad", "outlier_fraction"}
 
     brighten(folder / "tiles/t01_r.fits")
     done = night("a changed tile", "t01")
@@ -231,7 +233,7 @@ def test_rows_that_are_gone_are_refused_and_the_summary_lies_where_it_says(surve
     before = leaves(survey)
     done = nightly(Survey(config_of(survey)))
     assert done.exit_code == 3
-    assert [gate.gate for gate in done.gates] == ["rows lost"]
+    assert {gate.gate for gate in done.gates} == {"rows lost", "matched labels"}
     assert "rows lost" in done.error
     assert leaves(survey) == before
     written = json.loads(Path(done.summary).read_text())
@@ -312,3 +314,37 @@ def test_a_column_that_would_be_gone_is_refused(survey):
     assert {gate.gate for gate in done.gates} == {"columns gone"}
     assert "gaznet_c9_z_median" in {gate.where for gate in done.gates}
     assert verbs.run(Survey(load(survey, loose))).did == "published"
+
+
+def twice(lines):
+    return [*lines, *lines[1:]]
+
+
+def renumbered(lines):
+    return [lines[0], *(f"9{line}" for line in lines[1:19]), *lines[19:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "gates"),
+    [(twice, {"rows gained", "duplicate ids"}), (renumbered, {"rows lost"})],
+)
+def test_another_catalog_of_the_same_sky_is_not_published_by_itself(tmp_path, change, gates):
+    survey = small_survey.make(tmp_path / "survey")
+    assert nightly(Survey(load(survey))).did == "published"
+    source = survey.parent / "sources.csv"
+    source.write_text("\n".join(change(source.read_text().splitlines())) + "\n")
+    done = nightly(Survey(load(survey)))
+    assert done.did == "refused"
+    assert gates <= {gate.gate for gate in done.gates} <= {*gates, "flag share"}
+
+
+def test_a_zero_point_that_is_5_percent_off_in_one_tile_is_not_published(tmp_path):
+    survey = small_survey.make(tmp_path / "survey")
+    assert nightly(Survey(load(survey))).did == "published"
+    path = survey.parent / "tiles/t1_r.fits"
+    with fits.open(path, mode="update") as file:
+        file[0].data *= np.float32(1.05)
+    done = nightly(Survey(load(survey)))
+    assert [(gate.gate, gate.where) for gate in done.gates] == [
+        ("flux ratio", "flux_r of tile t1"),
+    ]
