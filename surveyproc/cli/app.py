@@ -488,17 +488,5 @@ def main() -> None:
         except SurveyError as error:
             if os.environ.get("SURVEYPROC_TRACEBACK"):
                 raise
-            _complain(str(error))
+            text.complain(str(error))
             sys.exit(error.exit_code)
-
-
-def _complain(message: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]error:[/] {_escaped(text.printable(message))}"
-    )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

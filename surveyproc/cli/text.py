@@ -281,3 +281,11 @@ def blend_lines(done: Blended) -> list[str]:
         ),
         *(f"  left out: {count} stamps {why}" for why, count in done.dropped.items()),
     ]
+
+
+def complain(message: str) -> None:
+    """An error's message on standard error, escape sequences of the input made visible."""
+    from rich.console import Console
+
+    shown = printable(message).replace("[", r"\[")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {shown}")
