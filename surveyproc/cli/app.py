@@ -165,7 +165,7 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
         done = work(_load(survey, overrides))
     _show(done, as_json, text.night_lines(done))
     if done.error:
-        _complain(done.error)
+        text.complain(done.error)
     if done.exit_code:
         raise typer.Exit(done.exit_code)
 

@@ -33,7 +33,7 @@ def words(text: str) -> set[str]:
 
 
 RELEASE = words(
-    "release url path rows rejected duplicates partitions kinds tables pixels rows_per_second "
+    "release url path rows rejected duplicates partitions kinds metadata tables pixels rows_per_second "
     "products flags band_flags quarantined damaged searched published"
 )
 EVALUATION = words(
