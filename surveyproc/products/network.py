@@ -37,10 +37,6 @@ def column_prefix(model: str) -> str:
     return safe if safe[:1].isalpha() else f"model_{safe}"
 
 
-COMPUTED = 2
-"""Raised when inference rounds otherwise: 2, layers of images channels last."""
-
-
 class NetworkProduct:
     """The values of a network's tasks; satisfies `surveyproc.products.base.Product`.
 
@@ -221,7 +217,7 @@ class NetworkProduct:
     @property
     def version(self) -> str:
         """Package version and a hash of names and band map."""
-        settings: list[Any] = [COMPUTED, self._name, self._prefix, self.band_map]
+        settings: list[Any] = [self._name, self._prefix, self.band_map]
         settings += [self._reddening, self.absent, *([self._fluxes] if self._fluxes else [])]
         return f"{self.package.version}-{fingerprint(settings)[:8]}"
 
