@@ -33,8 +33,8 @@ def words(text: str) -> set[str]:
 
 
 RELEASE = words(
-    "release url path rows rejected duplicates partitions kinds metadata tables pixels rows_per_second "
-    "products flags band_flags quarantined damaged searched published"
+    "release url path rows rejected duplicates partitions kinds metadata tables pixels "
+    "rows_per_second products flags band_flags quarantined damaged searched published"
 )
 EVALUATION = words(
     "catalog release rows rejected column labels labels_dropped matched threshold thresholds all "
