@@ -119,6 +119,8 @@ def ingest(store, first, second):
     verbs.ingest(survey_of(store))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_rollback_against_prune(arena):
     tried, ended = arena(back, prune)
     assert tried > 100
