@@ -29,7 +29,7 @@ import torch
 from compare_leaves import rows_of
 from stages import run
 
-import surveyproc
+from surveyproc.config import load
 from surveyproc.models.base import build
 from surveyproc.models.package import save_package
 from surveyproc.simulate import simulate
@@ -88,7 +88,7 @@ def prepare(folder: Path, objects: int, backbone: str) -> Path:
     config = simulate(folder, objects=objects).config
     text, _, _ = config.read_text().partition("[[products]]")
     config.write_text(text + PRODUCTS)
-    survey = Survey(surveyproc.open(config).config)
+    survey = Survey(load(config))
     bands = list(survey.config.images.bands)
     settings = {
         "backbone": backbone,
@@ -144,6 +144,15 @@ def compare(first: pa.Table, second: pa.Table) -> None:
             print(f"    {kind}: {len(values)} columns, |GPU - CPU| / (1 + |CPU|) {max(values):.1e}")
 
 
+def devices(folder: Path) -> dict[str, int]:
+    """How many units computed where, as the commit records have it."""
+    counts: dict[str, int] = {}
+    for record in (folder / "store/runs").glob("r*/commits/*.json"):
+        where = json.loads(record.read_text())["device"]
+        counts[where] = counts.get(where, 0) + 1
+    return counts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -174,15 +183,6 @@ def main() -> None:
         print(f"    devices: {devices(folder)}")
     compare(tables["on Ray, CPUs"], tables["apart"])
     shutil.rmtree(folder)
-
-
-def devices(folder: Path) -> dict[str, int]:
-    """How many units computed where, as the commit records have it."""
-    counts: dict[str, int] = {}
-    for record in (folder / "store/runs").glob("r*/commits/*.json"):
-        where = json.loads(record.read_text())["device"]
-        counts[where] = counts.get(where, 0) + 1
-    return counts
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ Usage:
         [--batch 64] [--plain | --start]
     python benchmarks/morphology.py unlabelled DATA WORK [--set NAME] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py faint DATA WORK [--seed N ...] [--cutout 48] [--epochs N]
-    python benchmarks/morphology.py sheet DATA WORK
     python benchmarks/morphology.py tell DATA WORK
 
 classes: gz1_images and gz2_spirals in five folds by object, with all, half and a tenth of the
 labels, `--plain` without zoom, running mean and turns, `--start` from what `unlabelled` learned
 from all stamps of a set without their labels; faint: a faint survey made of the bright one, with
-and without the adversarial augmentation; sheet: a contact sheet of kids_viking_field; tell: the
-figures so far. DATA holds the three. Every training appends a line to WORK/<part>.jsonl and is not
-repeated if its line is there, so a part can
+and without the adversarial augmentation; tell: the figures so far. DATA holds both sets. Every
+training appends a line to WORK/<part>.jsonl and is not repeated if its line is there, so a part can
 be stopped at any time. One thread a process: start two with different arguments for two cores, or
 more where there is a GPU, which is used.
 """
@@ -30,15 +28,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from astropy.table import Table
-from astropy.visualization import make_lupton_rgb
-from PIL import Image
 
-import surveyproc
-from surveyproc import verbs
 from surveyproc.config.sections import TrainingSection
 from surveyproc.evaluate.classes import class_metrics
 from surveyproc.evaluate.votes import calibration_error, roc_area
@@ -47,7 +39,6 @@ from surveyproc.images.stamps import decode_stamp, window
 from surveyproc.models.base import Network, build
 from surveyproc.models.inference import predict
 from surveyproc.store.storage import Store
-from surveyproc.survey import Survey
 from surveyproc.train.adversarial import tell_apart
 from surveyproc.train.data import TrainingSet
 from surveyproc.train.examples import BandDropout, Examples
@@ -62,6 +53,9 @@ GZ1 = {
     "spiral_acw": "spiral",
     "edge_on": "edge_on",
 }
+SURE = 0.9
+"""Probability of the most probable class above which a network is called sure."""
+
 EPOCHS = {1.0: 12, 0.5: 14, 0.1: 30}
 """Of trainings with all, half and a tenth of the labels."""
 
@@ -341,76 +335,6 @@ def faint(options: argparse.Namespace) -> None:
         append(path, entry)
 
 
-KIDS = """
-[survey]
-name = "kids"
-root = "{root}"
-[images]
-tiles = ["{data}/kids_viking_field/tiles/*.fits.fz"]
-bands = ["u", "g", "r", "i", "Z", "Y", "J", "H", "Ks"]
-zeropoint_range = [0.0, 45.0]
-[catalog]
-source = "{data}/kids_viking_field/sources.fits"
-[[products]]
-name = "photometry"
-"""
-GZ_R50 = 5.0
-"""About the half-light radius of a galaxy in a stamp of gz1, pixels."""
-
-
-def composites(data: Path, work: Path, cutout: int) -> tuple[np.ndarray, Any]:
-    """gri composites of the field's galaxies on the scale of the stamps of gz1, and their rows.
-
-    Brighter than r = 21.5, extended (half-light radius of 2.2 pixels or more; stars have 1.7), not
-    flagged, and away from the edge. The cutout's side is as many half-light radii as a stamp's.
-    """
-    (work / "kids.toml").write_text(KIDS.format(root=work / "kids", data=data.absolute()))
-    survey = surveyproc.open(work / "kids.toml")
-    if not (work / "kids").exists():
-        verbs.ingest(Survey(survey.config))
-    table = Table.read(data / "kids_viking_field/sources.fits")
-    table = table[(table["mag_r"] < 21.5) & (table["r50_r"] > 2.2) & (table["flag"] == 0)]
-    batch = survey.cutouts(table["ra"], table["dec"], 128, ["g", "r", "i"])
-    whole = np.isfinite(batch.images[:, :, 34:94, 34:94]).all(axis=(1, 2, 3))
-    made, table = [], table[whole]
-    for planes, r50 in zip(batch.images[whole], table["r50_r"], strict=True):
-        # The weights of SDSS, i.e. of the stamps of Galaxy Zoo.
-        g, r, i = np.array([7.8, 5.7, 4.9])[:, None, None] / 5.7 * np.nan_to_num(planes)
-        core = np.mean([g, r, i], axis=0)[61:68, 61:68].max()
-        rgb = make_lupton_rgb(i, r, g, stretch=0.25 * core, Q=8)
-        half = cutout / 2 * r50 / GZ_R50
-        box = (64.5 - half, 64.5 - half, 64.5 + half, 64.5 + half)
-        image = Image.fromarray(rgb).resize((cutout, cutout), Image.Resampling.LANCZOS, box)
-        made.append(np.asarray(image, np.float32).transpose(2, 0, 1))
-    return np.stack(made), table
-
-
-def sheet(options: argparse.Namespace) -> None:
-    """The ten most confident of each class of gz1, by the mean of the networks that there are."""
-    work, cutout = options.work, options.cutout
-    images, table = composites(options.data, work, cutout)
-    names = sorted(set(GZ1.values()))
-    each = []
-    for weights in sorted(work.glob(f"gz1_images-1.0-residual-{cutout}-*.pt")):
-        made = network("residual", names, average=True, cutout=cutout)
-        made.load_state_dict(torch.load(weights, map_location="cpu"))
-        each.append(probabilities(made.eval(), images, names))
-    p = np.mean(each, axis=0)
-    print(len(each), "networks,", len(images), "galaxies; most probable classes:")
-    print(dict(zip(names, np.bincount(p.argmax(axis=1), minlength=len(names)), strict=True)))
-    axis_ratio = np.asarray(table["b"] / table["a"])
-    figure, axes = plt.subplots(len(names), 10, figsize=(15, 5.4))
-    for k, name in enumerate(names):
-        best = np.argsort(-p[:, k])[:10]
-        print(name, "b/a of the ten", np.round(np.sort(axis_ratio[best]), 2))
-        for place, row in zip(axes[k], best, strict=True):
-            place.imshow(images[row].transpose(1, 2, 0).astype(np.uint8), origin="lower")
-            place.set_title(f"{name} {p[row, k]:.2f}\nr = {table['mag_r'][row]:.1f}", fontsize=8)
-            place.axis("off")
-    figure.tight_layout()
-    figure.savefig(work / "sheet.png", dpi=100)
-
-
 def judged(p: np.ndarray, index: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Accuracy, areas and calibration of probabilities."""
     early = 0 if len(names) == 2 else list(names).index("elliptical")
@@ -418,6 +342,7 @@ def judged(p: np.ndarray, index: np.ndarray, names: Sequence[str]) -> dict[str, 
     metrics = class_metrics(p, index, names)
     # Of all classes together, and of the most probable one alone.
     top = p.max(axis=1)
+    sure = top >= SURE
     return {
         "n": len(index),
         "accuracy": metrics["accuracy"],
@@ -425,6 +350,8 @@ def judged(p: np.ndarray, index: np.ndarray, names: Sequence[str]) -> dict[str, 
         "early_late_area": roc_area(p[:, early], index == early),
         "mean_area": float(np.mean(areas)),
         "calibration": calibration_error(top, (p.argmax(axis=1) == index).astype(float)),
+        "sure": float(sure.mean()),
+        "accuracy of the sure": float((p.argmax(axis=1) == index)[sure].mean()),
         "confusion": metrics["confusion"],
         "purity": metrics["purity"],
     }
@@ -477,7 +404,7 @@ def tell(options: argparse.Namespace) -> None:
         print(f"{key}: {np.mean(values):.4f} +- {error:.4f} ({len(values)} seeds)")
 
 
-PARTS = {"classes": classes, "unlabelled": unlabelled, "faint": faint, "sheet": sheet, "tell": tell}
+PARTS = {"classes": classes, "unlabelled": unlabelled, "faint": faint, "tell": tell}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ own for small training sets and CPUs, each a 4x4 convolution of stride 2 and fou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surveyproc.errors import ConfigError, InputError, near
+from surveyproc.models.base import checked
 from surveyproc.models.package import read_tensors
 from surveyproc.store.storage import Store
 
@@ -61,6 +62,30 @@ def _divided() -> list[list[int]]:
             k = next(k for k, other in enumerate(images) if other.equal(product))
             table[g][k] = j
     return table
+
+
+def configured(kind: Any, name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> Any:
+    """Settings of a network with a backbone, whose registered name may tell it: `<network>-<it>`.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass with the fields `image_bands`, by default all of `bands`, and `backbone`.
+    name, bands, settings :
+        As a builder of networks is given them.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or cannot be used, or a band is not among `bands`.
+    """
+    _, _, named = name.partition("-")
+    chosen: dict[str, Any] = {"image_bands": tuple(bands), **({"backbone": named} if named else {})}
+    config = checked(kind, chosen | dict(settings), name)
+    absent = sorted(set(config.image_bands) - set(bands))
+    if absent:
+        raise ConfigError(f"{name}: band {absent[0]!r} is not among {', '.join(bands)}")
+    return config
 
 
 class GroupConvolution(nn.Module):

@@ -40,8 +40,8 @@ from torch.nn import functional
 
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.blends import flux_names, galaxy_names
-from surveyproc.models.base import Network, Reads, checked, register
-from surveyproc.models.families.inception import CORE, BandScaling
+from surveyproc.models.base import Reads, checked, register
+from surveyproc.models.families.inception import CORE, BandScaling, ScaledNetwork
 from surveyproc.models.tasks.fluxes import FluxOutput, FluxTask, error_loss, percentage_loss
 from surveyproc.models.tasks.masks import MaskTask
 
@@ -341,7 +341,7 @@ class UNet(nn.Module):
         return found
 
 
-class _OfBlends(Network):
+class _OfBlends(ScaledNetwork):
     """What the networks of blends share: the scaling of their images, and how they are trained."""
 
     fit_options: ClassVar[Mapping[str, Any]] = {
@@ -354,14 +354,6 @@ class _OfBlends(Network):
         super().__init__()
         self.reads = Reads(images=bands, cutout=cutout)
         self.scaling = PixelUnits(len(bands), cutout)
-
-    def set_images(self, batches: Iterable[Tensor]) -> None:
-        """As `PixelUnits.fit`."""
-        self.scaling.fit(batches)
-
-    def outside(self, images: Tensor) -> Tensor:
-        """As `BandScaling.outside`."""
-        return self.scaling.outside(images)
 
 
 class Blend2Flux(_OfBlends):

@@ -12,7 +12,7 @@ may begin with them: `training.start`. The embedding finds galaxies that look al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from surveyproc.errors import ConfigError
 from surveyproc.images.augment import Distortion
-from surveyproc.models.base import Network, Reads, checked, register
-from surveyproc.models.families.backbones import backbone
+from surveyproc.models.base import Reads, register
+from surveyproc.models.families.backbones import backbone, configured
+from surveyproc.models.families.inception import ScaledNetwork
 from surveyproc.models.families.pixels import SCALINGS
 from surveyproc.models.tasks.embedding import EmbeddingTask
 from surveyproc.models.tasks.likeness import LikenessTask
@@ -75,7 +76,7 @@ class ContrastiveConfig:
             raise ConfigError("image_bands: at least one band is needed")
 
 
-class Contrastive(Network):
+class Contrastive(ScaledNetwork):
     """A backbone, the maximum of its maps, a dense layer, and vectors to compare.
 
     Parameters
@@ -156,14 +157,6 @@ class Contrastive(Network):
         """The views of the step are drawn from `generator`."""
         self.draws = generator
 
-    def set_images(self, batches: Iterable[Tensor]) -> None:
-        """As the scaling's `fit`."""
-        self.scaling.fit(batches)
-
-    def outside(self, images: Tensor) -> Tensor:
-        """As `BandScaling.outside`."""
-        return self.scaling.outside(images)
-
 
 @register("contrastive")
 @register("contrastive-*")
@@ -177,10 +170,4 @@ def contrastive(name: str, bands: Sequence[str], settings: Mapping[str, Any]) ->
     ConfigError
         If a setting is unknown or cannot be used, or there is no such backbone.
     """
-    _, _, named = name.partition("-")
-    chosen: dict[str, Any] = {"image_bands": tuple(bands), **({"backbone": named} if named else {})}
-    config = checked(ContrastiveConfig, chosen | dict(settings), name)
-    absent = sorted(set(config.image_bands) - set(bands))
-    if absent:
-        raise ConfigError(f"{name}: band {absent[0]!r} is not among {', '.join(bands)}")
-    return Contrastive(config)
+    return Contrastive(configured(ContrastiveConfig, name, bands, settings))

@@ -232,7 +232,27 @@ def he_normal(weight: Tensor) -> None:
     nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
-class P19(Network):
+class ScaledNetwork(Network):
+    """A network that scales its cutouts to those of the training set first.
+
+    Attributes
+    ----------
+    scaling : BandScaling
+        Its first layer.
+    """
+
+    scaling: BandScaling
+
+    def set_images(self, batches: Iterable[Tensor]) -> None:
+        """As `BandScaling.fit`."""
+        self.scaling.fit(batches)
+
+    def outside(self, images: Tensor) -> Tensor:
+        """As `BandScaling.outside`."""
+        return self.scaling.outside(images)
+
+
+class P19(ScaledNetwork):
     """The network of Pasquet et al. 2019: five inceptions, a latent space of 22,272, classes.
 
     Parameters
@@ -298,14 +318,6 @@ class P19(Network):
         latent = self.maps(self.scaling(images, present))
         logits = self.dense(torch.cat([latent, reddening[:, None]], dim=1))
         return {"redshift": BinnedOutput(logits.float(), None, self.edges)}
-
-    def set_images(self, batches: Iterable[Tensor]) -> None:
-        """As `BandScaling.fit`."""
-        self.scaling.fit(batches)
-
-    def outside(self, images: Tensor) -> Tensor:
-        """As `BandScaling.outside`."""
-        return self.scaling.outside(images)
 
     def _loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
         """Cross entropy of the true bin, shape (n,)."""

@@ -15,7 +15,7 @@ starts from random weights unless `weights` says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from surveyproc.catalogs.galaxy_zoo import FEATURES, QUESTIONS
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.models.base import Network, Reads, checked, register
-from surveyproc.models.families.backbones import backbone, load_weights, symmetries
+from surveyproc.models.base import Reads, register
+from surveyproc.models.families.backbones import backbone, configured, load_weights, symmetries
+from surveyproc.models.families.inception import ScaledNetwork
 from surveyproc.models.families.pixels import SCALINGS
 from surveyproc.models.tasks.classes import ClassTask
 from surveyproc.models.tasks.embedding import EmbeddingTask
@@ -103,7 +104,7 @@ class MorphologyConfig:
             raise ConfigError('questions: only with decides = "votes"')
 
 
-class Morphology(Network):
+class Morphology(ScaledNetwork):
     """A backbone, the maximum of its maps, a dense layer, and a decision.
 
     Parameters
@@ -189,14 +190,6 @@ class Morphology(Network):
         if config.weights:
             load_weights(self.backbone, config.backbone, len(config.image_bands), config.weights)
 
-    def set_images(self, batches: Iterable[Tensor]) -> None:
-        """As the scaling's `fit`."""
-        self.scaling.fit(batches)
-
-    def outside(self, images: Tensor) -> Tensor:
-        """As `BandScaling.outside`."""
-        return self.scaling.outside(images)
-
 
 @register("morphology")
 @register("morphology-*")
@@ -210,10 +203,4 @@ def morphology(name: str, bands: Sequence[str], settings: Mapping[str, Any]) -> 
     ConfigError
         If a setting is unknown or cannot be used, or there is no such backbone.
     """
-    _, _, named = name.partition("-")
-    chosen: dict[str, Any] = {"image_bands": tuple(bands), **({"backbone": named} if named else {})}
-    config = checked(MorphologyConfig, chosen | dict(settings), name)
-    absent = sorted(set(config.image_bands) - set(bands))
-    if absent:
-        raise ConfigError(f"{name}: band {absent[0]!r} is not among {', '.join(bands)}")
-    return Morphology(config)
+    return Morphology(configured(MorphologyConfig, name, bands, settings))

@@ -25,7 +25,7 @@ What is ours, because the paper states nothing:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
@@ -35,11 +35,12 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from surveyproc.errors import ConfigError
-from surveyproc.models.base import Network, Reads, checked, register
+from surveyproc.models.base import Reads, checked, register
 from surveyproc.models.families.inception import (
     CUTOUT,
     BandScaling,
     Inception,
+    ScaledNetwork,
     he_normal,
     initialise,
 )
@@ -174,7 +175,7 @@ class MultimodalConfig:
         return max(1, round(width * self.width))
 
 
-class MultimodalNetwork(Network):
+class MultimodalNetwork(ScaledNetwork):
     """Parallel paths, one for each modality, then a common part and the heads.
 
     Parameters
@@ -273,14 +274,6 @@ class MultimodalNetwork(Network):
             self.edges,
         )
         return {"redshift": output}
-
-    def set_images(self, batches: Iterable[Tensor]) -> None:
-        """As `BandScaling.fit`."""
-        self.scaling.fit(batches)
-
-    def outside(self, images: Tensor) -> Tensor:
-        """As `BandScaling.outside`."""
-        return self.scaling.outside(images)
 
     def _loss(self, output: BinnedOutput, redshift: Tensor) -> Tensor:
         """Equation 1 of the paper, or the part of it that the heads have; shape (n,)."""
