@@ -2,8 +2,8 @@
 
 import pytest
 
-from surveyproc.errors import ConfigError
-from surveyproc.verbs.evaluation import Columns, choose_columns
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.verbs.evaluation import Columns, choose_columns, find_catalog
 
 OURS = [
     *("ra", "dec", "flux_r", "flux_K", "photometry_flag"),
@@ -45,3 +45,16 @@ def test_what_is_not_there_is_named_beside_what_is():
         choose_columns(["ra", "mag"], "here", BANDS, "mag", "b", None)
     with pytest.raises(ConfigError, match="here has no redshifts of ours"):
         choose_columns(["ra", "mag"], "here", BANDS, None, None, None)
+
+
+@pytest.mark.parametrize("elsewhere", ["http://127.0.0.1:9/a", "s3://bucket/a", "/etc"])
+def test_a_collection_sends_nobody_to_another_host(tmp_path, web, elsewhere):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/collection.properties").write_text(
+        f"obs_collection=x\nhats_primary_table_url={elsewhere}\n"
+    )
+    with pytest.raises(InputError, match=f"sends to {elsewhere}, which is not followed"):
+        find_catalog(None, f"{web(tmp_path)}/theirs")
+    if "://" in elsewhere:
+        with pytest.raises(InputError, match="name that catalog itself"):
+            find_catalog(None, str(tmp_path / "theirs"))
