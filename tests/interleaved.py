@@ -8,7 +8,7 @@ from the beginning for each order, as threads of which one at a time may do its 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ class Actor(threading.Thread):
         self.may, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
         self.depth = 0
-        self.abandoned = False
+        self.fault: BaseException | None = None
 
     def run(self) -> None:
         try:
@@ -66,13 +66,18 @@ class Actor(threading.Thread):
 
     def before(self, step: Step) -> None:
         """Called by the command's own thread."""
-        if self.abandoned:
-            raise Abandoned
+        self._fail()
         self.next = step
         self.stopped.release()
         self.may.acquire()
-        if self.abandoned:
-            raise Abandoned
+        self._fail()
+
+    def _fail(self) -> None:
+        """Raise the fault: whoever is gone does nothing more, others may clean up."""
+        fault = self.fault
+        if fault is not None:
+            self.fault = fault if isinstance(fault, Abandoned) else None
+            raise fault
 
     def go(self) -> None:
         """Let it do its next operation, and whatever follows up to the one after that."""
@@ -161,7 +166,39 @@ def each_within_the_other(
     return tried
 
 
-def _started(begin: Begin) -> list[Actor]:
+def cut_off_at_each(
+    begin: Callable[[], Callable[[], Any]],
+    fault: BaseException,
+    look: Callable[[], None],
+    end: Callable[[], None],
+) -> int:
+    """End a command with `fault` at each of its operations in turn; at how many.
+
+    Parameters
+    ----------
+    begin : callable
+        Puts the store in its first state; the command.
+    fault : BaseException
+        `Abandoned` is as good as killed: nothing more is done to the store.
+    look, end : callable
+        Called when it has ended.
+    """
+    tried = 0
+    while True:
+        (actor,) = _started(lambda: (begin(),))
+        for _ in range(tried):
+            if actor.next is not None:
+                actor.go()
+        over = actor.next is None
+        _abandon(actor, fault)
+        look()
+        end()
+        if over:
+            return tried
+        tried += 1
+
+
+def _started(begin: Callable[[], Sequence[Callable[[], Any]]]) -> list[Actor]:
     actors = [Actor(work) for work in begin()]
     for actor in actors:
         actor.start()
@@ -224,8 +261,8 @@ def _wakes(sleeper: Actor, step: Step) -> bool:
     return sleeper.next is None or sleeper.next.touches(step)
 
 
-def _abandon(actor: Actor) -> None:
-    actor.abandoned = True
-    if actor.next is not None:
+def _abandon(actor: Actor, fault: BaseException | None = None) -> None:
+    actor.fault = fault or Abandoned()
+    while actor.next is not None:
         actor.go()
     actor.join()
