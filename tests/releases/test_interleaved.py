@@ -138,9 +138,10 @@ def ingest_anew(store, first, second):
     verbs.ingest(survey_of(store, "catalog.partition_rows=2"))
 
 
+@pytest.mark.slow
 def test_rollback_against_prune(arena):
     tried, ended = arena(back, prune)
-    assert tried > 100
+    assert tried > 500
     # Readers are sent to the older release, or it is removed; and both were met.
     assert {where for *_, where in ended} == {arena.first, arena.second}
 
@@ -149,6 +150,7 @@ COMMANDS = (publish_first, run_another, night, back, prune, ingest)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("one", "other"), list(itertools.combinations_with_replacement(COMMANDS, 2))
 )
@@ -160,9 +162,7 @@ def test_a_command_while_another_one_stands_still(arena, one, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [interleaved.Abandoned(), StoreError("no space left")])
-@pytest.mark.parametrize("command", (*COMMANDS, ingest_anew))
+@pytest.mark.parametrize("command", [*COMMANDS, ingest_anew])
 def test_a_command_that_is_cut_off_at_any_operation(arena, command, fault):
     """Killed, or refused by the store: readers have a whole release, and repeating ends well."""
-    tried = arena.cut_off(command, fault)
-    print(f"{command.__name__}, {type(fault).__name__}: {tried} faults")
-    assert tried > 10
+    assert arena.cut_off(command, fault) > 10
