@@ -1,16 +1,17 @@
 """Every order in which two commands can do their store operations, but for those that are alike.
 
 Operations that do not touch the same object may change places without any difference, so of all
-orders that differ by that alone one is tried (sleep sets: Godefroid 1996). Commands are run again
-from the beginning for each order, as threads of which one at a time may do its next operation.
+orders that differ by that alone one is tried (Flanagan & Godefroid 2005, with sleep sets).
+Commands are run again from the beginning for each order, as threads of which one at a time may do
+its next operation.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Actor(threading.Thread):
         self.may, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
         self.depth = 0
-        self.abandoned = False
+        self.fault: BaseException | None = None
 
     def run(self) -> None:
         try:
@@ -66,13 +67,18 @@ class Actor(threading.Thread):
 
     def before(self, step: Step) -> None:
         """Called by the command's own thread."""
-        if self.abandoned:
-            raise Abandoned
+        self._fail()
         self.next = step
         self.stopped.release()
         self.may.acquire()
-        if self.abandoned:
-            raise Abandoned
+        self._fail()
+
+    def _fail(self) -> None:
+        """Raise the fault: whoever is gone does nothing more, others may clean up."""
+        fault = self.fault
+        if fault is not None:
+            self.fault = fault if isinstance(fault, Abandoned) else None
+            raise fault
 
     def go(self) -> None:
         """Let it do its next operation, and whatever follows up to the one after that."""
@@ -124,12 +130,12 @@ def _stopping(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _remove(store: Store, key: str, actor: Actor, real: Callable[..., Any]) -> None:
-    """A folder goes file by file."""
-    for path in sorted(Path(store.path(key)).rglob("*")):
-        if path.is_file():
-            one = path.relative_to(store.root).as_posix()
-            actor.before(Step("remove", (one,)))
-            path.unlink(missing_ok=True)
+    """A folder does not go in one step: here in two, of half of its files each."""
+    files = sorted(one for one in Path(store.path(key)).rglob("*") if one.is_file())
+    half = files[: -(-len(files) // 2)]
+    actor.before(Step("remove", tuple(one.relative_to(store.root).as_posix() for one in half)))
+    for path in half:
+        path.unlink(missing_ok=True)
     actor.before(Step("remove", (key,)))
     real(store, key)
 
@@ -161,7 +167,39 @@ def each_within_the_other(
     return tried
 
 
-def _started(begin: Begin) -> list[Actor]:
+def cut_off_at_each(
+    begin: Callable[[], Callable[[], Any]],
+    fault: BaseException,
+    look: Callable[[], None],
+    end: Callable[[], None],
+) -> int:
+    """End a command with `fault` at each of its operations in turn; at how many.
+
+    Parameters
+    ----------
+    begin : callable
+        Puts the store in its first state; the command.
+    fault : BaseException
+        `Abandoned` is as good as killed: nothing more is done to the store.
+    look, end : callable
+        Called when it has ended.
+    """
+    tried = 0
+    while True:
+        (actor,) = _started(lambda: (begin(),))
+        for _ in range(tried):
+            if actor.next is not None:
+                actor.go()
+        over = actor.next is None
+        _abandon(actor, fault)
+        look()
+        end()
+        if over:
+            return tried
+        tried += 1
+
+
+def _started(begin: Callable[[], Sequence[Callable[[], Any]]]) -> list[Actor]:
     actors = [Actor(work) for work in begin()]
     for actor in actors:
         actor.start()
@@ -184,48 +222,71 @@ def every_order(
         Called with the errors of both commands when they have ended.
     """
     tried = 0
-    open_: list[tuple[list[int], dict[int, set[int]]]] = [([], {})]
-    while open_:
-        prefix, asleep_at = open_.pop()
+    nodes: list[_Node] = []
+    while True:
         actors = _started(begin)
-        done: list[int] = []
+        trace: list[tuple[int, Step]] = []
         asleep: set[int] = set()
-        while alive := [one for one in (0, 1) if actors[one].next is not None]:
-            at = len(done)
-            if at < len(prefix):
-                choice = prefix[at]
-                asleep |= asleep_at.get(at, set())
-            else:
-                awake = [one for one in alive if one not in asleep]
-                if not awake:
+        while alive := {one for one in (0, 1) if actors[one].next is not None}:
+            if len(trace) == len(nodes):
+                if not alive - asleep:
                     break
-                choice = awake[0]
-                if len(awake) > 1:
-                    # The other one first: then this one sleeps until they meet.
-                    later = {**asleep_at, at: {*asleep, choice}}
-                    open_.append(([*done, awake[1]], later))
-            step = actors[choice].next
-            asleep = {one for one in asleep if one != choice and not _wakes(actors[one], step)}
-            actors[choice].go()
-            done.append(choice)
+                nodes.append(_Node(min(alive - asleep), asleep))
+            node = nodes[len(trace)]
+            step = actors[node.choice].next
+            asleep = {
+                one
+                for one in (node.asleep | node.done) - {node.choice}
+                if not _wakes(actors[one], step)
+            }
+            trace.append((node.choice, step))
+            actors[node.choice].go()
             look()
+        _turn_round(nodes, [*trace, *((one, actors[one].next) for one in alive)])
         if alive:
             for actor in actors:
                 _abandon(actor)
-            continue
-        tried += 1
-        for actor in actors:
-            actor.join()
-        end([actor.error for actor in actors])
-    return tried
+        else:
+            tried += 1
+            for actor in actors:
+                actor.join()
+            end([actor.error for actor in actors])
+        while nodes:
+            nodes[-1].done.add(nodes[-1].choice)
+            if left := nodes[-1].wanted - nodes[-1].done - nodes[-1].asleep:
+                nodes[-1].choice = min(left)
+                break
+            nodes.pop()
+        else:
+            return tried
+
+
+@dataclass
+class _Node:
+    """A moment at which one of the commands may go on: which does, did, must yet, and need not."""
+
+    choice: int
+    asleep: set[int]
+    done: set[int] = field(default_factory=set)
+    wanted: set[int] = field(default_factory=set)
+
+
+def _turn_round(nodes: list[_Node], trace: list[tuple[int, Step]]) -> None:
+    """Have every two operations that touch the same object done the other way round, too."""
+    for at, (actor, step) in enumerate(trace):
+        for before in range(min(at, len(nodes)) - 1, -1, -1):
+            other, earlier = trace[before]
+            if other != actor and step.touches(earlier):
+                nodes[before].wanted.add(actor)
+                break
 
 
 def _wakes(sleeper: Actor, step: Step) -> bool:
     return sleeper.next is None or sleeper.next.touches(step)
 
 
-def _abandon(actor: Actor) -> None:
-    actor.abandoned = True
-    if actor.next is not None:
+def _abandon(actor: Actor, fault: BaseException | None = None) -> None:
+    actor.fault = fault or Abandoned()
+    while actor.next is not None:
         actor.go()
     actor.join()

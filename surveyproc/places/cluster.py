@@ -9,10 +9,11 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 # Ray samples these when it is imported. Its C++ core warns on standard error about what it tries
@@ -24,11 +25,13 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 import ray
 import ray.cloudpickle
 import ray.exceptions
+from ray._private import ray_constants
 
 from surveyproc.errors import ClusterError, SurveyError
 from surveyproc.places.base import DEATHS, Item, Stage, make
 
 CONNECT_S = 15.0
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 DIED_WITH_IT = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 """A process died with an item. The other two: its node, or the node that held its result."""
 LOST = (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
@@ -62,9 +65,49 @@ def session(
     if address == "local":
         address = os.environ.get("RAY_ADDRESS", address)
     own = address == "local"
-    local: dict[str, Any] = {"include_dashboard": False} if own else {}
     if own:
         os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112
+    with ExitStack() as stack:
+        local = stack.enter_context(_private()) if own else {}
+        yield stack.enter_context(_connected(address, workers, own, local))
+
+
+@contextmanager
+def _private() -> Iterator[dict[str, Any]]:
+    """What keeps a Ray of our own from other users of the machine, and from other machines.
+
+    Ray opens its session's folder, logs and sockets to all, so they lie in a folder that does not.
+    It is not the one for temporary files: names of sockets may have 107 bytes.
+    """
+    folder = os.environ.get("RAY_TMPDIR", "/tmp")
+    private = tempfile.TemporaryDirectory(prefix="ray-", dir=folder, ignore_cleanup_errors=True)
+    with private, _on_loopback():
+        # What it makes there it opens to all; what lies above it stays closed.
+        yield {"include_dashboard": False, "_temp_dir": f"{private.name}/r"}
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray listen on the loopback interface alone, as it does by itself on some systems.
+
+    There is no option for it. The variable is for the processes that it starts; ours has read it.
+    """
+    was, own = os.environ.get(LOOPBACK), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[LOOPBACK], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = own
+        if was is None:
+            del os.environ[LOOPBACK]
+        else:
+            os.environ[LOOPBACK] = was
+
+
+@contextmanager
+def _connected(
+    address: str, workers: int | None, own: bool, local: dict[str, Any]
+) -> Iterator[Cluster]:
     try:
         _knock(address)
         with _silent_stderr():

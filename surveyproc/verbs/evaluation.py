@@ -20,6 +20,7 @@ from surveyproc.evaluate.summary import SampleMetrics, sample_metrics
 from surveyproc.releases import release
 from surveyproc.releases.record import Release
 from surveyproc.store.storage import Store
+from surveyproc.store.urls import public_url
 from surveyproc.survey import Survey
 
 Values = Mapping[str, NDArray[np.float64]]
@@ -137,7 +138,8 @@ def find_catalog(survey: Survey, catalog: str | None) -> Catalog:
     Raises
     ------
     InputError
-        If none is named and nothing is published.
+        If none is named and nothing is published, or a collection's main catalog lies elsewhere:
+        on another host, or on this disk though the collection does not.
     """
     if catalog is None:
         current = release.current_release(survey.store, survey.name)
@@ -146,10 +148,21 @@ def find_catalog(survey: Survey, catalog: str | None) -> Catalog:
     store, key = _located(url)
     main = hats.main_table(store, key)
     if "://" in main or main.startswith("/"):
+        if _host(main) != _host(url):
+            raise InputError(
+                f"{public_url(url)}: the collection sends to {public_url(main)}, which is not "
+                "followed there: name that catalog itself if it is the one"
+            )
         store, key = _located(main)
     elif main:
         key = f"{key}/{main.strip('/')}"
     return Catalog(store, key, url)
+
+
+def _host(url: str) -> str:
+    """Scheme and host, or bucket, of a URL; empty of a path."""
+    scheme, separator, rest = url.removeprefix("file://").partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}".lower() if separator else ""
 
 
 def _located(url: str) -> tuple[Store, str]:

@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import patient_workers
+import psutil
 import pytest
 import ray
 
@@ -34,6 +37,21 @@ def test_every_item_once_by_processes_that_stay_between_stages(cluster):
     assert sorted(row["square"] for row in second) == [n**2 + 8 for n in range(20)]
     assert {row["process"] for row in second} <= {row["process"] for row in first}
     assert len({row["process"] for row in [*first, *second]}) <= 2
+
+
+def test_a_ray_of_our_own_is_closed_to_other_users_and_machines(cluster):
+    """Ray opens its folders to all, and listens on all interfaces, unless somebody sees to it."""
+    # Started beside us; its processes are children of this one.
+    ours = {os.getpid(), *(one.pid for one in psutil.Process().children(recursive=True))}
+    listening = [
+        one.laddr.ip
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.pid in ours
+    ]
+    assert len(listening) > 3
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    session_folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert stat.S_IMODE(session_folder.parent.parent.stat().st_mode) == 0o700
 
 
 def test_a_function_is_a_worker_too(cluster):

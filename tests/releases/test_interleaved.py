@@ -11,7 +11,7 @@ from small_survey import OTHER
 
 from surveyproc import verbs
 from surveyproc.config import load
-from surveyproc.errors import SurveyError
+from surveyproc.errors import StoreError, SurveyError
 from surveyproc.releases import release
 from surveyproc.releases.pointer import read_pointer
 from surveyproc.run import commit
@@ -77,7 +77,21 @@ def arena(two_releases, tmp_path, monkeypatch):
 
         return way(begin, whole, end), ended
 
+    def cut_off(one, fault):
+        def begin():
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(survey.parent, folder)
+            return lambda: one(store, *names)
+
+        def end():
+            one(store, *names)  # the same command again
+            whole()
+            assert release.problems(store, release.current_release(store, "small")) == []
+
+        return interleaved.cut_off_at_each(begin, fault, whole, end)
+
     orders.first, orders.second = names
+    orders.cut_off = cut_off
     return orders
 
 
@@ -119,11 +133,16 @@ def ingest(store, first, second):
     verbs.ingest(survey_of(store))
 
 
+def ingest_anew(store, first, second):
+    """Writes another catalog in the place of the one that is there."""
+    verbs.ingest(survey_of(store, "catalog.partition_rows=2"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_rollback_against_prune(arena):
     tried, ended = arena(back, prune)
-    assert tried > 100
+    assert tried > 500
     # Readers are sent to the older release, or it is removed; and both were met.
     assert {where for *_, where in ended} == {arena.first, arena.second}
 
@@ -132,6 +151,7 @@ COMMANDS = (publish_first, run_another, night, back, prune, ingest)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("one", "other"), list(itertools.combinations_with_replacement(COMMANDS, 2))
 )
@@ -139,3 +159,11 @@ def test_a_command_while_another_one_stands_still(arena, one, other):
     tried, ended = arena(one, other, interleaved.each_within_the_other)
     assert tried > 20
     assert all(None in errors for *errors, _ in ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [interleaved.Abandoned(), StoreError("no space left")])
+@pytest.mark.parametrize("command", [*COMMANDS, ingest_anew])
+def test_a_command_that_is_cut_off_at_any_operation(arena, command, fault):
+    """Killed, or refused by the store: readers have a whole release, and repeating ends well."""
+    assert arena.cut_off(command, fault) > 10

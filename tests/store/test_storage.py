@@ -168,3 +168,19 @@ def test_only_one_creates_a_key_where_the_disk_knows_no_links(tmp_path, monkeypa
     assert not store.swap("a/x", None, b"other")
     assert store.swap("a/x", store.read("a/x"), b"other")
     assert list((tmp_path / STAGING).iterdir()) == []
+
+
+def test_a_record_whose_bytes_are_others_is_named_with_what_mends_it(tmp_path):
+    store = Store(str(tmp_path))
+    store.put_record("a.json", {"rows": 30, "share": 0.1, "nothing": None, "more": {"b": [1]}})
+    assert store.read_json("a.json")["rows"] == 30
+    store.put("a.json", store.read("a.json").replace(b"30", b"31"))
+    with pytest.raises(StoreError, match=r"a\.json .*its checksum differs.*; run it again"):
+        store.read_json("a.json", "run it again")
+
+
+def test_json_nested_deeper_than_anybody_writes_is_named(tmp_path):
+    store = Store(str(tmp_path))
+    store.put("model.json", b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(StoreError, match=r"model\.json is not JSON .*recursion"):
+        store.read_json("model.json")

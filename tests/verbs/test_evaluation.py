@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from surveyproc import schemas
-from surveyproc.errors import ConfigError
-from surveyproc.verbs.evaluation import Columns, choose_columns, metrics
+from surveyproc.errors import ConfigError, InputError
+from surveyproc.verbs.evaluation import Columns, choose_columns, find_catalog, metrics
 
 OURS = [
     *("ra", "dec", "flux_r", "flux_K", "photometry_flag"),
@@ -70,3 +70,16 @@ def test_unrecognised_blends_are_left_out_where_the_catalog_tells_them():
     assert found.recognised["outlier_fraction"] == 0.0
     assert set(found.samples) == {"all", "unflagged", "recognised"}
     assert found.pdf["recognised"]["n"] == 30
+
+
+@pytest.mark.parametrize("elsewhere", ["http://127.0.0.1:9/a", "s3://bucket/a", "/etc"])
+def test_a_collection_sends_nobody_to_another_host(tmp_path, web, elsewhere):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/collection.properties").write_text(
+        f"obs_collection=x\nhats_primary_table_url={elsewhere}\n"
+    )
+    with pytest.raises(InputError, match=f"sends to {elsewhere}, which is not followed"):
+        find_catalog(None, f"{web(tmp_path)}/theirs")
+    if "://" in elsewhere:
+        with pytest.raises(InputError, match="name that catalog itself"):
+            find_catalog(None, str(tmp_path / "theirs"))
