@@ -3,7 +3,7 @@
 Usage:
     python benchmarks/morphology.py classes DATA WORK [--backbone NAME ...] [--set NAME ...]
         [--share S ...] [--fold K ...] [--cutout 48] [--epochs N] [--turning DEGREES]
-        [--batch 64] [--plain | --start]
+        [--batch 64] [--zoom 1.2] [--plain | --start]
     python benchmarks/morphology.py unlabelled DATA WORK [--set NAME] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py faint DATA WORK [--seed N ...] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py tell DATA WORK
@@ -13,8 +13,9 @@ labels, `--plain` without zoom, running mean and turns, `--start` from what `unl
 from all stamps of a set without their labels; faint: a faint survey made of the bright one, with
 and without the adversarial augmentation; tell: the figures so far. DATA holds both sets. Every
 training appends a line to WORK/<part>.jsonl and is not repeated if its line is there, so a part can
-be stopped at any time. One thread a process: start two with different arguments for two cores, or
-more where there is a GPU, which is used.
+be stopped at any time; without the line, but with its weights, it is only judged again. One thread
+a process: start two with different arguments for two cores, or more where there is a GPU, which is
+used.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import torch
 from surveyproc.config.sections import TrainingSection
 from surveyproc.evaluate.classes import class_metrics
 from surveyproc.evaluate.votes import calibration_error, roc_area
-from surveyproc.images.augment import centre, recede
+from surveyproc.images.augment import Distortion, centre, recede
 from surveyproc.images.stamps import decode_stamp, window
 from surveyproc.models.base import Network, build
 from surveyproc.models.inference import predict
@@ -165,12 +166,19 @@ def probabilities(made: Network, images: np.ndarray, classes: Sequence[str]) -> 
 
 def both_ways(made: Network, settings: Any, images: np.ndarray, classes: Any) -> dict[str, Any]:
     """Probabilities as they are, and as means over the eight symmetries."""
-    averaged = network(settings, classes, average=True, cutout=images.shape[-1])
+    averaged = network(
+        settings, classes, average=True, cutout=images.shape[-1], zoom=made.config.zoom
+    )
     averaged.load_state_dict(made.state_dict())
     return {
         "plain": probabilities(made, images, classes),
         "averaged": probabilities(averaged.eval(), images, classes),
     }
+
+
+def seen_at(zoom: float) -> dict[str, Any]:
+    """Settings of a network that is trained with a zoom."""
+    return dict(network("residual", ("a", "b")).suited(Distortion(zoom)))
 
 
 def done(path: Path) -> list[dict[str, Any]]:
@@ -193,7 +201,8 @@ def classes(options: argparse.Namespace) -> None:
             key = {"set": name, "share": share, "backbone": backbone, "cutout": cutout}
             key |= {"epochs": options.epochs or EPOCHS[share], "turning": options.turning}
             key |= {"how": "plain" if options.plain else "start" if options.start else ""}
-            key |= {"part": part}
+            zoom = 1.0 if options.plain else options.zoom
+            key |= {"zoom": zoom, "part": part}
             if any(key.items() <= one.items() for one in done(path)):
                 continue
             whole = sets[name]
@@ -207,24 +216,30 @@ def classes(options: argparse.Namespace) -> None:
             started = time.time()
             print(key, len(rows), flush=True)
             torch.manual_seed(part)
-            made = network(backbone, names, cutout=cutout)
-            if options.start:
-                begin(made, start_of(options, name, backbone))
-            made = trained(
-                whole.take(rows),
-                index[rows],
-                made,
-                key["epochs"],
-                part,
-                turning=options.turning,
-                batch_size=options.batch,
-                **({"zoom": 1.0, "ema": 0.0} if options.plain else {}),
-            )
+            made = network(backbone, names, cutout=cutout, **seen_at(zoom))
+            weights = work / f"{weights_of(key)}.pt"
+            if weights.exists():
+                made.load_state_dict(torch.load(weights, map_location="cpu"))
+                made.eval()
+            else:
+                if options.start:
+                    begin(made, start_of(options, name, backbone))
+                made = trained(
+                    whole.take(rows),
+                    index[rows],
+                    made,
+                    key["epochs"],
+                    part,
+                    turning=options.turning,
+                    batch_size=options.batch,
+                    zoom=zoom,
+                    **({"ema": 0.0} if options.plain else {}),
+                )
+                torch.save(made.state_dict(), weights)
             seconds = time.time() - started
             test = np.flatnonzero(fold == part)
             seen = centre(torch.from_numpy(pixels_of(whole.take(test))), cutout).numpy()
             p = both_ways(made, backbone, seen, names)
-            torch.save(made.state_dict(), work / f"{weights_of(key)}.pt")
             append(
                 path,
                 {
@@ -297,9 +312,10 @@ def faint(options: argparse.Namespace) -> None:
             made = trained(
                 whole.take(labelled),
                 index[labelled],
-                network("residual", names, cutout=cutout),
+                network("residual", names, cutout=cutout, **seen_at(options.zoom)),
                 options.epochs or 8,
                 seed,
+                zoom=options.zoom,
                 **distortion,
             )
             entry: dict[str, Any] = {"seed": seed, "part": kind}
@@ -421,6 +437,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--turning", type=float, default=0.0)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--zoom", type=float, default=1.2)
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--start", action="store_true")
     options = parser.parse_args()

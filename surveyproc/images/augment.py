@@ -164,6 +164,12 @@ def zoom(images: Tensor, factors: Tensor, places: Tensor) -> Tensor:
     return _resampled(images, sources, torch.ones_like(factors))
 
 
+def magnified(images: Tensor, factor: float) -> Tensor:
+    """Images, shape (n, band, side, side), enlarged about their middle, as `zoom` does it."""
+    factors = torch.full((2, len(images)), factor)
+    return zoom(images, factors, torch.full_like(factors, 0.5))
+
+
 def recede(images: Tensor, k: Tensor, m: Tensor) -> Tensor:
     """The galaxies as if they were farther away: k S(I, m) (Khramtsov et al. 2022, eq. 2).
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from surveyproc.config.kinds import NETWORKS
 from surveyproc.errors import ConfigError
+from surveyproc.images.augment import Distortion
 from surveyproc.models.tasks.base import Task
 from surveyproc.models.tasks.columns import task_columns
 
@@ -133,6 +134,10 @@ class Network(nn.Module, ABC):
         Float32 Tensors of shape (n, bands, y, x), nJy a pixel, not finite = missing; they are read
         as they are asked for.
         """
+
+    def suited(self, distortion: Distortion) -> Mapping[str, Any]:
+        """Settings that a network should have when it is trained with distorted cutouts."""
+        return {}
 
     def begin_training(self) -> None:
         """Load the weights that training starts from, where those are not the random ones."""

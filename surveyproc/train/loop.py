@@ -163,12 +163,14 @@ def train(
     bands = training_set.bands
     chosen = architecture or (name if is_registered(name) else f"gaznet-c{len(bands)}")
     made, chosen_settings = _built(chosen, training_set, network or {})
+    fit = _fit_settings(settings, made.fit_options, fit_options or {})
+    chosen_settings |= made.suited(fit.distortion)
     usable, test = set_aside(_usable(training_set, made, settings), settings)
     recipe = Recipe(
         architecture=chosen,
         bands=bands,
         network=chosen_settings,
-        fit=_fit_settings(settings, made.fit_options, fit_options or {}),
+        fit=fit,
         workers=settings.workers if settings.folds * settings.members == 1 else 1,
         folds=settings.folds,
         members=settings.members,

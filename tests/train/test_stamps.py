@@ -295,6 +295,7 @@ def test_from_a_folder_to_a_model_to_another_folder(tmp_path):
     assert package.document["training"]["split"] == "objects"
     fitted = package.document["training"]["recipe"]["fit"]
     assert (fitted["zoom"], fitted["dimming"], fitted["shrinking"]) == (1.2, [0.6, 1], [0.5, 1])
+    assert package.network().config.zoom == pytest.approx(1.1)
     other = save(tmp_path / "others", 6)
     Image.fromarray(galaxy("edge", 1)).convert("L").save(other / "1.png")
     (other / "2.png").write_bytes(b"")

@@ -7,24 +7,29 @@ itself; Adam with 1e-4 over 40 epochs; zoom, turns and flips; with the adversari
 also its eq. 2. Its softmax and sigmoid are in the losses here.
 
 What is ours: the small backbones (`backbones`), cutouts of any bands in nanojansky beside colour
-images (`pixels`), LeakyReLU's slope of 0.01, the Dirichlet-multinomial loss of votes, the average
-over the eight symmetries of the square at inference, the settings of the training, and the
-embedding: the dense layer, by which galaxies that look alike can be found. A network
+images (`pixels`), LeakyReLU's slope of 0.01, the Dirichlet-multinomial loss of votes, the zoom and
+the average over the eight symmetries of the square at inference, the settings of the training, and
+the embedding: the dense layer, by which galaxies that look alike can be found. A network
 starts from random weights unless `weights` says otherwise.
+
+The zoom at inference matters: trained with galaxies that are larger by a tenth in the mean, and
+softer from the interpolation, a network told 87.3 % of the stamps of Galaxy Zoo 1 as they are, and
+89.0 % of the same, enlarged by a tenth (`benchmarks/NOTES.md`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from surveyproc.catalogs.galaxy_zoo import FEATURES, QUESTIONS
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.images.augment import Distortion, magnified
 from surveyproc.models.base import Reads, register
 from surveyproc.models.families.backbones import backbone, configured, load_weights, symmetries
 from surveyproc.models.families.inception import ScaledNetwork
@@ -68,6 +73,9 @@ class MorphologyConfig:
         Width of the dense layer; 0: as the paper has it, 128 for classes and 512 for votes.
     average : bool
         Whether outputs at inference are the means over the eight turns and mirror images.
+    zoom : float or None
+        Factor by which cutouts are enlarged about their middle at inference; None: the mean of
+        those that the training draws, so that galaxies look as those that it showed.
     weights : str
         Start of the backbone: nothing (random), `timm`, which downloads them, or a safetensors
         file.
@@ -91,6 +99,7 @@ class MorphologyConfig:
     )
     hidden: NonNegativeInt = 0
     average: bool = False
+    zoom: Annotated[float, Field(ge=1)] | None = None
     weights: str = ""
 
     def __post_init__(self) -> None:
@@ -165,6 +174,8 @@ class Morphology(ScaledNetwork):
         InputError
             If the images have another shape, or the backbone gives no maps of features.
         """
+        if not self.training and self.config.zoom:
+            images = magnified(images, self.config.zoom)
         planes = self.scaling(images)
         if self.training or not self.config.average:
             return self._decide(planes)
@@ -183,6 +194,11 @@ class Morphology(ScaledNetwork):
             )
         vector = self.dense(maps.amax(dim=(2, 3)))
         return {self.decision.name: self.head(vector).float(), "embedding": vector.float()}
+
+    def suited(self, distortion: Distortion) -> Mapping[str, Any]:
+        """The zoom at inference, if the settings leave it to the training."""
+        mean = (1.0 + distortion.zoom) / 2.0
+        return {} if self.config.zoom is not None or mean == 1.0 else {"zoom": mean}
 
     def begin_training(self) -> None:
         """Load the weights that the backbone starts from, if there are some."""

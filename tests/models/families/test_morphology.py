@@ -9,6 +9,7 @@ import torch
 
 from surveyproc.catalogs.galaxy_zoo import FEATURES, QUESTIONS
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.images.augment import Distortion, magnified
 from surveyproc.models.base import build, count_parameters
 from surveyproc.models.families.backbones import ELEVEN, backbone, symmetries
 from surveyproc.models.families.pixels import SCALINGS
@@ -114,6 +115,18 @@ def test_averages_are_the_same_for_all_eight():
     each = [single(one)["class"].softmax(dim=1) for one in symmetries(images)]
     mean = torch.stack(each).mean(dim=0)
     torch.testing.assert_close(first["class"].softmax(dim=1), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_galaxies_are_as_large_at_inference_as_in_training():
+    images = torch.rand(2, 3, 48, 48) * 255
+    plain, larger = network(), network(zoom=1.1)
+    assert larger.suited(Distortion(1.2)) == plain.suited(Distortion()) == {}
+    assert plain.suited(Distortion(1.2)) == {"zoom": pytest.approx(1.1)}
+    wanted = plain(magnified(images, 1.1))["class"]
+    torch.testing.assert_close(larger(images)["class"], wanted)
+    assert not torch.allclose(plain(images)["class"], wanted, atol=1e-3)
+    # What training shows is enlarged already.
+    torch.testing.assert_close(larger.train()(images)["class"], plain.train()(images)["class"])
 
 
 def test_colour_images_are_scaled_by_the_paper_s_first_equation():
