@@ -77,7 +77,8 @@ def predict(
     n = len(given[0])
     size = BLOCK if images is None else IMAGE_BLOCK
     taken = read or partial(_values, network)
-    network.to(torch.device(device))
+    # With a pixel's channels side by side convolutions take 0.5 to 0.9 of the time on CPUs.
+    network.to(torch.device(device)).to(memory_format=torch.channels_last)
     values: dict[str, NDArray[Any]] = {}
     outside = np.zeros(n, bool)
     # Without a row one block of nothing still tells the shapes.
@@ -93,7 +94,7 @@ def predict(
         with torch.inference_mode(), _same_bits():
             if images is not None:
                 pixels = torch.from_numpy(_padded(images[part], size, np.nan)).to(device)
-                inputs["images"] = pixels
+                inputs["images"] = pixels.contiguous(memory_format=torch.channels_last)
                 outside[part] |= network.outside(pixels)[:rows].cpu().numpy()
             if reddening is not None:
                 known = np.nan_to_num(reddening[part].astype(np.float32), nan=0.0)

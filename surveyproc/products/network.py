@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from surveyproc.models.base import Network
 
 
+ROUNDING = 2
+"""Raised when networks of cutouts round otherwise than before: leaves never mix two ways."""
+
+
 def column_prefix(model: str) -> str:
     """Column prefix of a model's name: `gaznet-c9` gives `gaznet_c9`.
 
@@ -216,8 +220,9 @@ class NetworkProduct:
 
     @property
     def version(self) -> str:
-        """Package version and a hash of names and band map."""
+        """Package version and a hash of names, band map, and how networks of cutouts round."""
         settings: list[Any] = [self._name, self._prefix, self.band_map]
+        settings += [ROUNDING] if self.wants_device else []
         settings += [self._reddening, self.absent, *([self._fluxes] if self._fluxes else [])]
         return f"{self.package.version}-{fingerprint(settings)[:8]}"
 
