@@ -4,8 +4,9 @@
                                [--package PACKAGE ...]
 
 FOLDER/survey is the simulated survey of `surveyproc demo` with its networks (trained for one epoch:
-weights do not change times), and `network_looks`: four convolutions of g, r, i cutouts of 40 pixels
-with classes and an embedding. PACKAGE adds the network of another model package, as
+weights do not change times), `type_redshift` (OTELO's network of all bands) and `morphology` (the
+small residual network of g, r, i cutouts of 64 pixels with classes and an embedding), both with
+random weights. PACKAGE adds the network of another model package, as
 `network_<name>`. Another survey with its store may lie there already.
 
 The joint run computes all products from nothing. The separate ones compute one product each, in
@@ -21,22 +22,24 @@ import argparse
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from similar import COLOURS
 
 from surveyproc import verbs
 from surveyproc.config import SurveyConfig, load
 from surveyproc.config.sections import ProductSection
 from surveyproc.models.base import build
+from surveyproc.models.features import fit_scaling
 from surveyproc.models.package import load_package, save_package
 from surveyproc.products.registry import build_products
 from surveyproc.simulate import simulate
 from surveyproc.survey import Survey
 from surveyproc.verbs.demo import IMAGES
 
-NETWORK = '\n[[products]]\nname = "network_{name}"\nmodel = "{model}"\n'
+NETWORK = '\n[[products]]\nname = "{name}"\nmodel = "{model}"\n'
+COLOURS = ("g", "r", "i")
 
 
 def make_survey(folder: Path, objects: int, packages: list[str]) -> Path:
@@ -46,22 +49,38 @@ def make_survey(folder: Path, objects: int, packages: list[str]) -> Path:
         return path
     simulated = simulate(folder / "survey", objects=objects)
     text = simulated.config.read_text() + IMAGES
-    text += NETWORK.format(name="looks", model="bench-galaxies")
+    text += NETWORK.format(name="type_redshift", model="types")
+    text += NETWORK.format(name="morphology", model="looks")
     for package in packages:
         name = load_package(Survey(load(simulated.config)).store, package).name
-        text += NETWORK.format(name=name.replace("-", "_"), model=Path(package).absolute())
+        text += NETWORK.format(
+            name=f"network_{name.replace('-', '_')}", model=Path(package).absolute()
+        )
     simulated.config.write_text(text)
     survey = Survey(load(path, ["run.place=here"]))
-    torch.manual_seed(0)
-    save_package(
-        survey.store, "bench-galaxies", architecture="bench-galaxies", settings={}, bands=COLOURS,
-        scaling=None, members=[build("bench-galaxies", COLOURS, {}).state_dict()],
-    )  # fmt: skip
+    bands = tuple(survey.config.images.bands)
+    flux = 10 ** np.random.default_rng(0).uniform(2, 5, (200, len(bands)))
+    scaling = fit_scaling(flux, flux / 20, bands, errors=True)
+    classes = {"class": ["early", "late", "edge_on"]}
+    untrained(survey, "types", "otelo", {"classes": classes}, bands, scaling)
+    untrained(survey, "looks", "morphology", {"classes": classes, "cutout": 64}, COLOURS, None)
     verbs.ingest(survey)
     trained = [one.name for one in survey.config.networks if one.training is not None]
     verbs.train(Survey(load(path, ["run.place=here", *(f"products.{one}.training.epochs=1"
                                                        for one in trained)])))  # fmt: skip
     return path
+
+
+def untrained(
+    survey: Survey, name: str, architecture: str, settings: Any, bands: Any, scaling: Any
+) -> None:
+    """A model package of random weights."""
+    torch.manual_seed(0)
+    weights = build(architecture, bands, settings).state_dict()
+    save_package(
+        survey.store, name, architecture=architecture, settings=settings, bands=bands,
+        scaling=scaling, members=[weights],
+    )  # fmt: skip
 
 
 def only(config: SurveyConfig, sections: list[ProductSection]) -> Survey:

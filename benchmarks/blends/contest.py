@@ -123,6 +123,7 @@ def trained(cube: TrainingCube, name: str, options: argparse.Namespace) -> Packa
         learning_rates=[options.rate],
         seed=options.seed,
         members=1 if name == "unet" else options.members,
+        folds=1 if name == "unet" else options.folds,
         precision=options.precision,
         shift=0,
         **more,
@@ -353,6 +354,8 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
     share = {one: np.abs(answers[one][0] / true - 1).mean(axis=1) for one in names if one != "unet"}
     masked = share.get("blend2mask2flux")
     for one, other in share.items() if masked is not None else ():
+        if other is masked:
+            continue
         gains = bootstrap(lambda a, b: (b - a).mean(axis=-1), [other, masked], 2000, options.seed)
         low, high = 100 * np.percentile(gains, [2.5, 97.5])
         print(f"  MAPE of blend2mask2flux less {one}'s: {low:+.2f} to {high:+.2f} (95 %, paired)")
@@ -391,6 +394,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=5, help="levels of the U-Net")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--members", type=int, default=1)
+    parser.add_argument("--folds", type=int, default=1, help="parts held out in turn")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--peers", type=int, default=50, help="test blends of the slow methods")
