@@ -123,7 +123,6 @@ def trained(cube: TrainingCube, name: str, options: argparse.Namespace) -> Packa
         learning_rates=[options.rate],
         seed=options.seed,
         members=1 if name == "unet" else options.members,
-        folds=1 if name == "unet" else options.folds,
         precision=options.precision,
         shift=0,
         **more,
@@ -394,7 +393,6 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=5, help="levels of the U-Net")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--members", type=int, default=1)
-    parser.add_argument("--folds", type=int, default=1, help="parts held out in turn")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--peers", type=int, default=50, help="test blends of the slow methods")

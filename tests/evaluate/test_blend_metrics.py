@@ -126,9 +126,12 @@ def test_scaled_errors_hold_68_percent_also_by_brightness(seed, wrong):
 
 def test_few_objects_scale_nothing():
     assert error_scale(*np.ones((3, 49))) == {"log_flux": [0.0], "scale": [1.0]}
-    one = np.ones(60)
-    found = error_scale(one, one, 3 * one)
-    assert found == {"log_flux": [0.0], "scale": [2.0]}
+    one, true = np.ones(60), 3 + 1e-9 * np.arange(60)
+    found = error_scale(one, one, true)
+    assert found == {"log_flux": [0.0], "scale": [pytest.approx(2.0)]}
+    # Sixty blends of thirty galaxies are not enough.
+    assert error_scale(one, one, true[np.arange(60) % 30])["scale"] == [1.0]
+    found = {"log_flux": [0.0], "scale": [2.0]}
     assert scaled_errors(np.array([-5.0, 7.0]), np.array([1.0, 3.0]), found).tolist() == [2.0, 6.0]
 
 
