@@ -2,6 +2,7 @@
 
     python benchmarks/type_redshift.py peers combo17     or sdss
     python benchmarks/type_redshift.py ours combo17      the same samples
+    python benchmarks/type_redshift.py curve combo17     from ever more of the training rows
     python benchmarks/type_redshift.py paper             the paper's tables, on combo17
     python benchmarks/type_redshift.py speed             many networks at once
 
@@ -179,13 +180,21 @@ def said(network: Network, features: torch.Tensor, rows: np.ndarray) -> tuple[An
 
 
 def crossed(
-    sample: Sample, settings: dict[str, Any], fit: ManySettings, members: int, seed: int
+    sample: Sample,
+    settings: dict[str, Any],
+    fit: ManySettings,
+    members: int,
+    seed: int,
+    share: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and redshifts of every object by networks that have not seen it."""
+    """Probabilities and redshifts of every object by networks that have not seen it.
+
+    They have seen a share of the others.
+    """
     fold = folds_of(sample.index, FOLDS, seed)
     training = [np.flatnonzero(fold != k) for k in range(FOLDS)]
     random = np.random.default_rng(seed)
-    training = [random.permutation(rows) for rows in training]
+    training = [random.permutation(rows)[: round(share * len(rows))] for rows in training]
     networks, features, _ = fitted(sample, training, settings, fit, members=members)
     p, z = np.zeros((len(fold), len(sample.classes))), np.zeros(len(fold))
     for number, (network, own) in enumerate(zip(networks, features, strict=True)):
@@ -269,6 +278,17 @@ def ours(name: str, sample: Sample, seed: int, members: int) -> None:
             f"passing the class: {metric} {one['baseline']:.4f} -> {one['candidate']:.4f}, "
             f"gain {100 * one['gain']:+.1f} %, p {one['p_value']:.4f}"
         )
+
+
+def curve(name: str, sample: Sample, seed: int, members: int) -> None:
+    """What another doubling of the training rows gives; all trainings take as many steps."""
+    epochs, batch, decay = FIT[name]
+    for share in (0.125, 0.25, 0.5, 1.0):
+        began, longer = time.perf_counter(), round(epochs / share)
+        fit = ManySettings(longer, batch_size=batch, rates=cosine(longer), weight_decay=decay)
+        p, _ = crossed(sample, SETTINGS[name], fit, members, seed, share)
+        rows = round(share * len(sample.index) * (FOLDS - 1) / FOLDS)
+        judged(f"otelo, {rows} rows", sample, p, began)
 
 
 def paper(sample: Sample, trials: int, bootstraps: int, leave_out: int) -> None:
@@ -394,7 +414,7 @@ def plain(sample: Sample, rows: np.ndarray, fit: ManySettings) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["peers", "ours", "paper", "speed", "one"])
+    parser.add_argument("what", choices=["peers", "ours", "curve", "paper", "speed", "one"])
     parser.add_argument("sample", nargs="?", choices=list(SAMPLES), default="combo17")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--seed", type=int, default=1)
@@ -410,6 +430,8 @@ def main() -> None:
         peers(sample, args.seed)
     elif args.what == "ours":
         ours(args.sample, sample, args.seed, args.members)
+    elif args.what == "curve":
+        curve(args.sample, sample, args.seed, args.members)
     elif args.what == "paper":
         paper(sample, args.trials, args.bootstraps, args.leave_out)
     elif args.what == "speed":
