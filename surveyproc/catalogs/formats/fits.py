@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from surveyproc.catalogs.formats import cells
 from surveyproc.catalogs.formats.base import (
     STREAM_ERRORS,
+    FileReader,
     LocalCopy,
-    TableReader,
     arrow_scalar,
     damaged,
     field,
@@ -61,7 +61,7 @@ class _Column:
     decimals: int = 0
 
 
-class FitsReader(TableReader):
+class FitsReader(FileReader):
     """One table of a FITS file.
 
     Nulls are TNULL values of numbers, NaN, blank fields of ASCII tables, logicals that are neither

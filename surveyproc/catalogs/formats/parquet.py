@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from surveyproc.catalogs.formats.base import TableReader, damaged, drift, field, plain
+from surveyproc.catalogs.formats.base import FileReader, damaged, drift, field, plain
 from surveyproc.catalogs.voparquet import CONTENT_KEY, field_metadata
 from surveyproc.errors import InputError
 from surveyproc.store.urls import opened
@@ -27,7 +27,7 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
-class ParquetReader(TableReader):
+class ParquetReader(FileReader):
     """One Parquet file, or all `*.parquet` files under a folder in the order of their paths.
 
     Units, UCDs and descriptions come from VOParquet footers or from Arrow field metadata. Folders

@@ -13,7 +13,7 @@ import pyarrow.csv as pcsv
 
 from surveyproc.catalogs.formats.base import (
     STREAM_ERRORS,
-    TableReader,
+    FileReader,
     arrow_scalar,
     damaged,
     field,
@@ -30,7 +30,7 @@ BLOCK_BYTES = 4 << 20
 _NULLS = [*pcsv.ConvertOptions().null_values, "\\N", "--"]
 
 
-class CsvReader(TableReader):
+class CsvReader(FileReader):
     """Values separated by commas, tabs, semicolons, bars or blanks, below a line of names.
 
     Types come from the first 4 MiB. Lines that begin with # are comments before the names, and
@@ -156,7 +156,7 @@ class EcsvReader(CsvReader):
     def __init__(self, url: str) -> None:
         from astropy.table.meta import get_header_from_yaml
 
-        TableReader.__init__(self)
+        FileReader.__init__(self)
         self.url, self._comments = url, False
         comments, self._columns, self._offset = self._header()
         try:
