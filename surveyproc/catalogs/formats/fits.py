@@ -399,6 +399,8 @@ def _shaped(values: NDArray[Any], dtype: pa.DataType) -> NDArray[Any]:
 
 def _column_names(header: fits.Header) -> list[str]:
     count = header.get("TFIELDS", 0)
+    # The standard's most; of those that it only claims to have the first one is named.
+    count = min(count, 999) if isinstance(count, int) else 0
     return [str(header.get(f"TTYPE{number}", "")).strip() for number in range(1, count + 1)]
 
 
