@@ -33,8 +33,7 @@ ORDER = 29
 MAP_ORDER = 8
 ROW_GROUP_ROWS = 131_072
 PARTITIONS = "partitions.parquet"
-PROPERTIES_BYTES = 1 << 20
-"""Of a properties file: what parses them takes minutes for a line of 100 MB."""
+PROPERTIES_BYTES = 1 << 20  # what parses such a file takes minutes for a line of 100 MB
 _LEAF = re.compile(r"dataset/Norder=(\d+)/Dir=(\d+)/Npix=(\d+)\.parquet$")
 # HATS allows other endings than ours, and folders of files; their names may not begin like those of
 # metadata and of what is hidden.
@@ -158,9 +157,8 @@ def _told_keys(store: Store, key: str) -> list[str]:
         pixels = csv.read_csv(io.BytesIO(content)).select(["Norder", "Npix"]).to_pydict().values()
         ordered = sorted(zip(*pixels, strict=True), key=lambda pixel: nested_start(*pixel))
     except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{store.url_of(key)}/partition_info.csv: is no list of HEALPix pixels ({error})"
-        ) from error
+        where = f"{store.url_of(key)}/partition_info.csv"
+        raise InputError(f"{where}: is no list of HEALPix pixels ({error})") from error
     leaves = [leaf_key(*pixel).removesuffix(".parquet") for pixel in ordered]
     suffix = _table_properties(store, key).get("hats_npix_suffix", ".parquet")
     if suffix != "/":

@@ -58,10 +58,7 @@ def _load(survey: Path, overrides: list[str] | None) -> Opened:
 
 
 def _show(result: Any, as_json: bool, lines: list[str]) -> None:
-    if as_json:
-        print(text.as_json(result))
-    else:
-        print(text.printable("\n".join(lines)))
+    print(text.as_json(result) if as_json else text.printable("\n".join(lines)))
 
 
 @app.command()
