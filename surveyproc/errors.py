@@ -7,6 +7,9 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+DIED = "its process died (killed for memory, or a crash outside Python)"
+"""What is said of work that left no error."""
+
 
 class SurveyError(Exception):
     """Base of the errors raised on purpose; `exit_code` is the command's exit status."""
@@ -24,6 +27,10 @@ class InputError(SurveyError):
     """An image, catalog, label table or model cannot be used; the message names file and key."""
 
     exit_code = 2
+
+
+class DiedError(InputError):
+    """The process that read a file died of it: a crash in a library, or all of the memory."""
 
 
 class StoreError(SurveyError):

@@ -10,14 +10,15 @@ OTHER = "products.photometry.aperture=1.5"
 """A setting that makes another release of it."""
 
 
-def make(folder: Path, partition_rows: int = 10, objects: int = 60) -> Path:
+def make(folder: Path, partition_rows: int = 10, objects: int = 60, bands: str = "r") -> Path:
     """Files and survey.toml in `folder`; the latter."""
     (folder / "tiles").mkdir(parents=True)
     rng = np.random.default_rng(1)
     rows = ["object_id,ra,dec"]
     for tile in range(2):
         x, y = rng.uniform(30, SIDE - 30, (2, objects // 2))
-        write_tile(folder / f"tiles/t{tile}_r.fits", tile, x, y)
+        for band in bands:
+            write_tile(folder / f"tiles/t{tile}_{band}.fits", tile, x, y, band=band)
         ra, dec = middle(tile) - (x - SIDE / 2) * DEGREES, (y - SIDE / 2) * DEGREES
         places = enumerate(zip(ra.tolist(), dec.tolist(), strict=True))
         rows += [f"{1000 * tile + number},{one!r},{other!r}" for number, (one, other) in places]
@@ -25,7 +26,7 @@ def make(folder: Path, partition_rows: int = 10, objects: int = 60) -> Path:
     survey = folder / "survey.toml"
     survey.write_text(
         '[survey]\nname = "small"\nroot = "./store"\n'
-        '[images]\nbands = ["r"]\ntiles = ["tiles/*.fits"]\n'
+        f'[images]\nbands = {list(bands)}\ntiles = ["tiles/*.fits"]\n'
         f'[catalog]\nsource = "sources.csv"\npartition_rows = {partition_rows}\n'
         '[[products]]\nname = "photometry"\naperture = 1.2\n[run]\nworkers = 1\nplace = "here"\n'
     )
@@ -37,7 +38,7 @@ def middle(tile: int) -> float:
     return 10.0 + 0.05 * tile
 
 
-def write_tile(path: Path, tile: int, x, y, scale: float = 1.0) -> None:
+def write_tile(path: Path, tile: int, x, y, scale: float = 1.0, band: str = "r") -> None:
     """Stars of one brightness at these pixels, times `scale`, in noise of one."""
     rng = np.random.default_rng(100 + tile)
     image = rng.normal(0, 1, (SIDE, SIDE))
@@ -55,7 +56,7 @@ def write_tile(path: Path, tile: int, x, y, scale: float = 1.0) -> None:
             "CD1_1": -DEGREES,
             "CD2_2": DEGREES,
             "OBJECT": f"t{tile}",
-            "FILTER": "r",
+            "FILTER": band,
             "MAGZERO": 25.0,
         }
     )

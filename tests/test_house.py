@@ -25,7 +25,7 @@ FLOORS = [
     ["evaluate"],
     ["survey"],
     ["config"],
-    ["store", "sky", "progress", "interrupt"],
+    ["store", "sky", "progress", "interrupt", "child"],
     ["schemas"],
     ["errors"],
 ]

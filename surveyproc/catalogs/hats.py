@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from surveyproc.catalogs import metadata, voparquet
-from surveyproc.errors import StoreError
+from surveyproc.errors import InputError, StoreError
 from surveyproc.schemas import Column, arrow_schema
 from surveyproc.store.storage import Store, digest
 from surveyproc.store.urls import is_web
@@ -33,6 +33,7 @@ ORDER = 29
 MAP_ORDER = 8
 ROW_GROUP_ROWS = 131_072
 PARTITIONS = "partitions.parquet"
+PROPERTIES_BYTES = 1 << 20  # what parses such a file takes minutes for a line of 100 MB
 _LEAF = re.compile(r"dataset/Norder=(\d+)/Dir=(\d+)/Npix=(\d+)\.parquet$")
 # HATS allows other endings than ours, and folders of files; their names may not begin like those of
 # metadata and of what is hidden.
@@ -141,7 +142,8 @@ def file_keys(store: Store, key: str) -> list[str]:
     if is_web(store.url):
         return _told_keys(store, key)
     names = (f"dataset/{name}" for name in store.sizes(f"{key}/dataset"))
-    found = [match for name in names if (match := _FILE.fullmatch(name)) is not None]
+    matches = (match for name in names if (match := _FILE.fullmatch(name)) is not None)
+    found = [match for match in matches if int(match[1]) <= ORDER]
     found.sort(key=lambda match: (nested_start(int(match[1]), int(match[2])), match[0]))
     return [match[0] for match in found]
 
@@ -151,8 +153,12 @@ def _told_keys(store: Store, key: str) -> list[str]:
     content = store.read_if_there(f"{key}/partition_info.csv")
     if content is None:
         return []
-    pixels = csv.read_csv(io.BytesIO(content)).select(["Norder", "Npix"]).to_pydict().values()
-    ordered = sorted(zip(*pixels, strict=True), key=lambda pixel: nested_start(*pixel))
+    try:
+        pixels = csv.read_csv(io.BytesIO(content)).select(["Norder", "Npix"]).to_pydict().values()
+        ordered = sorted(zip(*pixels, strict=True), key=lambda pixel: nested_start(*pixel))
+    except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
+        where = f"{store.url_of(key)}/partition_info.csv"
+        raise InputError(f"{where}: is no list of HEALPix pixels ({error})") from error
     leaves = [leaf_key(*pixel).removesuffix(".parquet") for pixel in ordered]
     suffix = _table_properties(store, key).get("hats_npix_suffix", ".parquet")
     if suffix != "/":
@@ -183,9 +189,15 @@ def _table_properties(store: Store, key: str) -> dict[str, str]:
 
 def _read_properties(store: Store, key: str) -> dict[str, str]:
     """What the properties file `key` says, unchecked; nothing if there is none."""
-    content = store.read_if_there(key)
-    if content is None:
+    if not store.exists(key):
         return {}
+    with store.reading(key) as stream:
+        content = stream.read(PROPERTIES_BYTES + 1)
+    if len(content) > PROPERTIES_BYTES:
+        raise InputError(
+            f"{store.url_of(key)}: has more than {PROPERTIES_BYTES >> 10} kB, which are not the "
+            "properties of a catalog; fetch or write it again"
+        )
     # Importing hats takes over a second; whoever only reads leaves does without.
     from hats.catalog.dataset.hats_properties import HatsProperties
     from upath import UPath

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import fsspec
@@ -13,14 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from surveyproc.catalogs import ids
-from surveyproc.catalogs.formats.base import STREAM_ERRORS, TableReader, damaged, open_stream
-from surveyproc.catalogs.formats.fits import FitsReader
-from surveyproc.catalogs.formats.parquet import ParquetReader, parquet_files
-from surveyproc.catalogs.formats.text import CsvReader, EcsvReader
-from surveyproc.catalogs.formats.votable import VOTableReader
+from surveyproc.catalogs.formats.base import TableReader
+from surveyproc.catalogs.formats.here import read_for_others, table_kind
+from surveyproc.catalogs.formats.parquet import parquet_files
 from surveyproc.catalogs.units import degrees_per
+from surveyproc.child import Talk
 from surveyproc.errors import InputError
-from surveyproc.store.urls import is_web, opened, public_url
+from surveyproc.store.urls import opened
 
 __all__ = [
     "TableReader",
@@ -36,16 +34,14 @@ __all__ = [
 
 HASH_CHUNK = 8 << 20
 BATCH_ROWS = 65_536
-MOST_COLUMNS = 10_000
-"""Of a table; FITS allows 999. Each costs metadata in every file that is made of it."""
-_TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
-_KNOWN = "FITS, VOTable, Parquet (a file or a folder), CSV, ECSV or a HATS catalog"
 
 
 def open_table(
     url: str, table: str | int | None = None, columns: Sequence[str] = ()
 ) -> TableReader:
     """A reader of the table at `url`, whose format is told from its content.
+
+    The file is read by another process (`surveyproc.child`).
 
     Parameters
     ----------
@@ -62,92 +58,41 @@ def open_table(
     ------
     InputError
         If it does not exist, is truncated, is of no known format, has more than `MOST_COLUMNS`
-        columns, or it is not clear which table is meant.
+        columns, it is not clear which table is meant, or its process dies (DiedError).
     """
-    reader = _reader(url, table, columns)
-    if len(reader.names) > MOST_COLUMNS:
-        reader.close()
-        raise InputError(
-            f"{url}: has {len(reader.names)} columns, and {MOST_COLUMNS} are the most that are "
-            "read; write a table with those that are needed"
-        )
-    return reader
+    return _ReaderElsewhere(url, table, columns)
 
 
-def _reader(url: str, table: str | int | None, columns: Sequence[str]) -> TableReader:
-    url, kind = table_kind(url)
-    if kind == "fits":
-        return FitsReader(url, table, columns)
-    if kind == "votable":
-        return VOTableReader(url, table, columns)
-    if table is not None:
-        raise InputError(f"{url}: is one table ({kind}); take out the key `table` ({table!r})")
-    if kind == "ecsv":
-        return EcsvReader(url)
-    if kind == "csv":
-        return CsvReader(url)
-    return ParquetReader(url, kind)
+class _ReaderElsewhere(TableReader):
+    """A table that another process reads: what its file does to it, it does not do to us.
 
-
-def table_kind(url: str) -> tuple[str, str]:
-    """The URL of the table itself and its kind: fits, votable, parquet, hats, csv or ecsv.
-
-    Raises
-    ------
-    InputError
-        If there is nothing, or nothing known.
+    The next batch is read while the last one is used.
     """
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-        if not fs.exists(path):
-            raise InputError(f"{url}: does not exist; check the path in survey.toml")
-        is_folder = not is_web(url) and bool(fs.isdir(path))
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{url}: cannot be reached: {error}") from error
-    if is_folder:
-        return _folder_kind(url)
-    try:
-        with open_stream(url) as stream:
-            head = stream.read(2048)
-    except (*STREAM_ERRORS, zlib.error) as error:
-        raise damaged(url, error) from error
-    if not head:
-        raise InputError(f"{url}: is empty; fetch or write the file again")
-    return url, _file_kind(url, head)
 
+    def __init__(self, url: str, table: str | int | None, columns: Sequence[str]) -> None:
+        super().__init__()
+        self._talk = Talk(read_for_others, url, table, columns)
+        try:
+            self.url, self.kind, self.schema, self.warnings, self.repeated = self._talk.hear(url)
+        except BaseException:
+            self.close()
+            raise
 
-def _file_kind(url: str, head: bytes) -> str:
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{url}: is UTF-16 text; write it as UTF-8")
-    if head.startswith(b"SIMPLE  ="):
-        return "fits"
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if text.startswith(b"# %ECSV"):
-        return "ecsv"
-    if text.startswith(b"<") and (b"VOTABLE" in head or text.startswith(b"<?xml")):
-        return "votable"
-    if public_url(url).lower().endswith(_TEXT_SUFFIXES) and b"\0" not in head:
-        return "csv"
-    raise InputError(f"{url}: is not a table that can be read; give {_KNOWN}")
+    def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """As `TableReader.batches`."""
+        wanted = self.names if columns is None else columns
+        schema = pa.schema([self.schema.field(name) for name in wanted])
+        while self._talk.owed:  # of batches that nobody wanted to the end
+            self._talk.hear(self.url)
+        self._talk.say((rows, columns))
+        while isinstance(answer := self._talk.hear(self.url), pa.Buffer):
+            self._talk.say(None)
+            yield pa.ipc.read_record_batch(answer, schema)
+        self.warnings += answer
 
-
-def _folder_kind(url: str) -> tuple[str, str]:
-    fs, path = fsspec.core.url_to_fs(url)
-    root = path.rstrip("/")
-    if fs.exists(f"{root}/collection.properties"):
-        text = fs.cat_file(f"{root}/collection.properties").decode("utf-8", "replace")
-        pairs = (line.partition("=") for line in text.splitlines())
-        values = {key.strip(): value.strip() for key, _, value in pairs}
-        main = values.get("hats_primary_table_url", "")
-        if not main or "://" in main or ".." in main.split("/"):
-            raise InputError(f"{url}: name the main catalog of the collection as catalog.source")
-        return f"{url.rstrip('/')}/{main}", "hats"
-    marks = ("hats.properties", "properties", "dataset/_metadata", "dataset/_common_metadata")
-    if any(fs.exists(f"{root}/{mark}") for mark in marks) or fs.isdir(f"{root}/dataset"):
-        return url, "hats"
-    return url, "parquet"
+    def close(self) -> None:
+        """Close the file."""
+        self._talk.close()
 
 
 def checksum(url: str) -> str:

@@ -43,6 +43,13 @@ def _ray_aside() -> AbstractContextManager[Any]:
     return redirect_stdout(sys.stderr)
 
 
+def _begin_reader() -> None:
+    """Have the process that reads tables start while we import what the verb needs."""
+    from surveyproc.child import begin
+
+    begin("surveyproc.catalogs.formats.here")
+
+
 def _load(survey: Path, overrides: list[str] | None) -> Opened:
     from surveyproc.config import load
     from surveyproc.survey import Survey as Opened
@@ -51,15 +58,13 @@ def _load(survey: Path, overrides: list[str] | None) -> Opened:
 
 
 def _show(result: Any, as_json: bool, lines: list[str]) -> None:
-    if as_json:
-        print(text.as_json(result))
-    else:
-        print(text.printable("\n".join(lines)))
+    print(text.as_json(result) if as_json else text.printable("\n".join(lines)))
 
 
 @app.command()
 def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read tiles and the source catalog into the survey's store."""
+    _begin_reader()
     from surveyproc import verbs
 
     with _ray_aside():
@@ -88,6 +93,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the networks that have a [products.training] section and save model packages."""
+    _begin_reader()
     from surveyproc import verbs
 
     with _ray_aside():

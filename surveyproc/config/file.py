@@ -209,7 +209,7 @@ def load(
         document = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of its syntax, its characters, huge numbers
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     env = os.environ if environment is None else environment
     merged = _from_environment(env)

@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from surveyproc.errors import InputError, StoreError, UnreachableError
+from surveyproc.errors import DIED, InputError, StoreError, UnreachableError
 from surveyproc.images.build import (
     BandError,
     build_cube,
@@ -32,7 +32,7 @@ from surveyproc.images.headers import (
     read_headers,
     unforeseen,
 )
-from surveyproc.places import DIED, Item, Ledger, Places, Stage
+from surveyproc.places import Item, Ledger, Places, Stage
 from surveyproc.progress import Meter
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint

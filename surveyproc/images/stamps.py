@@ -8,7 +8,7 @@ tells: the first HDU that holds any pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from surveyproc.errors import InputError
+from surveyproc.child import Talk
+from surveyproc.errors import DiedError, InputError
+from surveyproc.places.base import DEATHS
+from surveyproc.store.storage import Store
 
 COLOURS = ("r", "g", "b")
 """Planes of colour images; of gri composites these are the bands i, r and g."""
@@ -31,6 +34,65 @@ Pixels = NDArray[np.float32]
 
 class DamagedStampError(InputError):
     """A file that holds no whole image."""
+
+
+def decoded(
+    source: Store, names: Sequence[str], resize: int | None = None
+) -> Iterator[Pixels | InputError]:
+    """The pixels of one file after the other, or what is wrong with it.
+
+    Another process reads the next one while this one is used, and may die of it.
+
+    Parameters
+    ----------
+    source : Store
+        The folder.
+    names : sequence of str
+        In it.
+    resize : int, optional
+        As in `decode_stamp`.
+
+    Raises
+    ------
+    StoreError
+        If a file cannot be read.
+    DiedError
+        If process after process dies: it is hardly the files then.
+    """
+    talk, deaths = None, 0
+    try:
+        for number, name in enumerate(names):
+            talk = talk or Talk(_decode, source, names[number:], resize)
+            try:
+                (found,) = talk.hear(name)
+            except DiedError as error:
+                talk.close()
+                talk, deaths = None, deaths + 1
+                if deaths == DEATHS:
+                    raise
+                yield DamagedStampError(str(error))
+                continue
+            deaths = 0
+            if number + 1 < len(names):
+                talk.say(None)
+            yield found
+    finally:
+        if talk is not None:
+            talk.close()
+
+
+def _decode(
+    source: Store, names: Sequence[str], resize: int | None
+) -> Generator[tuple[Pixels | InputError], None, None]:
+    """The other side of `decoded`."""
+    for name in names:
+        try:
+            data = source.read_if_there(name)
+            if data is None:
+                raise InputError(f"{name}: there is no such file")
+            yield (decode_stamp(data, name, resize),)
+        except InputError as error:
+            yield (error,)
 
 
 def decode_stamp(data: bytes, name: str, resize: int | None = None) -> Pixels:
@@ -193,7 +255,9 @@ def read_stamp(path: str | Path, bands: Sequence[str], side: int) -> Pixels:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
-    pixels = decode_stamp(path.read_bytes(), str(path))
+    (pixels,) = decoded(Store(str(path.parent)), [path.name])
+    if isinstance(pixels, InputError):
+        raise pixels
     if len(pixels) != len(bands):
         raise InputError(
             f"{path} has {len(pixels)} bands, and the model reads {len(bands)} ({', '.join(bands)})"

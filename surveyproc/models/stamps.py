@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc.errors import InputError
-from surveyproc.images.stamps import ENDINGS, check_alike, decode_stamp, window
+from surveyproc.images.stamps import ENDINGS, check_alike, decoded, window
 from surveyproc.models.inference import IMAGE_BLOCK, predict
 from surveyproc.models.package import Package
 from surveyproc.schemas import nothing
@@ -62,16 +62,16 @@ def predict_stamps(
     network = package.network()
     shape = (len(package.reads["images"]), int(package.reads["cutout"]))
     problems, parts = [], []
+    found = decoded(source, names, resize)
     for start in range(0, len(names), IMAGE_BLOCK):
         block = names[start : start + IMAGE_BLOCK]
         images = np.full((len(block), shape[0], shape[1], shape[1]), np.nan, np.float32)
         for k, name in enumerate(block):
             problem = ""
             try:
-                data = source.read_if_there(name)
-                if data is None:
-                    raise InputError(f"{name}: there is no such file")
-                pixels = decode_stamp(data, name, resize)
+                pixels = next(found)
+                if isinstance(pixels, InputError):
+                    raise pixels
                 check_alike(pixels, name, (shape[0], *pixels.shape[1:]), f"model {package.name}")
                 images[k] = window(pixels, shape[1], name)
             except InputError as error:

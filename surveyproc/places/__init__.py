@@ -4,11 +4,10 @@ Both give the same results, byte for byte: a result depends on its item alone. `
 command its places, which choose between the two by the work that there is.
 """
 
-from surveyproc.places.base import DIED, Divided, Item, Ledger, Placement, Stage, under_way
+from surveyproc.places.base import Divided, Item, Ledger, Placement, Stage, under_way
 from surveyproc.places.choice import Places, opened
 
 __all__ = [
-    "DIED",
     "Divided",
     "Item",
     "Ledger",

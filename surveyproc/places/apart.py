@@ -18,8 +18,8 @@ import ray
 import ray.cloudpickle
 import ray.exceptions
 
-from surveyproc.errors import ClusterError
-from surveyproc.places.base import DEATHS, DIED, Item, Stage
+from surveyproc.errors import DIED, ClusterError
+from surveyproc.places.base import DEATHS, Item, Stage
 from surveyproc.places.cluster import LOST, Cluster, Failures, failures_of_ray, gpus
 from surveyproc.places.sides import Network, Note, Reader
 

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from surveyproc.errors import ClusterError, StoreError
+from surveyproc.errors import DIED, ClusterError, StoreError
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, as_json
 
 DEATHS = 5
 """How often a worker process may die with an item, unless the stage says otherwise."""
-DIED = "its process died (killed for memory, or a crash outside Python)"
-"""What is said of an item that left no error."""
 PROC = Path("/proc")
 ABANDONED = datetime.timedelta(days=7)
 """Without a sign of life for so long, what was begun is not waited for."""

@@ -407,9 +407,12 @@ def validate(store: Store, release: Release) -> list[str]:
     list of str
         Empty if the release is intact.
     """
-    places = (store.url_of(key) for key in _catalogs(release).values())
-    invalid = [f"{one} is not a valid HATS catalog (strict)" for one in places if not is_valid(one)]
-    found = [*invalid, *problems(store, release)]
+    found = problems(store, release)
+    if not found:  # the library reads what may be damaged
+        places = (store.url_of(key) for key in _catalogs(release).values())
+        found += [
+            f"{one} is not a valid HATS catalog (strict)" for one in places if not is_valid(one)
+        ]
     if found:
         mark_damage(store, release, found)
     return found
@@ -436,10 +439,11 @@ def problems(store: Store, release: Release) -> list[str]:
             found.append(str(error))
     for name, key in _catalogs(release).items():
         leaves = [one.tables.get(name) if name else one.leaf for one in records]
-        wrong = hats.metadata_problems(store, key, [one for one in leaves if one])
         sums = release.metadata.get(name, {})
         now = metadata.sums(store, key) if sums else {}
-        wrong += [f"{file} is damaged" for file, told in sums.items() if now[file] != told]
+        wrong = [f"{file} is damaged" for file, told in sums.items() if now[file] != told]
+        # Not before: one bit of a footer is enough for Arrow to end the process.
+        wrong = wrong or hats.metadata_problems(store, key, [one for one in leaves if one])
         found += [f"{store.url_of(key)}: {one}" for one in wrong]
     for record in records:
         for file in record.files:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surveyproc.places import DIED
+from surveyproc.errors import DIED
 from surveyproc.run import commit
 from surveyproc.run.plan import Plan
 from surveyproc.store import layout

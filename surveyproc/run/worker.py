@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from surveyproc.errors import StoreError, SurveyError, UnreachableError
-from surveyproc.places import DIED, Divided
+from surveyproc.errors import DIED, StoreError, SurveyError, UnreachableError
+from surveyproc.places import Divided
 from surveyproc.products.base import use_device
 from surveyproc.run import stages, unit
 from surveyproc.run.carry import Donor

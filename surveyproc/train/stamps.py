@@ -23,7 +23,7 @@ from surveyproc.images.stamps import (
     DamagedStampError,
     Pixels,
     check_alike,
-    decode_stamp,
+    decoded,
     window,
 )
 from surveyproc.models.base import Reads
@@ -208,12 +208,12 @@ def _cube(
     damaged: list[str] = []
     block: list[Pixels] = []
     shape: tuple[int, ...] = ()
-    for path in paths:
-        try:
-            pixels = decode_stamp(source.read(path), path, training.resize)
-        except DamagedStampError:
+    for path, pixels in zip(paths, decoded(source, paths, training.resize), strict=True):
+        if isinstance(pixels, DamagedStampError):
             damaged.append(path)
             continue
+        if isinstance(pixels, InputError):
+            raise pixels
         if not good:
             shape = pixels.shape
             if shape[0] != len(reads.images):

@@ -14,7 +14,8 @@ from sample_tables import all_rows, run
 
 from surveyproc.catalogs.formats.cells import ascii_numbers, logicals
 from surveyproc.catalogs.formats.choice import own_names
-from surveyproc.catalogs.readers import MOST_COLUMNS, open_table, read_numbers
+from surveyproc.catalogs.formats.here import MOST_COLUMNS
+from surveyproc.catalogs.readers import open_table, read_numbers
 from surveyproc.catalogs.units import degrees_per
 from surveyproc.errors import InputError
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import small_survey
+from command import surveyproc
 from small_survey import OTHER
 
 from surveyproc import verbs
@@ -182,3 +183,34 @@ def test_what_a_message_names_mends_the_damage(world, what, how):
     if path.suffix not in (".json", ".properties") and what not in OTHER_BYTES:
         assert path.read_bytes() == whole, did
     print(f"{what}, {how}: {', '.join(did) or 'by itself, or nothing reads it'}")
+
+
+def bind(path):
+    """One bit, which says that a column has a value in every row: Arrow ends who reads that."""
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    place = data.index(b"\x25\x02\x18", footer) + 1
+    path.unlink()
+    path.write_bytes(data[:place] + b"\0" + data[place + 1 :])
+
+
+TABLES = [what for what in OBJECTS if what.endswith(("leaf", "_metadata", ".parquet"))]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [one if one == "_metadata" else pytest.param(one, marks=pytest.mark.slow) for one in TABLES],
+)
+def test_one_bit_that_aborts_arrow_ends_no_command(world, what):
+    world.again()
+    bind(world.path(what))
+    ended = {
+        verb: surveyproc(verb, world.survey, "--set", setting)
+        for verb, setting in (("validate", OTHER), ("run", LATER), ("nightly", OTHER))
+    }
+    for verb, done in ended.items():
+        assert done.returncode >= 0, (verb, done.stderr)
+    told = "".join(done.stdout + done.stderr for done in ended.values())
+    assert re.search(r"is damaged|differs from|cannot read|is not the leaf", told) or (
+        surveyproc("validate", world.survey).returncode == 0
+    )

@@ -1,6 +1,6 @@
 """What is kept of failed attempts."""
 
-from surveyproc.places import DIED
+from surveyproc.errors import DIED
 from surveyproc.run.attempts import Failure, record, recorded
 from surveyproc.store.storage import Store
 

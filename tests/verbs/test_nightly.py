@@ -242,6 +242,22 @@ def test_rows_that_are_gone_are_refused_and_the_summary_lies_where_it_says(surve
     assert nightly(Survey(config_of(survey, "nightly.max_rows_lost=0.5"))).diff.removed == 40
 
 
+@pytest.mark.slow
+def test_positions_off_by_more_than_the_radius_of_the_labels_are_not_published(survey):
+    """No label matches, so nothing is known of the redshifts: silence is a refusal."""
+    settings = ("truth.radius=0.2",)
+    assert nightly(Survey(config_of(survey, *settings))).exit_code == 0
+    source, before = survey.parent / "sources.fits", leaves(survey)
+    with fits.open(source, mode="update") as file:
+        file[1].data["dec"] += 0.6 / 3600
+    done = nightly(Survey(config_of(survey, *settings)))
+    assert (done.did, done.exit_code) == ("refused", 3)
+    silent = [gate for gate in done.gates if gate.gate == "matched labels"]
+    assert [gate.where for gate in silent] == ["gaznet_c9_z_median"]
+    assert silent[0].found.startswith("0 (were ")
+    assert leaves(survey) == before
+
+
 def test_a_broken_catalog_leaves_the_last_one(survey):
     source = survey.parent / "sources.fits"
     source.write_bytes(source.read_bytes()[:9000])

@@ -61,6 +61,7 @@ class TableReader(ABC):
         """Column names in file order."""
         return list(self.schema.names)
 
+    @abstractmethod
     def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The table in file order, in record batches of at most `rows` rows, in bounded memory.
 
@@ -77,6 +78,27 @@ class TableReader(ABC):
             If the file turns out to be truncated, a column's type drifts, or one of `columns` has
             a name that several have.
         """
+
+    def close(self) -> None:  # noqa: B027 (most readers hold nothing open)
+        """Let go of open files and temporary copies."""
+
+    def __enter__(self) -> TableReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class FileReader(TableReader):
+    """A table that this process reads itself."""
+
+    def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """As `TableReader.batches`."""
         if rows < 1:
             raise ValueError("rows must be at least 1")
         schema = self.schema
@@ -94,20 +116,6 @@ class TableReader(ABC):
     @abstractmethod
     def _read(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Batches that hold at least `columns`."""
-
-    def close(self) -> None:  # noqa: B027 (most readers hold nothing open)
-        """Let go of open files and temporary copies."""
-
-    def __enter__(self) -> TableReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def field(

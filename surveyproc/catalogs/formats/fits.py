@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from surveyproc.catalogs.formats import cells
 from surveyproc.catalogs.formats.base import (
     STREAM_ERRORS,
+    FileReader,
     LocalCopy,
-    TableReader,
     arrow_scalar,
     damaged,
     field,
@@ -61,7 +61,7 @@ class _Column:
     decimals: int = 0
 
 
-class FitsReader(TableReader):
+class FitsReader(FileReader):
     """One table of a FITS file.
 
     Nulls are TNULL values of numbers, NaN, blank fields of ASCII tables, logicals that are neither
@@ -399,6 +399,8 @@ def _shaped(values: NDArray[Any], dtype: pa.DataType) -> NDArray[Any]:
 
 def _column_names(header: fits.Header) -> list[str]:
     count = header.get("TFIELDS", 0)
+    # The standard's most; of those that it only claims to have the first one is named.
+    count = min(count, 999) if isinstance(count, int) else 0
     return [str(header.get(f"TTYPE{number}", "")).strip() for number in range(1, count + 1)]
 
 

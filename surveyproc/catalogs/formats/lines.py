@@ -11,7 +11,7 @@ from typing import IO, Any
 from surveyproc.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
-# No line of names is longer, and no more lines are looked at.
+# No line is longer, and of the first ones no more are looked at.
 HEAD_BYTES = 4 << 20
 HEAD_LINES = 50
 _DELIMITERS = ",\t;|"
@@ -140,6 +140,8 @@ class Lines(io.RawIOBase):
             read = self._stream.read(1 << 20)
             lines, newline, rest = (self._rest + read).rpartition(b"\n")
             self._rest = rest
+            if len(rest) > HEAD_BYTES:
+                raise OSError(f"a line has more than {HEAD_BYTES >> 20} MB")
             if not read:
                 lines, newline, self._rest = lines + newline + rest, b"", b""
                 if not lines:

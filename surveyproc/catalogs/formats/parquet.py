@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from surveyproc.catalogs.formats.base import TableReader, damaged, drift, field, plain
+from surveyproc.catalogs.formats.base import FileReader, damaged, drift, field, plain
 from surveyproc.catalogs.voparquet import CONTENT_KEY, field_metadata
 from surveyproc.errors import InputError
 from surveyproc.store.urls import opened
@@ -27,7 +27,7 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
-class ParquetReader(TableReader):
+class ParquetReader(FileReader):
     """One Parquet file, or all `*.parquet` files under a folder in the order of their paths.
 
     Units, UCDs and descriptions come from VOParquet footers or from Arrow field metadata. Folders
@@ -88,7 +88,7 @@ class ParquetReader(TableReader):
                     file = pq.ParquetFile(
                         stream, buffer_size=1 << 20, pre_buffer=False, read_dictionary=coded
                     )
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError) as error:
                 raise damaged(path, error) from error
             yield file
 
@@ -102,18 +102,21 @@ class ParquetReader(TableReader):
                 width = _row_bytes(file, inside)
                 if width > ROW_BYTES:
                     raise _too_wide(path, width)
-                most = max(1, min(rows, int(BATCH_BYTES / width)))
+                most, found = max(1, min(rows, int(BATCH_BYTES / width))), 0
                 try:
                     for batch in file.iter_batches(most, columns=inside, use_threads=False):
                         if (texts := _text_bytes(batch)) > ROW_BYTES * batch.num_rows:
                             raise _too_wide(path, texts / batch.num_rows)
+                        found += batch.num_rows
                         for name in folders:
                             value = self._folders[name][number]
                             column = pa.repeat(value, batch.num_rows)
                             batch = batch.append_column(name, column)
                         yield batch
-                except (pa.ArrowInvalid, OSError) as error:
+                except (pa.ArrowException, OSError) as error:
                     raise damaged(path, error) from error
+                if found != (claimed := _claimed_rows(file, path)):
+                    raise damaged(path, f"{found} rows where its footer claims {claimed}")
 
     def _check(self, found: pa.Schema, path: str) -> None:
         names = set(found.names)
@@ -144,6 +147,15 @@ def _chunks(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         # Nested columns, which are refused, have several parts.
         if group.num_columns == len(names):
             yield group.num_rows, {name: group.column(i) for i, name in enumerate(names)}
+
+
+def _claimed_rows(file: Any, path: str) -> int:
+    """Rows by the footer, which says it twice."""
+    claimed = int(file.metadata.num_rows)
+    groups = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+    if sum(groups) != claimed:
+        raise damaged(path, f"its footer claims {claimed} rows and groups of {sum(groups)}")
+    return claimed
 
 
 def _coded_texts(file: Any) -> list[str]:

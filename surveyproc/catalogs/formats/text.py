@@ -13,7 +13,7 @@ import pyarrow.csv as pcsv
 
 from surveyproc.catalogs.formats.base import (
     STREAM_ERRORS,
-    TableReader,
+    FileReader,
     arrow_scalar,
     damaged,
     field,
@@ -21,7 +21,7 @@ from surveyproc.catalogs.formats.base import (
     plain,
 )
 from surveyproc.catalogs.formats.choice import own_names
-from surveyproc.catalogs.formats.lines import Lines, text_head
+from surveyproc.catalogs.formats.lines import HEAD_BYTES, Lines, text_head
 from surveyproc.errors import InputError
 
 # Types are inferred from the first block, so it is large. It does not depend on the batch size.
@@ -30,7 +30,7 @@ BLOCK_BYTES = 4 << 20
 _NULLS = [*pcsv.ConvertOptions().null_values, "\\N", "--"]
 
 
-class CsvReader(TableReader):
+class CsvReader(FileReader):
     """Values separated by commas, tabs, semicolons, bars or blanks, below a line of names.
 
     Types come from the first 4 MiB. Lines that begin with # are comments before the names, and
@@ -156,17 +156,17 @@ class EcsvReader(CsvReader):
     def __init__(self, url: str) -> None:
         from astropy.table.meta import get_header_from_yaml
 
-        TableReader.__init__(self)
+        FileReader.__init__(self)
         self.url, self._comments = url, False
         comments, self._columns, self._offset = self._header()
         try:
             header = get_header_from_yaml(comments)
-            entries = list(header["datatype"])
+            entries = [{**entry, "datatype": entry["datatype"]} for entry in header["datatype"]]
+            declared = [str(entry["name"]) for entry in entries]
         except Exception as error:  # astropy's YAML loader raises what it likes
             raise InputError(f"{url}: its ECSV header is not valid: {error}") from error
         self._delimiter = str(header.get("delimiter", " "))
         self._columns = self._split(self._columns[0])
-        declared = [str(entry["name"]) for entry in entries]
         if declared != self._columns:
             raise InputError(f"{url}: the column line does not equal the names in the ECSV header")
         given = own_names(declared)
@@ -182,7 +182,7 @@ class EcsvReader(CsvReader):
         offset = 0
         try:
             with open_stream(self.url) as stream:
-                for raw in stream:
+                while (raw := stream.readline(HEAD_BYTES)) and offset < HEAD_BYTES:
                     offset += len(raw)
                     line = raw.decode("utf-8").rstrip("\r\n")
                     if not line.startswith("#"):
@@ -190,7 +190,7 @@ class EcsvReader(CsvReader):
                     comments.append(line[2:])
         except (*STREAM_ERRORS, UnicodeDecodeError) as error:
             raise damaged(self.url, error) from error
-        raise damaged(self.url, "no line of column names")
+        raise damaged(self.url, f"no line of column names in its first {offset} bytes")
 
     def _split(self, line: str) -> list[str]:
         import csv

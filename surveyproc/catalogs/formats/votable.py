@@ -15,7 +15,7 @@ from astropy.io import votable
 
 from surveyproc.catalogs.formats.base import (
     STREAM_ERRORS,
-    TableReader,
+    FileReader,
     damaged,
     field,
     from_numpy,
@@ -41,7 +41,7 @@ _ROW_END = re.compile(rb"</(?:[\w.\-]+:)?TR\s*>")
 _NROWS = re.compile(rb"(<(?:[\w.\-]+:)?TABLE\b[^>]*?)\snrows\s*=\s*(?:\"[^\"]*\"|'[^']*')")
 
 
-class VOTableReader(TableReader):
+class VOTableReader(FileReader):
     """One table of a VOTable.
 
     TABLEDATA is streamed: the document's header, a block of rows and the closing tags make a small
