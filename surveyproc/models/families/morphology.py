@@ -13,8 +13,8 @@ the embedding: the dense layer, by which galaxies that look alike can be found. 
 starts from random weights unless `weights` says otherwise.
 
 The zoom at inference matters: trained with galaxies that are larger by a tenth in the mean, and
-softer from the interpolation, a network told 87.3 % of the stamps of Galaxy Zoo 1 as they are, and
-89.0 % of the same, enlarged by a tenth (`benchmarks/NOTES.md`).
+softer from the interpolation, networks told 87.1 % of the stamps of Galaxy Zoo 1 as they are, and
+88.7 % of the same, enlarged by a tenth (`benchmarks/NOTES.md`).
 """
 
 from __future__ import annotations
