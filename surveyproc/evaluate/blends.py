@@ -307,8 +307,8 @@ def error_scale(flux: Float, error: Float, true: Float, bins: int = 8) -> dict[s
 
     In each of up to `bins` equally filled bins of the flux the factor is the 0.6827 quantile of
     |flux - true| / error: with it as many fluxes lie within one error of the truth (split conformal
-    prediction; Lei et al. 2018, JASA 113, 1094). A galaxy that is in many blends counts once: from
-    28 galaxies factors were learned that made errors worse (`benchmarks/NOTES.md`).
+    prediction; Lei et al. 2018, JASA 113, 1094). There are as many bins as there are galaxies for,
+    not blends: factors of 28 galaxies made errors worse (`benchmarks/NOTES.md`).
 
     Parameters
     ----------
