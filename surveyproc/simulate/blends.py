@@ -81,7 +81,7 @@ RULES: Mapping[str, Rule] = {"paper": PAPER, "package": PACKAGE}
 
 @dataclass(frozen=True)
 class Blends:
-    """n blends of k galaxies each, the central one first.
+    """n blends of k galaxies each, the central one first, then the companions by brightness.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class _Partners:
     """Draws galaxies of one PSF whose magnitudes the rule lets blend."""
 
     def __init__(self, parents: Parents, pool: Int, rule: Rule) -> None:
-        magnitude = parents.magnitude
+        self.magnitude = magnitude = parents.magnitude
         psf = np.nan_to_num(parents.psf)
         # Sorted by PSF and magnitude, the partners of a galaxy are neighbours in the list.
         self.order = pool[np.lexsort((magnitude[pool], psf[pool]))]
@@ -188,7 +188,10 @@ class _Partners:
         self.central = np.flatnonzero(self.last - self.first > 1)
 
     def draw(self, n: int, galaxies: int, rng: np.random.Generator) -> Int:
-        """Rows of the parents, all different within a blend, shape (n, galaxies)."""
+        """Rows of the parents, all different within a blend, shape (n, galaxies).
+
+        The companions are in the order of their brightness, the brightest first.
+        """
         others = self.last[self.central] - self.first[self.central] - 1
         able = self.central[others >= galaxies - 1]
         if not len(able):
@@ -205,7 +208,12 @@ class _Partners:
                 places[again, k] = rng.integers(first[again], last[again])
                 same = (places[again, :k] == places[again, k : k + 1]).any(axis=1)
                 again = again[same]
-        return np.asarray(self.order[places])
+        members = np.asarray(self.order[places])
+        # Nothing in an image says which companion is the second: without an order that a network
+        # can see, it would answer with the mean of both.
+        brightest = np.argsort(self.magnitude[members[:, 1:]], axis=1, kind="stable")
+        members[:, 1:] = np.take_along_axis(members[:, 1:], brightest, axis=1)
+        return members
 
 
 def _shifts(

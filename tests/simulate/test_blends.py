@@ -70,6 +70,7 @@ def test_galaxies_meet_by_the_rule(seed, galaxies, rule):
         for j in range(k):
             assert (made.members[:, j] != made.members[:, k]).all()
             assert (made.shift[:, j] != made.shift[:, k]).any(axis=1).all()
+    assert (np.diff(mag[:, 1:], axis=1) >= 0).all(), "companions by brightness"
 
 
 @settings(max_examples=25, deadline=None)
