@@ -3,7 +3,7 @@
 Usage:
     python benchmarks/morphology.py classes DATA WORK [--backbone NAME ...] [--set NAME ...]
         [--share S ...] [--fold K ...] [--cutout 48] [--epochs N] [--turning DEGREES]
-        [--batch 64] [--zoom 1.2] [--plain | --start]
+        [--batch 64] [--zoom 1.2] [--member M ...] [--plain | --start]
     python benchmarks/morphology.py unlabelled DATA WORK [--set NAME] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py faint DATA WORK [--seed N ...] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py tell DATA WORK
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import time
 import zipfile
@@ -195,61 +196,59 @@ def classes(options: argparse.Namespace) -> None:
     work, cutout = options.work, options.cutout
     path = work / "classes.jsonl"
     sets = {name: stamps(options.data, work, name, cutout) for name in options.set}
-    plan = [(name, share, k) for share in options.share for name in sets for k in options.fold]
-    for backbone in options.backbone:
-        for name, share, part in plan:
-            key = {"set": name, "share": share, "backbone": backbone, "cutout": cutout}
-            key |= {"epochs": options.epochs or EPOCHS[share], "turning": options.turning}
-            key |= {"how": "plain" if options.plain else "start" if options.start else ""}
-            zoom = 1.0 if options.plain else options.zoom
-            key |= {"zoom": zoom, "part": part}
-            if any(key.items() <= one.items() for one in done(path)):
-                continue
-            whole = sets[name]
-            names = sorted(set(whole.targets["class"]))
-            index = np.array([names.index(one) for one in whole.targets["class"]])
-            fold = whole.folds(SEED, FOLDS)
-            rows = np.flatnonzero(fold != part)
-            rows = np.sort(
-                np.random.default_rng(part).permutation(rows)[: round(share * len(rows))]
+    plan = itertools.product(options.backbone, options.member, options.share, sets, options.fold)
+    for backbone, member, share, name, part in plan:
+        key = {"set": name, "share": share, "backbone": backbone, "cutout": cutout}
+        key |= {"epochs": options.epochs or EPOCHS[share], "turning": options.turning}
+        key |= {"how": "plain" if options.plain else "start" if options.start else ""}
+        zoom = 1.0 if options.plain else options.zoom
+        key |= {"zoom": zoom, "member": member, "part": part}
+        if any(key.items() <= one.items() for one in done(path)):
+            continue
+        whole = sets[name]
+        names = sorted(set(whole.targets["class"]))
+        index = np.array([names.index(one) for one in whole.targets["class"]])
+        fold = whole.folds(SEED, FOLDS)
+        rows = np.flatnonzero(fold != part)
+        rows = np.sort(np.random.default_rng(part).permutation(rows)[: round(share * len(rows))])
+        started = time.time()
+        print(key, len(rows), flush=True)
+        seed = part + 100 * member
+        torch.manual_seed(seed)
+        made = network(backbone, names, cutout=cutout, **seen_at(zoom))
+        weights = work / f"{weights_of(key)}.pt"
+        if weights.exists():
+            made.load_state_dict(torch.load(weights, map_location="cpu"))
+            made.eval()
+        else:
+            if options.start:
+                begin(made, start_of(options, name, backbone))
+            made = trained(
+                whole.take(rows),
+                index[rows],
+                made,
+                key["epochs"],
+                seed,
+                turning=options.turning,
+                batch_size=options.batch,
+                zoom=zoom,
+                **({"ema": 0.0} if options.plain else {}),
             )
-            started = time.time()
-            print(key, len(rows), flush=True)
-            torch.manual_seed(part)
-            made = network(backbone, names, cutout=cutout, **seen_at(zoom))
-            weights = work / f"{weights_of(key)}.pt"
-            if weights.exists():
-                made.load_state_dict(torch.load(weights, map_location="cpu"))
-                made.eval()
-            else:
-                if options.start:
-                    begin(made, start_of(options, name, backbone))
-                made = trained(
-                    whole.take(rows),
-                    index[rows],
-                    made,
-                    key["epochs"],
-                    part,
-                    turning=options.turning,
-                    batch_size=options.batch,
-                    zoom=zoom,
-                    **({"ema": 0.0} if options.plain else {}),
-                )
-                torch.save(made.state_dict(), weights)
-            seconds = time.time() - started
-            test = np.flatnonzero(fold == part)
-            seen = centre(torch.from_numpy(pixels_of(whole.take(test))), cutout).numpy()
-            p = both_ways(made, backbone, seen, names)
-            append(
-                path,
-                {
-                    **key,
-                    "seconds": round(seconds),
-                    "classes": names,
-                    "true": index[test].tolist(),
-                    **{way: np.round(one, 5).tolist() for way, one in p.items()},
-                },
-            )
+            torch.save(made.state_dict(), weights)
+        seconds = time.time() - started
+        test = np.flatnonzero(fold == part)
+        seen = centre(torch.from_numpy(pixels_of(whole.take(test))), cutout).numpy()
+        p = both_ways(made, backbone, seen, names)
+        append(
+            path,
+            {
+                **key,
+                "seconds": round(seconds),
+                "classes": names,
+                "true": index[test].tolist(),
+                **{way: np.round(one, 5).tolist() for way, one in p.items()},
+            },
+        )
 
 
 def weights_of(key: dict[str, Any]) -> str:
@@ -438,6 +437,7 @@ def main() -> None:
     parser.add_argument("--turning", type=float, default=0.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--zoom", type=float, default=1.2)
+    parser.add_argument("--member", nargs="+", type=int, default=[0], help="other random weights")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--start", action="store_true")
     options = parser.parse_args()
