@@ -11,6 +11,7 @@ opened first: see docs/design.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +24,12 @@ from surveyproc.store.storage import Store
 
 FOLDER = "neighbours"
 LONGEST = 64
-"""Numbers of a code, at most: its bytes."""
+"""Bytes of a code, at most."""
+Codes = NDArray[np.signedinteger[Any]]
+Floats = NDArray[np.floating[Any]]
 IDENTIFYING = ("object_id", "ra", "dec")
 BLOCK = 16_384
-"""Codes that are compared in one go: their float32 copy stays in a processor's cache."""
+"""Codes that are compared in one go: their copy as floats stays in a processor's cache."""
 
 
 def index_key(column: str, order: int, pixel: int) -> str:
@@ -46,7 +49,7 @@ def encode(leaf: pa.Table, column: Column, version: str) -> bytes:
     Parameters
     ----------
     leaf : pyarrow.Table
-        With `object_id`, `ra`, `dec` and the column, lists of int8 of one length or null.
+        With `object_id`, `ra`, `dec` and the column, lists of one length or null.
     column : Column
         Which.
     version : str
@@ -76,14 +79,14 @@ class Index:
         Of the rows with a code.
     ra, dec : float64 ndarray, shape (n,)
         Degrees, ICRS.
-    codes : int8 ndarray, shape (n, length)
+    codes : int8 or int16 ndarray, shape (n, length)
         Of which Euclidean distances count.
     """
 
     object_id: NDArray[np.int64]
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
-    codes: NDArray[np.int8]
+    codes: Codes
 
 
 def read(store: Store, key: str, column: str, version: str) -> Index:
@@ -120,17 +123,21 @@ def read(store: Store, key: str, column: str, version: str) -> Index:
     return Index(object_id, ra, dec, codes.flatten().to_numpy().reshape(-1, codes.type.list_size))
 
 
-def nearest(
-    codes: NDArray[np.int8], code: NDArray[np.int8], n: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def can_index(column: Column) -> bool:
+    """Whether a column's values are codes: whole numbers of a byte or two, `LONGEST` bytes."""
+    known = column.dtype in ("int8", "int16") and column.length > 0
+    return known and column.length * np.dtype(column.dtype).itemsize <= LONGEST
+
+
+def nearest(codes: Codes, code: Codes, n: int) -> tuple[NDArray[np.int64], Floats]:
     """Rows whose codes are nearest to one, all of them compared.
 
     Parameters
     ----------
-    codes : int8 ndarray, shape (rows, length)
-        `LONGEST` at most: squares of distances are then whole numbers below 2^24, which float32
-        holds exactly, so that no order of summation matters.
-    code : int8 ndarray, shape (length,)
+    codes : int8 or int16 ndarray, shape (rows, length)
+        `LONGEST` bytes at most: squares of distances are then whole numbers below 2^24 or 2^53,
+        which float32 and float64 hold exactly, so that no order of summation matters.
+    code : ndarray of the same type, shape (length,)
         The one.
     n : int
         Rows wanted; all those that are as near as the last of them are given too.
@@ -139,7 +146,7 @@ def nearest(
     -------
     rows : int64 ndarray, shape (m,)
         Ascending.
-    squares : float32 ndarray, shape (m,)
+    squares : float32 or float64 ndarray, shape (m,)
         Squared Euclidean distances.
 
     Examples
@@ -149,8 +156,8 @@ def nearest(
     >>> rows.tolist(), squares.tolist()
     ([0, 2], [9.0, 1.0])
     """
-    wanted = code.astype(np.float32)
-    squares = np.empty(len(codes), np.float32)
+    wanted: Floats = code.astype(np.float32 if codes.dtype == np.int8 else np.float64)
+    squares = np.empty(len(codes), wanted.dtype)
     for start in range(0, len(codes), BLOCK):
         away = codes[start : start + BLOCK] - wanted
         np.einsum("ij,ij->i", away, away, out=squares[start : start + BLOCK])

@@ -83,12 +83,10 @@ def check_columns(products: Sequence[Product], catalog_columns: Sequence[Column]
             )
         written = [column.name for column in product.columns]
         for column in product.columns:
-            if column.searched and not (
-                column.dtype == "int8" and 0 < column.length <= neighbours.LONGEST
-            ):
+            if column.searched and not neighbours.can_index(column):
                 raise ConfigError(
                     f"products.{product.name}: {column.name} is to have an index, and is no list "
-                    f"of int8 of {neighbours.LONGEST} at most"
+                    f"of int8 or int16 of {neighbours.LONGEST} bytes at most"
                 )
         twice = sorted(known.intersection(written))
         if twice:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from surveyproc import sky
 from surveyproc.catalogs import crossmatch, hats, ids, neighbours
@@ -157,7 +156,7 @@ def similar(
                 f"object {row['object_id']} has no {searched.column} in release "
                 f"{searched.release}: its flag {searched.product}_flag says why"
             )
-        code, own = np.array(row[searched.column], np.int8), int(row["object_id"])
+        code, own = np.array(row[searched.column], np.int16), int(row["object_id"])
         of = Sought(**{name: row[name] for name in neighbours.IDENTIFYING})
     return Similar(searched.release, searched.column, of, _nearest(searched, code, n, own))
 
@@ -240,7 +239,7 @@ def _row(searched: Searched, order: int, pixel: int, row: int) -> dict[str, Any]
     return dict(found)
 
 
-def _code_of_image(survey: Survey, searched: Searched, image: str | Path) -> NDArray[np.int8]:
+def _code_of_image(survey: Survey, searched: Searched, image: str | Path) -> neighbours.Codes:
     """What the model that the release was made with says of an image."""
     product = next((one for one in build_products(survey) if one.name == searched.product), None)
     version = "none" if product is None else product.version
@@ -259,14 +258,14 @@ def _code_of_image(survey: Survey, searched: Searched, image: str | Path) -> NDA
     pixels = read_stamp(image, product.inputs.bands, product.inputs.cutout)
     product.prepare()
     batch = Batch(columns={}, flags=np.zeros(1, np.int32), images=pixels[None])
-    code: NDArray[np.int8] = product.compute(batch)[searched.column][0]
-    if (code == np.iinfo(np.int8).min).all():
+    code: neighbours.Codes = product.compute(batch)[searched.column][0]
+    if (code == np.iinfo(code.dtype).min).all():
         raise InputError(f"{image}: the model makes no embedding of it: it has no usable pixel")
     return code
 
 
 def _nearest(
-    searched: Searched, code: NDArray[np.int8], n: int, own: int | None
+    searched: Searched, code: neighbours.Codes, n: int, own: int | None
 ) -> list[Neighbour]:
     """The nearest objects of all partitions but `own`; of equal ones those of smaller id."""
 

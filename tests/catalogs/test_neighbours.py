@@ -82,13 +82,18 @@ def test_the_search_is_exact_over_blocks_and_gives_ties():
     np.testing.assert_array_equal(squares, true[rows])
 
 
-def test_the_largest_distance_there_is_is_exact():
-    codes = np.full((1, 64), 127, np.int8)
-    _, squares = neighbours.nearest(codes, np.full(64, -127, np.int8), 1)
-    assert squares.tolist() == [64 * 254**2]
+@pytest.mark.parametrize(("dtype", "length"), [(np.int8, 64), (np.int16, 32)])
+def test_the_largest_distance_there_is_is_exact(dtype, length):
+    largest = np.iinfo(dtype).max
+    codes = np.full((1, length), largest, dtype)
+    _, squares = neighbours.nearest(codes, np.full(length, -largest, dtype), 1)
+    assert squares.tolist() == [length * (2 * int(largest)) ** 2]
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"length": 65}, {"length": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "float32"}, {"length": 65}, {"length": 0}, {"dtype": "int16", "length": 33}],
+)
 def test_a_column_that_no_index_can_hold_is_refused(change):
     class Theirs:
         name = "theirs"

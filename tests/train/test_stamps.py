@@ -279,7 +279,7 @@ def test_learning_without_labels_and_a_training_that_begins_with_it(tmp_path):
     assert alike.document["training"]["rows_known"] == {"likeness": 40}
     losses = [one["validation_loss"] for one in alike.document["training"]["loss_curve"]]
     assert np.isfinite(losses).all()
-    assert predict_stamps(alike, str(folder))["embedding"].dtype == np.int8
+    assert predict_stamps(alike, str(folder))["embedding"].dtype == np.int16
     verbs.train(Survey(toml(folder, 'targets = { class = "kind" }\nstart = "alike"')))
     made = load_package(Store(str(tmp_path / "root")), "looks")
     assert made.document["training"]["start"] == f"alike@{alike.version}"

@@ -1,6 +1,8 @@
-"""Vectors of a network as at most 64 whole numbers of a byte each, whose distances are theirs."""
+"""Vectors of a network as whole numbers, at most 64 bytes of them, whose distances are theirs."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,10 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from surveyproc.catalogs.neighbours import LONGEST
-
-LARGEST = 127
-MISSING = -128
-"""All numbers of a code for a vector that is not finite; no other code holds it."""
 
 
 def code_length(length: int) -> int:
@@ -23,6 +21,22 @@ def code_length(length: int) -> int:
     (4, 64, 64)
     """
     return min(LONGEST, 1 << (length - 1).bit_length())
+
+
+def code_type(length: int) -> np.dtype[np.signedinteger[Any]]:
+    """That of the numbers of a code: two bytes each where all of them fit into `LONGEST` bytes.
+
+    Examples
+    --------
+    >>> code_type(32), code_type(33)
+    (dtype('int16'), dtype('int8'))
+    """
+    return np.dtype(np.int16 if 2 * code_length(length) <= LONGEST else np.int8)
+
+
+def missing(dtype: np.dtype[Any]) -> int:
+    """All numbers of a code for a vector that is not finite; no other code holds it."""
+    return int(np.iinfo(dtype).min)
 
 
 class Codes(nn.Module):
@@ -37,6 +51,11 @@ class Codes(nn.Module):
     ----------
     length : int
         Of the vectors.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Of the codes: `code_type`.
     """
 
     mean: Tensor
@@ -45,18 +64,21 @@ class Codes(nn.Module):
 
     def __init__(self, length: int) -> None:
         super().__init__()
-        size = code_length(length)
+        size, self.dtype = code_length(length), code_type(length)
+        self.largest = int(np.iinfo(self.dtype).max)
         self.register_buffer("mean", torch.zeros(length))
         # Until it is fitted: the first numbers themselves.
         self.register_buffer("axes", torch.eye(size, length))
         self.register_buffer("step", torch.ones(()))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Codes, int8, shape (n, code_length), of vectors, shape (n, length)."""
+        """Codes, of `dtype`, shape (n, code_length), of vectors, shape (n, length)."""
         vectors = vectors.float()
         turned = (vectors - self.mean) @ self.axes.T / self.step
-        codes = turned.nan_to_num().round().clamp(-LARGEST, LARGEST).to(torch.int8)
-        return codes.where(vectors.isfinite().all(dim=1, keepdim=True), MISSING)
+        whole = turned.nan_to_num().round().clamp(-self.largest, self.largest)
+        codes = whole.to(getattr(torch, self.dtype.name))
+        known = vectors.isfinite().all(dim=1, keepdim=True)
+        return codes.where(known, torch.tensor(missing(self.dtype), dtype=codes.dtype))
 
     def fit(self, vectors: NDArray[np.float32]) -> None:
         """Choose axes and step by vectors of the training set, shape (n, length).
@@ -76,13 +98,13 @@ class Codes(nn.Module):
         axes = hadamard(size)[:, : len(kept)] @ kept / np.sqrt(size)
         turned = (known - mean) @ axes.T
         reaches = np.quantile(np.abs(turned), (0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 1.0))
-        steps = [reach / LARGEST for reach in reaches if reach > 0] or [1.0]
-        errors = [_error(turned, step) for step in steps]
+        steps = [reach / self.largest for reach in reaches if reach > 0] or [1.0]
+        errors = [_error(turned, step, self.largest) for step in steps]
         self.mean.copy_(torch.from_numpy(mean))
         self.axes.copy_(torch.from_numpy(axes))
         self.step.fill_(steps[int(np.argmin(errors))])
 
 
-def _error(values: NDArray[np.float64], step: float) -> float:
-    rounded = np.clip(np.rint(values / step), -LARGEST, LARGEST) * step
+def _error(values: NDArray[np.float64], step: float, largest: int) -> float:
+    rounded = np.clip(np.rint(values / step), -largest, largest) * step
     return float(np.mean((values - rounded) ** 2))

@@ -65,7 +65,8 @@ def task_columns(task: Mapping[str, Any], prefix: str) -> tuple[Column, ...]:
         if kind == "embedding":
             (one,) = schemas.load("embedding", model=prefix, task=name)
             told = f"{one.description} The vector has {int(task['vector'])} numbers."
-            return (replace(one, length=int(task["length"]), description=told),)
+            dtype, length = str(task.get("dtype", one.dtype)), int(task["length"])
+            return (replace(one, dtype=dtype, length=length, description=told),)
         if kind == "masks":
             return ()
     except (KeyError, TypeError, ValueError) as error:

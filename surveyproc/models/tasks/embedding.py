@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surveyproc.models.tasks.base import Task
-from surveyproc.models.tasks.codes import Codes, code_length
+from surveyproc.models.tasks.codes import Codes, code_length, code_type
 
 
 class EmbeddingTask(Task):
     """A vector for each object, shape (n, length), for searches by likeness. Nothing is learned.
 
-    It is written as at most 64 bytes (`codes.Codes`), fitted when the network is trained.
+    It is written as at most 64 bytes (`codes.Codes`), fitted when the network is trained. Of
+    vectors of more than 32 numbers that loses some near neighbours.
 
     Parameters
     ----------
@@ -33,16 +34,16 @@ class EmbeddingTask(Task):
         self.fitted: Codes = Codes(length)
 
     def describe(self) -> dict[str, Any]:
-        """With `vector`, the length of the vector, and `length`, that of its code."""
-        sizes = {"vector": self.length, "length": code_length(self.length)}
-        return {"name": self.name, "kind": self.kind, **sizes}
+        """With `vector`, the length of the vector, and `length` and `dtype` of its code."""
+        code = {"length": code_length(self.length), "dtype": code_type(self.length).name}
+        return {"name": self.name, "kind": self.kind, "vector": self.length, **code}
 
     def average(self, outputs: Sequence[Tensor]) -> Tensor:
         """That of the first network: each has axes of its own, whose mean would say nothing."""
         return outputs[0]
 
     def values(self, output: Tensor) -> dict[str, NDArray[Any]]:
-        """The codes, int8, (n, code_length); -128 throughout where the vector is not finite."""
+        """The codes, (n, code_length); their type's least number where the vector is not finite."""
         return {self.name: self.fitted(output).cpu().numpy()}
 
     def fit(self, outputs: NDArray[np.float32]) -> None:
