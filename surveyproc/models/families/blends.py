@@ -19,6 +19,9 @@ is natural. The loss is MAPE + 0.1 times the masks' binary cross entropy; both w
 
 Dense and convolutional weights begin as Glorot's uniform ones, biases at zero (Keras' defaults).
 
+The loss of a flux below a tenth of its band's median is relative to that tenth: in bands in which
+some galaxies all but vanish, their relative errors, of thousands, would be all that is learned.
+
 Ours: units of the images and fluxes, which are those of the training set (root mean squares of its
 pixels, medians of its fluxes) in place of the catalog's; and errors: a branch beside the last layer
 reads the same features, without a gradient into them, so that a network with errors has the fluxes
@@ -47,6 +50,8 @@ from surveyproc.models.tasks.masks import MaskTask
 
 FAINT = 0.01
 """Share of the median flux that errors of fluxes near zero are measured by."""
+SMALLEST = 0.1
+"""Share of the median flux, below which the loss of a flux is relative to that share instead."""
 FIRST_ERROR = -2.0
 """Logarithm of the relative error that training begins with."""
 
@@ -369,8 +374,8 @@ class Blend2Flux(_OfBlends):
 
     def __init__(self, bands: tuple[str, ...], config: Blend2FluxConfig) -> None:
         super().__init__(bands, config.cutout)
-        self.tasks = (_flux_task(bands, config.galaxies, config.errors),)
         self.fluxes = FluxHead(len(bands), config.galaxies * len(bands), config)
+        self.tasks = (_flux_task(self.fluxes, bands, config.galaxies, config.errors),)
         self.apply(_glorot)
 
     def forward(self, images: Tensor) -> dict[str, FluxOutput]:
@@ -420,13 +425,13 @@ class Blend2Mask2Flux(_OfBlends):
 
     def __init__(self, bands: tuple[str, ...], config: Blend2Mask2FluxConfig) -> None:
         super().__init__(bands, config.cutout)
-        fluxes = _flux_task(bands, config.galaxies, config.errors)
-        fluxes.weight = config.flux_weight
         masks = _mask_task(config, config.mask_weight)
-        self.tasks = (fluxes, masks)
         self.unet = UNet(len(bands), len(masks.names), config)
         outputs = config.galaxies * len(bands)
         self.fluxes = FluxHead(len(bands) + len(masks.names), outputs, config.fluxes)
+        fluxes = _flux_task(self.fluxes, bands, config.galaxies, config.errors)
+        fluxes.weight = config.flux_weight
+        self.tasks = (fluxes, masks)
         self.apply(_glorot)
 
     def forward(self, images: Tensor) -> dict[str, Any]:
@@ -441,9 +446,9 @@ class Blend2Mask2Flux(_OfBlends):
         self.fluxes.set_target(targets["fluxes"])
 
 
-def _flux_task(bands: tuple[str, ...], galaxies: int, errors: bool) -> FluxTask:
+def _flux_task(head: FluxHead, bands: tuple[str, ...], galaxies: int, errors: bool) -> FluxTask:
     def loss(output: FluxOutput, flux: Tensor) -> Tensor:
-        found = percentage_loss(output, flux)
+        found = percentage_loss(output, flux, SMALLEST * head.target.to(flux.device))
         return found + error_loss(output, flux) if errors else found
 
     return FluxTask(flux_names(galaxies, bands), loss=loss, positive=True)

@@ -147,14 +147,26 @@ def normal_loss(output: FluxOutput, flux: Tensor) -> Tensor:
     return (output.error.log() + 0.5 * pull**2).where(known, 0.0).sum(dim=1)
 
 
-def percentage_loss(output: FluxOutput, flux: Tensor) -> Tensor:
+def percentage_loss(output: FluxOutput, flux: Tensor, least: Tensor) -> Tensor:
     """Mean over the known fluxes f of 100 |m - f| / f: the MAPE of Boucaud et al. 2019, equation 1.
 
-    0 where none is known.
+    Parameters
+    ----------
+    output : FluxOutput
+        With the fluxes m.
+    flux : Tensor, shape (n, k)
+        True ones, nJy; NaN = missing.
+    least : Tensor, shape (k,)
+        What |m - f| is divided by where f is less.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        0 where none is known.
     """
     known = flux.isfinite()
     true = flux.where(known, 1.0)
-    share = (100 * (output.flux - true).abs() / true).where(known, 0.0)
+    share = (100 * (output.flux - true).abs() / true.maximum(least)).where(known, 0.0)
     return share.sum(dim=1) / known.sum(dim=1).clamp(min=1)
 
 

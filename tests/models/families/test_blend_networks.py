@@ -126,12 +126,24 @@ def test_units_are_those_of_the_training_set():
 def test_losses_by_hand():
     output = FluxOutput(torch.tensor([[90.0, 300.0]] * 3), torch.tensor([[10.0, 100.0]] * 3))
     true = torch.tensor([[100.0, 200.0], [100.0, NAN], [NAN, NAN]])
-    found = percentage_loss(output, true)
+    found = percentage_loss(output, true, torch.tensor([0.0, 20.0]))
     torch.testing.assert_close(found, torch.tensor([30.0, 10.0, 0.0]))
+    found = percentage_loss(output, true, torch.tensor([200.0, 20.0]))
+    torch.testing.assert_close(found, torch.tensor([27.5, 5.0, 0.0]))
     spread = torch.tensor([10.0, 100.0]) * (2 / torch.pi) ** 0.5
     each = spread.log() + torch.tensor([10.0, 100.0]) / spread
     expected = torch.stack([each.mean(), each[0], torch.tensor(0.0)])
     torch.testing.assert_close(error_loss(output, true), expected)
+
+
+def test_a_flux_of_almost_nothing_does_not_rule_the_others():
+    network = build("blend2flux", ("g", "r"), SMALL["blend2flux"])
+    fluxes = torch.tensor([[100.0, 100.0, 100.0, 100.0]] * 9 + [[0.001, 100.0, 100.0, 100.0]])
+    network.set_targets({"fluxes": fluxes})
+    (task,) = network.tasks
+    output = FluxOutput(torch.full((10, 4), 90.0), torch.full((10, 4), 10.0))
+    loss = task.loss(output, {"fluxes": fluxes})
+    assert loss[9] < 100 * loss[0]
 
 
 def test_errors_take_nothing_from_the_fluxes():
