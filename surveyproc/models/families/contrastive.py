@@ -42,7 +42,7 @@ class ContrastiveConfig:
     image_bands, backbone, cutout, pixels :
         As in `MorphologyConfig`.
     hidden : int
-        Width of the embedding.
+        Width of the embedding; up to 32 its code keeps the order of near neighbours.
     projection : int
         Length of the vectors that are compared; only in training.
     temperature : float
@@ -63,7 +63,7 @@ class ContrastiveConfig:
     backbone: str = "residual"
     cutout: Annotated[int, Field(ge=32)] = 100
     pixels: Literal["asinh", "lupton", "eight_bit"] = "asinh"
-    hidden: PositiveInt = 128
+    hidden: PositiveInt = 32
     projection: PositiveInt = 64
     temperature: PositiveFloat = 0.2
     zoom: Annotated[float, Field(ge=1, le=4)] = 1.3
