@@ -1,6 +1,6 @@
 """The ten galaxies of KiDS+VIKING that networks of Galaxy Zoo 1 are surest of, class by class.
 
-    python benchmarks/morphology_sheet.py DATA WORK [--cutout 48]
+    python benchmarks/morphology_sheet.py DATA WORK [--cutout 48] [--zoom 1.2]
 
 The networks are those that `morphology.py classes` left in WORK; the picture is WORK/sheet.png.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 from astropy.visualization import make_lupton_rgb
-from morphology import GZ1, network, probabilities
+from morphology import GZ1, network, probabilities, seen_at
 from PIL import Image
 
 import surveyproc
@@ -74,7 +74,7 @@ def sheet(options: argparse.Namespace) -> None:
     names = sorted(set(GZ1.values()))
     each = []
     for weights in sorted(work.glob(f"gz1_images-1.0-residual-{cutout}-*.pt")):
-        made = network("residual", names, average=True, cutout=cutout)
+        made = network("residual", names, average=True, cutout=cutout, **seen_at(options.zoom))
         made.load_state_dict(torch.load(weights, map_location="cpu"))
         each.append(probabilities(made.eval(), images, names))
     p = np.mean(each, axis=0)
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--cutout", type=int, default=48)
+    parser.add_argument("--zoom", type=float, default=1.2, help="largest of the training")
     options = parser.parse_args()
     options.work = options.work.absolute()
     sheet(options)
