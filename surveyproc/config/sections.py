@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -276,6 +277,27 @@ class ProductSection(Section):
     kind: Name | None = Field(None, description="Kind of the product, if its name does not say it.")
 
 
+class ScaledSection(Section):
+    """Cutouts as wide as objects are, on as many pixels for all."""
+
+    column: Name = Field(
+        description="Column of the catalog, or of an earlier product, with each object's size "
+        "in arcsec, a half-light radius say."
+    )
+    times: float = Field(
+        gt=0,
+        description="Side of a cutout in that size; arcsec a pixel times that if the column counts "
+        "pixels.",
+    )
+    largest: int = Field(
+        256,
+        ge=8,
+        le=2048,
+        description="Pixels of the survey that a cutout has at most on a side: of objects that "
+        "would have more the middle is seen, and outside_training_range set.",
+    )
+
+
 class ModelSection(ProductSection):
     """A product that a network computes."""
 
@@ -298,6 +320,11 @@ class ModelSection(ProductSection):
         description="An earlier product, of kind deblend say, whose fluxes the network reads, and "
         "is trained with, where that has some in all bands; flux_<band> elsewhere.",
     )
+    scaled: ScaledSection | None = Field(
+        None,
+        description="Cutouts as wide as objects are, resampled to the network's pixels, also in "
+        "training. By default all have the same width on the sky.",
+    )
     training: TrainingSection | None = Field(None, description="How to train the model.")
 
     @model_validator(mode="before")
@@ -305,6 +332,17 @@ class ModelSection(ProductSection):
     def _renamed(cls, given: Any) -> Any:
         if isinstance(given, dict) and "network" in given:
             raise ValueError("key `network` is called `architecture_settings` now")
+        return given
+
+
+class BlendModelSection(ModelSection):
+    """A product of a network of blends, to which pixels have one size."""
+
+    @field_validator("scaled")
+    @classmethod
+    def _as_they_are(cls, given: ScaledSection | None) -> ScaledSection | None:
+        if given is not None:
+            raise ValueError("cutouts for networks of blends are not scaled: leave it out")
         return given
 
 

@@ -164,6 +164,39 @@ def zoom(images: Tensor, factors: Tensor, places: Tensor) -> Tensor:
     return _resampled(images, sources, torch.ones_like(factors))
 
 
+def scaled(images: Tensor, steps: Tensor, offsets: Tensor, side: int) -> Tensor:
+    """Images on pixels of other sizes, one size an image.
+
+    A pixel of the result that is larger than those given is the mean of what it covers, weighted by
+    a triangle; a smaller one is interpolated.
+
+    Parameters
+    ----------
+    images : float Tensor, shape (n, band, given, given)
+        The object near index given // 2; not finite = missing.
+    steps : float Tensor, shape (n,)
+        Side of a pixel of the result in pixels of `images`, above 0.
+    offsets : float Tensor, shape (n, 2)
+        (y, x) of the object less that of pixel given // 2.
+    side : int
+        Of the result, in its pixels.
+
+    Returns
+    -------
+    float Tensor, shape (n, band, side, side)
+        The object at index side // 2. A pixel is missing if most of what it is made of is, or
+        if it lies beyond the image.
+    """
+    given = images.shape[-1]
+    places = (torch.arange(side) - side // 2)[None] * steps[:, None]
+    sources = given // 2 + offsets.T[..., None] + places
+    widths = steps.clamp(min=1.0).expand(2, -1)
+    found = _resampled(images, sources, widths)
+    inside = (sources > -0.5) & (sources < given - 0.5)
+    y, x = inside.to(images.device)
+    return found.where((y[:, :, None] & x[:, None, :])[:, None], torch.nan)
+
+
 def magnified(images: Tensor, factor: float) -> Tensor:
     """Images, shape (n, band, side, side), enlarged about their middle, as `zoom` does it."""
     factors = torch.full((2, len(images)), factor)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surveyproc import schemas
-from surveyproc.config.sections import ModelSection, ProductSection
+from surveyproc.config.sections import BlendModelSection, ProductSection
 from surveyproc.errors import ConfigError
 from surveyproc.evaluate.blends import KINDS
 from surveyproc.products.base import Batch, Inputs, PixelArray
@@ -21,7 +21,7 @@ from surveyproc.store.storage import fingerprint
 from surveyproc.survey import Survey
 
 
-class BlendProbabilitySection(ModelSection):
+class BlendProbabilitySection(BlendModelSection):
     """Probabilities that objects are blends."""
 
     architecture: str | None = Field(

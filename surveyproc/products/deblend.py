@@ -12,7 +12,7 @@ from pydantic import Field
 
 from surveyproc import schemas
 from surveyproc.config.kinds import kind_of
-from surveyproc.config.sections import ModelSection, ProductSection
+from surveyproc.config.sections import BlendModelSection, ProductSection
 from surveyproc.errors import ConfigError
 from surveyproc.evaluate.blends import flux_names, galaxy_names
 from surveyproc.images.cube import finest_tile
@@ -32,7 +32,7 @@ LEAST_APART = 1.0
 FORMAT = 1
 
 
-class DeblendSection(ModelSection):
+class DeblendSection(BlendModelSection):
     """Fluxes of blended objects."""
 
     radius: float = Field(

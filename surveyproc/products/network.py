@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -10,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc import schemas
-from surveyproc.config.sections import ModelSection, ProductSection
+from surveyproc.config.sections import ModelSection, ProductSection, ScaledSection
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.models.package import Package, load_package
 from surveyproc.models.tasks.columns import column_name
 from surveyproc.products.base import Batch, Inputs, PixelArray, device
 from surveyproc.products.fluxes import better_fluxes
+from surveyproc.products.scaled import scaled_cutouts, window
 from surveyproc.schemas import Column
 from surveyproc.store.storage import fingerprint
 from surveyproc.survey import Survey
@@ -71,6 +73,9 @@ class NetworkProduct:
         Catalog column with E(B - V), for a network that reads it; 0 without.
     survey_bands : sequence of str, optional
         The bands that the survey has; by default all that the model wants.
+    scaled : ScaledSection, optional
+        What cutouts are as wide as; by default all have the pixels of the survey. Sets
+        `outside_training_range` where an object is too large for it.
     fluxes : str, optional
         An earlier product whose `<product>_flux_<band>` are read where it has them in all bands
         that the model reads, and `flux_<band>` elsewhere.
@@ -115,6 +120,7 @@ class NetworkProduct:
             reddening=config.catalog.reddening,
             survey_bands=config.bands,
             fluxes=section.fluxes,
+            scaled=section.scaled,
             **cls._more(section, survey),
         )
         unseen = [band for band in product.inputs.bands if band not in config.images.bands]
@@ -134,6 +140,7 @@ class NetworkProduct:
         reddening: str | None = None,
         survey_bands: Sequence[str] | None = None,
         fluxes: str | None = None,
+        scaled: ScaledSection | None = None,
     ) -> None:
         self.package = package
         self._name = name = name or self.kind
@@ -173,6 +180,11 @@ class NetworkProduct:
         self._features = tuple(package.reads["features"])
         self._fluxes = fluxes if self._features else None
         self._images = tuple(package.reads["images"])
+        self._scaled = scaled
+        if scaled is not None and not self._images:
+            raise ConfigError(
+                f"products.{name}.scaled: model {package.name!r} reads no cutouts: leave it out"
+            )
         self._prefix = column_prefix(package.name)
 
     @classmethod
@@ -197,9 +209,13 @@ class NetworkProduct:
         if self._fluxes:
             columns += [f"{self._fluxes}_{kind}_{band}" for kind in kinds for band in bands]
         planes = self._here(self._images)
+        cutout = int(self.package.reads["cutout"]) if planes else 0
+        if self._scaled is not None and cutout:
+            columns.append(self._scaled.column)
+            cutout = window(self._scaled, cutout, cutout)
         return Inputs(
             bands=planes,
-            cutout=int(self.package.reads["cutout"]) if planes else 0,
+            cutout=cutout,
             columns=(*columns, *((self._reddening,) if self._reddening else ())),
         )
 
@@ -224,6 +240,7 @@ class NetworkProduct:
         settings: list[Any] = [self._name, self._prefix, self.band_map]
         settings += [ROUNDING] if self.wants_device else []
         settings += [self._reddening, self.absent, *([self._fluxes] if self._fluxes else [])]
+        settings += [self._scaled.model_dump()] if self._scaled else []
         return f"{self.package.version}-{fingerprint(settings)[:8]}"
 
     @cached_property
@@ -250,6 +267,7 @@ class NetworkProduct:
         empty: Any = np.zeros(n, bool)
         missing: Any = np.zeros(n, bool)
         infinite: Any = np.zeros(n, bool)
+        cut_off: Any = np.zeros(n, bool)
         flux = errors = reddening = images = None
         if self._features:
             flux = self._columns(batch, "flux")
@@ -260,6 +278,10 @@ class NetworkProduct:
             missing |= ~present.all(axis=1)
             infinite = np.isinf(flux).any(axis=1)
         if self.package.reads["cutout"]:
+            if self._scaled is not None:
+                side = int(self.package.reads["cutout"])
+                scaled, cut_off = scaled_cutouts(batch, self._scaled, side, side, self._name)
+                batch = replace(batch, images=scaled)
             images = self._planes(batch)
             seen: Any = np.isfinite(images).any(axis=(2, 3))
             empty |= ~seen.any(axis=1)
@@ -277,7 +299,7 @@ class NetworkProduct:
             errors,
             device=device() if self.wants_device else "cpu",
         )
-        outside |= self._other_pixels(batch)
+        outside |= cut_off | self._other_pixels(batch)
         failed = np.zeros(n, bool)
         for column in values.values():
             within = tuple(range(1, column.ndim))
@@ -327,7 +349,7 @@ class NetworkProduct:
     def _other_pixels(self, batch: Batch) -> NDArray[np.bool_]:
         """Where the tile's pixels differ from those of the training by more than 2 %."""
         trained = self.package.pixel_scale
-        if trained is None or batch.pixel_scale is None:
+        if trained is None or self._scaled is not None or batch.pixel_scale is None:
             return np.zeros(len(batch.flags), bool)
         return np.abs(batch.pixel_scale / trained - 1.0) > 0.02
 

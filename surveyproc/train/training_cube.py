@@ -17,13 +17,14 @@ from surveyproc.catalogs.around import Surroundings
 from surveyproc.catalogs.ingest import CatalogInfo, read_catalog
 from surveyproc.catalogs.labels import TARGET, Labels, read_labels
 from surveyproc.config import SurveyConfig
-from surveyproc.config.sections import ModelSection
+from surveyproc.config.sections import ModelSection, ScaledSection
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import Tile, read_tiles
 from surveyproc.images.cutouts import CutoutReader
 from surveyproc.places import Item, Ledger, Places, Stage
 from surveyproc.products.base import Batch, Inputs, Product
 from surveyproc.products.registry import build_products, check_columns
+from surveyproc.products.scaled import scaled_cutouts, window
 from surveyproc.progress import Meter
 from surveyproc.run import unit
 from surveyproc.run.cost import IMAGE_S, expected_seconds
@@ -42,10 +43,16 @@ class CutoutProduct:
 
     name, version = "cutouts", ""
 
-    def __init__(self, bands: Sequence[str], cutout: int) -> None:
-        self.inputs = Inputs(bands=tuple(bands), cutout=cutout)
+    def __init__(
+        self, bands: Sequence[str], side: int, cutout: int, scaled: ScaledSection | None
+    ) -> None:
+        self.side, self.cutout, self.scaled = side, cutout, scaled
+        self.inputs = Inputs(bands=tuple(bands), cutout=side)
+        if scaled is not None:
+            wide = window(scaled, side, cutout)
+            self.inputs = Inputs(tuple(bands), wide, columns=(scaled.column,))
         self.columns = (
-            Column("pixels", "float32", length=len(bands) * cutout**2),
+            Column("pixels", "float32", length=len(bands) * side**2),
             Column("pixel_scale", "float64"),
             Column("flags", "int32"),
         )
@@ -57,8 +64,13 @@ class CutoutProduct:
         """What the batch holds, the pixels of an object in one row."""
         assert batch.images is not None
         assert batch.pixel_scale is not None
-        pixels = batch.images.reshape(len(batch.images), -1)
-        return {"pixels": pixels, "pixel_scale": batch.pixel_scale, "flags": batch.flags}
+        images, flags = batch.images, batch.flags
+        if self.scaled is not None:
+            images, _ = scaled_cutouts(batch, self.scaled, self.side, self.cutout, self.name)
+            nothing = ~np.isfinite(images).any(axis=(1, 2, 3))
+            flags = flags | np.where(nothing, np.int32(schemas.flag("no_image")), np.int32(0))
+        pixels = images.reshape(len(images), -1)
+        return {"pixels": pixels, "pixel_scale": batch.pixel_scale, "flags": flags}
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,8 @@ def build_training_cube(
     bands : sequence of str
         Bands of the cutouts in the order wanted, under the survey's names.
     cutout : int
-        Side of the cutouts in pixels; 0 for a cube of columns alone.
+        Side of the cutouts in pixels, twice `training.shift` included; 0 for a cube of columns
+        alone.
 
     Returns
     -------
@@ -155,7 +168,8 @@ def build_training_cube(
                 f"none of the {index.num_rows} objects with a label lies on a tile: check that "
                 "images and catalog cover the same sky"
             )
-        scale = float(np.nanmedian(index["pixel_scale"].to_numpy()))
+        if section.scaled is None:
+            scale = float(np.nanmedian(index["pixel_scale"].to_numpy()))
     if _content(survey, section, bands, cutout).key != content.key:
         raise SurveyError(
             f"products.{section.name}: catalog, tiles, labels or models changed while the training "
@@ -202,7 +216,9 @@ class ShardWorker:
         unit.prepare(self.products)
         self.shape = (len(bands), cutout, cutout)
         if cutout:
-            self.products += (CutoutProduct(bands, cutout),)
+            assert section.training is not None
+            seen = cutout - 2 * section.training.shift
+            self.products += (CutoutProduct(bands, cutout, seen, section.scaled),)
         wanted, size = unit.image_needs(self.products, survey.config.images.bands)
         tiles = read_tiles(self.store, survey.name) if size else []
         self.reader = CutoutReader(self.store, tiles, wanted) if size else None
@@ -274,9 +290,17 @@ def _content(
             "bands": list(bands),
             "cutout": cutout,
             **({"fluxes": section.fluxes} if section.fluxes else {}),
+            **({"scaled": _scale(section)} if section.scaled and cutout else {}),
         }
     )
     return _Content(catalog, tiles, labels, products, layout.training_cube(section.name, version))
+
+
+def _scale(section: ModelSection) -> list[Any]:
+    """What decides the pixels of scaled cutouts."""
+    assert section.scaled is not None
+    assert section.training is not None
+    return [section.scaled.model_dump(), section.training.shift]
 
 
 def flux_columns(config: SurveyConfig, section: ModelSection) -> list[str]:
@@ -312,6 +336,13 @@ def _catalog_columns(
     read = {name for product in products for name in product.inputs.columns}
     fluxes = set(flux_columns(config, section)) - written
     wanted = read | fluxes | ({reddening} if reddening else set())
+    if section.scaled is not None:
+        if section.scaled.column not in written | set(held):
+            raise ConfigError(
+                f"products.{section.name}.scaled.column: neither the catalog nor an earlier "
+                f"product has {section.scaled.column!r}"
+            )
+        wanted.add(section.scaled.column)
     return sorted(wanted & set(held))
 
 

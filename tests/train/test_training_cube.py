@@ -16,6 +16,8 @@ from surveyproc.config import SurveyConfig, load
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.images.cube import read_tiles
 from surveyproc.images.cutouts import CutoutReader
+from surveyproc.products.base import Batch
+from surveyproc.products.scaled import scaled_cutouts, window
 from surveyproc.sky import healpix29
 from surveyproc.store import layout
 from surveyproc.store.storage import Store
@@ -72,6 +74,37 @@ def test_cutouts_in_the_order_of_the_index(survey, built):
     np.testing.assert_array_equal(bits != 0, ~covered)
     assert (built.bands, built.cutout) == (BANDS, SIDE)
     assert built.pixel_scale == np.nanmedian(index["pixel_scale"].to_numpy())
+
+
+def test_cutouts_as_wide_as_their_objects(survey_copy, built):
+    # Whatever has numbers may be a size.
+    told = 'products.photoz.scaled={column = "ra", times = 0.02, largest = 40}'
+    config = load(survey_copy, [told])
+    section = config.product("photoz")
+    size = section.scaled
+    made = build_training_cube(Survey(config), section, where.HERE, bands=BANDS, cutout=SIDE)
+    assert made.key != built.key
+    assert np.isnan(made.pixel_scale)
+    index, store = made.index, Store(config.root)
+    images = np.concatenate([made.read(number) for number in range(made.shards)])
+    ra, dec = index["ra"].to_numpy(), index["dec"].to_numpy()
+    seen = SIDE - 2 * section.training.shift
+    side = window(size, SIDE, seen)
+    expected = np.full_like(images, np.nan)
+    for part in CutoutReader(store, read_tiles(store), BANDS).batches(ra, dec, side, 50):
+        sizes = Batch(
+            columns={"ra": ra[part.index]},
+            flags=part.flags,
+            images=part.images,
+            offsets=part.offsets,
+            pixel_scale=part.pixel_scale,
+        )
+        expected[part.index], _ = scaled_cutouts(sizes, size, SIDE, seen, "photoz")
+    np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-3)
+    config = load(survey_copy, [told.replace("ra", "width")])
+    section = config.product("photoz")
+    with pytest.raises(ConfigError, match=r"scaled\.column: neither .* has 'width'"):
+        build_training_cube(Survey(config), section, where.HERE, bands=BANDS, cutout=SIDE)
 
 
 def test_a_finished_cube_is_not_built_again(survey, built):
