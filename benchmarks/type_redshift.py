@@ -3,7 +3,7 @@
     python benchmarks/type_redshift.py peers combo17     or sdss
     python benchmarks/type_redshift.py ours combo17      the same samples
     python benchmarks/type_redshift.py curve combo17     from ever more of the training rows
-    python benchmarks/type_redshift.py paper             the paper's tables, on combo17
+    python benchmarks/type_redshift.py paper [--figure FILE]   the paper's tables, on combo17
     python benchmarks/type_redshift.py speed             many networks at once
 
 `peers` and `ours` share ten folds, stratified by class. Everything that is fitted, scales of inputs
@@ -33,7 +33,16 @@ from surveyproc.evaluate.calibration import calibration_error, cross_calibrated
 from surveyproc.evaluate.classes import class_metrics
 from surveyproc.evaluate.compare import gains
 from surveyproc.evaluate.redshift import redshift_metrics
-from surveyproc.evaluate.roc import accuracy_at, area, contingency, mean_area, roc, youden
+from surveyproc.evaluate.roc import (
+    Roc,
+    accuracy_at,
+    area,
+    contingency,
+    iso_accuracy,
+    mean_area,
+    roc,
+    youden,
+)
 from surveyproc.measure.magnitudes import fluxes_of_magnitudes
 from surveyproc.models.base import Network, build
 from surveyproc.models.families.otelo import ALTERNATIVES, PAPER
@@ -291,8 +300,10 @@ def curve(name: str, sample: Sample, seed: int, members: int) -> None:
         judged(f"otelo, {rows} rows", sample, p, began)
 
 
-def paper(sample: Sample, trials: int, bootstraps: int, leave_out: int) -> None:
-    """Tables 2 to 6, the schedule, and figure 8, on combo17; early types are positive."""
+def paper(
+    sample: Sample, trials: int, bootstraps: int, leave_out: int, figure: Path | None
+) -> None:
+    """Tables 2 to 6, the schedule, and figures 5 and 8, on combo17; early types are positive."""
     random, n = np.random.default_rng(5), len(sample.index)
     drawn = [random.permutation(n) for _ in range(trials)]
     for number, settings in ALTERNATIVES.items():
@@ -334,7 +345,8 @@ def paper(sample: Sample, trials: int, bootstraps: int, leave_out: int) -> None:
     seconds = time.perf_counter() - began
     print(f"leave one out, {leave_out} objects, {true.sum()} early, {seconds:.0f} s")
     print(f"area {area(early, true):.4f}", json.dumps(redshift_metrics(z, sample.redshift[chosen])))
-    gain, threshold = youden(roc(early, true))
+    curve_of = roc(early, true)
+    gain, threshold = youden(curve_of)
     for name, limit in (("0.5", 0.5), (f"Youden's, J = {gain:.3f}", threshold)):
         table = contingency(early, true, limit)
         print(f"threshold {name} ({limit:.3f}):", json.dumps(table))
@@ -347,13 +359,41 @@ def paper(sample: Sample, trials: int, bootstraps: int, leave_out: int) -> None:
     layers = np.stack([network.redshift_weights.numpy() for network in networks])
     others = random.integers(0, layers.shape[1] - 1, len(layers))
     # The sign of a weight of the base depends on its neuron; that of the class has a meaning.
+    quantiles = {}
     for name, which in (("class", layers.shape[1] - 1), ("random neuron", others)):
         weights = layer_weights.standardised(layers, which)
         print(f"weight of the {name}:", json.dumps(layer_weights.weight_summary(weights)))
-        normal, held = layer_weights.normal_quantiles(weights)
+        quantiles[name] = normal, held = layer_weights.normal_quantiles(weights)
         places = np.searchsorted(normal, [-2, -1, 0, 1, 2]).clip(0, len(held) - 1)
         print("  Q-Q at -2, -1, 0, 1, 2:", held[places].round(2))
     print(f"{bootstraps} bootstraps, {time.perf_counter() - began:.0f} s")
+    if figure is not None:
+        draw(curve_of, float(true.mean()), quantiles, figure)
+
+
+def draw(
+    curve_of: Roc, early: float, quantiles: dict[str, tuple[np.ndarray, np.ndarray]], path: Path
+) -> None:
+    """The ROC curve with lines of one accuracy, and the weights against a normal distribution."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5))
+    left.plot(curve_of.false_positive, curve_of.true_positive, "k")
+    false = np.linspace(0, 1, 101)
+    for accuracy in (0.80, 0.85, 0.90, 0.95):
+        left.plot(false, iso_accuracy(accuracy, early, 1 - false), label=f"accuracy {accuracy}")
+    left.set(xlabel="late called early", ylabel="early called early", xlim=(0, 1), ylim=(0, 1))
+    left.legend(loc="lower right")
+    for name, (normal, held) in quantiles.items():
+        right.plot(normal, held, ".", label=name)
+    right.axline((0, 0), slope=1, color="grey")
+    right.set(xlabel="standard normal quantile", ylabel="weight in units of its layer's scatter")
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
 
 
 def measured_trial(
@@ -422,6 +462,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--bootstraps", type=int, default=1000)
     parser.add_argument("--leave-out", type=int, default=370)
+    parser.add_argument("--figure", type=Path, help="PNG with the ROC curve and the weights")
     parser.add_argument("--fits", type=int, default=64)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -433,7 +474,7 @@ def main() -> None:
     elif args.what == "curve":
         curve(args.sample, sample, args.seed, args.members)
     elif args.what == "paper":
-        paper(sample, args.trials, args.bootstraps, args.leave_out)
+        paper(sample, args.trials, args.bootstraps, args.leave_out, args.figure)
     elif args.what == "speed":
         speed(sample, args.fits, args.data)
     else:
