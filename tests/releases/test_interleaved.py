@@ -189,6 +189,7 @@ def ingest_anew(store, first, second):
 @pytest.mark.timeout(900)
 def test_rollback_against_prune(arena):
     tried, ended = arena(back, prune)
+    print(f"{tried} orders")  # shown by pytest -rP
     assert tried > 300
     # Readers are sent to the older release, or it is removed; and both were met.
     assert {where for *_, where in ended} == {arena.first, arena.second}
@@ -204,6 +205,7 @@ COMMANDS = (publish_first, run_another, night, back, prune, ingest, train)
 )
 def test_a_command_while_another_one_stands_still(arena, one, other):
     tried, ended = arena(one, other, interleaved.each_within_the_other)
+    print(f"{tried} orders")
     assert tried > 20
     assert all(None in errors for *errors, _ in ended)
 
@@ -214,4 +216,6 @@ def test_a_command_while_another_one_stands_still(arena, one, other):
 @pytest.mark.parametrize("command", [*COMMANDS, ingest_anew])
 def test_a_command_that_is_cut_off_at_any_operation(arena, command, fault):
     """Killed, or refused by the store: readers have a whole release, and repeating ends well."""
-    assert arena.cut_off(command, fault) > 10
+    tried = arena.cut_off(command, fault)
+    print(f"{tried} operations")
+    assert tried > 10
