@@ -122,8 +122,9 @@ source = "labels.parquet"
 id = "object_id"
 redshift = "z"
 select = "{labels}"
-epochs = 60
-members = 3
+epochs = 30
+batch_size = 128
+members = 2
 """
 
 

@@ -92,11 +92,11 @@ def drawn(
     """
     if len(bands) != len(skies) or not bands:
         raise ConfigError(f"drawn galaxies: {len(bands)} bands, and {len(skies)} skies of them")
-    for band, sky in zip(bands, skies, strict=True):
+    for name, sky in zip(bands, skies, strict=True):
         bad = [one for one in fwhms or (sky.fwhm,) if not 0 < one < np.inf]
         if bad:
             raise ConfigError(
-                f"drawn galaxies: band {band} has no PSF: a width of {bad[0]:g} pixels is none; "
+                f"drawn galaxies: band {name} has no PSF: a width of {bad[0]:g} pixels is none; "
                 "give its FWHM, or leave the band out"
             )
     random = np.random.default_rng(seed)
