@@ -1,6 +1,6 @@
 """What deblending does to the photometric redshifts of a crowded footprint, against its truth.
 
-    python benchmarks/blends/footprint.py FOLDER [--objects 8000] [--share 0.25] [--epochs 25]
+    python benchmarks/blends/footprint.py FOLDER [--objects 8000] [--share 0.25] [--epochs 12]
 
 A survey is simulated of whose objects half lie in pairs, 0.3 to 2 arcsec apart. Pairs nearer than
 the PSF is wide (0.7 arcsec) are one object of the catalog, in the centroid of their light: blends
@@ -102,11 +102,12 @@ model = "parts"
 architecture = "blend2flux"
 architecture_settings = {{ cutout = {side}, width = {width}, dense = [128, 128] }}
 radius = {radius}
-probability = 0.9
+probability = 0.75
 
 [products.training]
 images = "blends/blends/train"
 epochs = {epochs}
+batch_size = {batch}
 learning_rates = [1e-3]
 shift = 0
 """
@@ -198,7 +199,7 @@ def write_artificial(folder: Path, options: argparse.Namespace) -> None:
     near = {"magnitudes": 3.0, "least": 0.0, "most": 100.0}
     wanted = {
         "blends": (Rule(**near, within=9.0), 0.2, options.blends),
-        "unseen": (Rule(**near, within=RESOLVED / PIXEL_SCALE), 0.5, options.blends // 2),
+        "unseen": (Rule(**near, within=RESOLVED / PIXEL_SCALE), 0.5, options.rows),
     }
     if all(Store(str(folder / name)).exists("blends/test/cube.json") for name in wanted):
         return
@@ -252,7 +253,7 @@ def opened(folder: Path, options: argparse.Namespace) -> Survey:
         bands=", ".join(f'"{one}"' for one in BANDS), rows=options.objects // 4,
         aperture=APERTURE, side=SIDE, radius=BLEND_RADIUS + 0.1, epochs=options.epochs,
         probability_epochs=options.probability_epochs,
-        width=options.width,
+        width=options.width, batch=options.batch,
     )  # fmt: skip
     for labels in LABELS:
         for name, fluxes in ((labels, ""), (f"{labels}_deblended", 'fluxes = "deblend"')):
@@ -369,6 +370,8 @@ def flux_table(folder: Path, rows: pa.Table, labels: pa.Table, options: argparse
     )
     for sample in ("recognised", "unrecognised"):
         inside = labels[sample].to_numpy()[some]
+        if not inside.any():
+            continue
         for name, start in (("aperture", "flux"), ("deblended", "deblend_flux")):
             kind = f"{start.removesuffix('flux')}flux_err"
             flux, error = fluxes(rows, start)[some][inside], fluxes(rows, kind)[some][inside]
@@ -413,10 +416,12 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=8000)
     parser.add_argument("--share", type=float, default=0.25, help="of them, that are companions")
     parser.add_argument("--parents", type=int, default=4000, help="galaxies of artificial blends")
-    parser.add_argument("--blends", type=int, default=12000, help="artificial ones to train with")
+    parser.add_argument("--blends", type=int, default=20000, help="artificial ones to train with")
+    parser.add_argument("--rows", type=int, default=8000, help="of the probability's training")
     parser.add_argument("--width", type=int, default=32, help="filters of blend2flux")
-    parser.add_argument("--epochs", type=int, default=25, help="of it")
-    parser.add_argument("--probability-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12, help="of it")
+    parser.add_argument("--batch", type=int, default=32, help="of it")
+    parser.add_argument("--probability-epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     folder = options.folder.absolute()
