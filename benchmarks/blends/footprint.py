@@ -302,11 +302,28 @@ def redshifts(rows: pa.Table, name: str, true: np.ndarray) -> Redshifts:
         return Redshifts((z - true) / (1 + true), within)
 
 
-def redshift_table(rows: pa.Table, labels: pa.Table, options: argparse.Namespace) -> None:
+def samples_of(labels: pa.Table, contrast: np.ndarray) -> dict[str, np.ndarray]:
+    """Objects by what is beside them; recognised ones also by how bright that is."""
+    near, unseen = labels["recognised"].to_numpy(), labels["unrecognised"].to_numpy()
+    return {
+        "isolated": ~(near | unseen),
+        "recognised": near,
+        "recognised, neighbour brighter by 1 mag": near & (contrast > 1),
+        "recognised, within 1 mag": near & (np.abs(contrast) <= 1),
+        "recognised, neighbour fainter by 1 mag": near & (contrast < -1),
+        "unrecognised": unseen,
+        "blended": near | unseen,
+        "all": np.ones(len(near), bool),
+    }
+
+
+def redshift_table(
+    rows: pa.Table,
+    labels: pa.Table,
+    samples: dict[str, np.ndarray],
+    options: argparse.Namespace,
+) -> None:
     true, test = (labels[name].to_numpy().astype(float) for name in ("z", "test"))
-    samples = {name: labels[name].to_numpy() for name in ("recognised", "unrecognised")}
-    both = samples["recognised"] | samples["unrecognised"]
-    samples = {"isolated": ~both, **samples, "blended": both, "all": np.ones(len(both), bool)}
     bit = schemas.flag("unrecognised_blend")
     flagged = (rows["blend_probability_flag"].to_numpy() & bit) > 0
     deblended = np.isfinite(fluxes(rows, "deblend_flux")).all(axis=1)
@@ -352,13 +369,25 @@ def fluxes(rows: pa.Table, start: str) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def flux_table(folder: Path, rows: pa.Table, labels: pa.Table, options: argparse.Namespace) -> None:
+def contrasts(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """Magnitude in r less that of the nearest other object."""
+    truth = pq.read_table(folder / "truth.parquet").sort_by("object_id")
+    place = sky_arcsec(truth["ra"].to_numpy(), truth["dec"].to_numpy())
+    mag = truth["mag_r"].to_numpy()
+    nearest = cKDTree(place).query(place, k=2)[1][:, 1]
+    return (mag - mag[nearest])[np.isin(truth["object_id"].to_numpy(), ids)]
+
+
+def flux_table(
+    folder: Path, rows: pa.Table, samples: dict[str, np.ndarray], options: argparse.Namespace
+) -> None:
     """Aperture photometry beside deblended fluxes, of galaxies that have both."""
     truth = pq.read_table(folder / "truth.parquet").sort_by("object_id")
     chosen = np.isin(truth["object_id"].to_numpy(), rows["object_id"].to_numpy())
     truth = truth.filter(pa.array(chosen))
-    both = labels["recognised"].to_numpy() | labels["unrecognised"].to_numpy()
-    some = np.flatnonzero(both & np.isfinite(fluxes(rows, "deblend_flux")).all(axis=1))
+    some = np.flatnonzero(
+        samples["blended"] & np.isfinite(fluxes(rows, "deblend_flux")).all(axis=1)
+    )
     mag = np.stack([truth[f"mag_{band}"].to_numpy() for band in BANDS], axis=1)[some]
     names = ("half_light_radius", "sersic_n", "axis_ratio", "position_angle")
     shapes = np.stack([truth[name].to_numpy() for name in names], axis=1)[some]
@@ -368,8 +397,8 @@ def flux_table(folder: Path, rows: pa.Table, labels: pa.Table, options: argparse
         "fluxes: n, MAPE %, median and scatter of dm, |dm| > 0.75, within one error; "
         "scatter of g - r, r - i"
     )
-    for sample in ("recognised", "unrecognised"):
-        inside = labels[sample].to_numpy()[some]
+    for sample in [one for one in samples if one.startswith(("recognised", "unrecognised"))]:
+        inside = samples[sample][some]
         if not inside.any():
             continue
         for name, start in (("aperture", "flux"), ("deblended", "deblend_flux")):
@@ -457,8 +486,9 @@ def main() -> None:
     say("done")
     labels = pq.read_table(folder / "labels.parquet").sort_by("object_id")
     labels = labels.filter(pa.array(np.isin(labels["object_id"].to_numpy(), rows["object_id"])))
-    redshift_table(rows, labels, options)
-    flux_table(folder, rows, labels, options)
+    samples = samples_of(labels, contrasts(folder, rows["object_id"].to_numpy()))
+    redshift_table(rows, labels, samples, options)
+    flux_table(folder, rows, samples, options)
     probability_table(rows, labels)
 
 
