@@ -34,7 +34,7 @@ from surveyproc.train.blends import BlendCounts, write_blends
 
 SCALE, ZEROPOINT = 0.168, 27.0
 SIDE = 32
-RADIUS = 2.6
+RADIUS = 2.68
 SURVEY = """
 [survey]
 name = "hsc"
@@ -73,10 +73,11 @@ filters = 12
 up = 3
 width = 32
 dense = [128, 128]
+mask_weight = 100.0
 [products.training]
 images = "blends/blends/train"
 start = "unet"
-epochs = {epochs}
+epochs = {flux_epochs}
 learning_rates = [1e-3]
 shift = 0
 """
@@ -97,7 +98,9 @@ def write_survey(folder: Path, scene: dict[str, np.ndarray], options: argparse.N
     rows = [f"{number},{one!r},{other!r}" for number, (one, other) in places]
     (folder / "peaks.csv").write_text("\n".join(["object_id,ra,dec", *rows]) + "\n")
     (folder / "survey.toml").write_text(
-        SURVEY.format(side=SIDE, epochs=options.epochs, radius=RADIUS)
+        SURVEY.format(
+            side=SIDE, epochs=options.epochs, flux_epochs=options.flux_epochs, radius=RADIUS
+        )
     )
     store = Store(str(folder / "blends"))
     if not store.exists("blends/test/cube.json"):
@@ -179,7 +182,8 @@ def main() -> None:
     parser.add_argument("scene", type=Path)
     parser.add_argument("--parents", type=int, default=2000)
     parser.add_argument("--blends", type=int, default=8000)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=15, help="of the U-Net")
+    parser.add_argument("--flux-epochs", type=int, default=4, help="of blend2mask2flux")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
