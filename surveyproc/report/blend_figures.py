@@ -111,15 +111,26 @@ def draw_overlaps(overlaps: Float) -> bytes:
     return figures.png(figure)
 
 
-def draw_completeness(found: Mapping[str, Any]) -> bytes:
-    """What `evaluate.blends.found_blends` gives: the share of blends found against the loss."""
+def draw_completeness(found: Mapping[str, Any], unit: str = "") -> bytes:
+    """What `evaluate.blends.found_blends` gives: the share of blends found against the loss.
+
+    Of all blends, and of those of each bin of the separation, whose unit is named, if there are
+    some.
+    """
     figure, axes = _panels(1, 1)
     axis = axes[0, 0]
-    axis.plot(found["rejected"], found["completeness"], "o-", color=figures.ACCENT)
+    parts = [row for row in found.get("by_separation", []) if row["n"]]
+    rejected = found["rejected"]
+    every, *others = figures.colours(1 + len(parts))
+    axis.plot(rejected, found["completeness"], "o-", color=every, label="all")
+    for row, colour in zip(parts, others, strict=True):
+        label = f"{row['low']:.2g} to {row['high']:.2g} {unit} ({row['n']})"
+        axis.plot(rejected, row["completeness"], ":", color=colour, label=label)
     axis.set_xscale("log")
     axis.set_ylim(0, 1)
     axis.set_xlabel("share of other objects rejected")
     axis.set_ylabel("share of blends found")
+    axis.legend(frameon=False, fontsize=7)
     return figures.png(figure)
 
 

@@ -88,10 +88,17 @@ def drawn(
     Raises
     ------
     ConfigError
-        If bands and skies are not as many.
+        If bands and skies are not as many, or a band has no PSF.
     """
     if len(bands) != len(skies) or not bands:
         raise ConfigError(f"drawn galaxies: {len(bands)} bands, and {len(skies)} skies of them")
+    for name, sky in zip(bands, skies, strict=True):
+        bad = [one for one in fwhms or (sky.fwhm,) if not 0 < one < np.inf]
+        if bad:
+            raise ConfigError(
+                f"drawn galaxies: band {name} has no PSF: a width of {bad[0]:g} pixels is none; "
+                "give its FWHM, or leave the band out"
+            )
     random = np.random.default_rng(seed)
     names = np.array(list(KINDS))
     shares = np.array(list(KINDS.values())) / sum(KINDS.values())

@@ -15,6 +15,7 @@ from astropy.cosmology import FlatLambdaCDM
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from surveyproc.errors import ConfigError
 from surveyproc.simulate.bands import BANDS, Band
 from surveyproc.simulate.spectra import GALAXY_TYPES, Z_MAX, blackbody_offsets, galaxy_offsets
 
@@ -26,8 +27,9 @@ R_LIMITS = (18.0, 24.0)
 Z_MIN, Z_SCALE = 0.02, 0.42
 STAR_SHARE = 0.04
 BLEND_SHARE = 0.03
-"""Share of all objects that are a companion put 0.8 to 2 arcsec beside another object."""
-BLEND_RADIUS = 2.0
+"""Share of all objects that are a companion put beside another object, from `BLEND_NEAREST` to
+`BLEND_RADIUS` arcsec away."""
+BLEND_NEAREST, BLEND_RADIUS = 0.8, 2.0
 ISOLATION = 3.0
 """Least distance, arcsec, of two objects that are not a deliberate pair."""
 SERSIC_STEP = 0.5
@@ -42,6 +44,35 @@ _ALPHA = np.array([-0.5, -0.9, -1.2, -1.4])
 _PHI = np.array([3.0, 2.0, 1.5, 1.0])
 _GROWTH = np.array([-0.5, 0.0, 0.5, 1.0])
 _COSMOLOGY = FlatLambdaCDM(H0=70.0, Om0=0.3)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How crowded the sky is.
+
+    Attributes
+    ----------
+    share : float
+        Of all objects, those that are a companion of another one: 0 to 0.4.
+    nearest : float
+        Least distance of a companion, arcsec, 0.1 to 2: below the PSF's width no catalog tells the
+        two apart. Distances are uniform from here to `BLEND_RADIUS`.
+
+    Raises
+    ------
+    ConfigError
+        If a number is not in its range.
+    """
+
+    share: float = BLEND_SHARE
+    nearest: float = BLEND_NEAREST
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.share <= 0.4 and 0.1 <= self.nearest < BLEND_RADIUS):
+            raise ConfigError(
+                f"simulate: pairs: a share of {self.share:g} is not in 0 to 0.4, or a least "
+                f"distance of {self.nearest:g} arcsec not in 0.1 to {BLEND_RADIUS:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,7 +124,11 @@ class Population:
 
 
 def populate(
-    objects: int, side: float, bands: Sequence[Band], rng: np.random.Generator
+    objects: int,
+    side: float,
+    bands: Sequence[Band],
+    rng: np.random.Generator,
+    pairs: Pairs | None = None,
 ) -> Population:
     """Draw the objects of a square field.
 
@@ -107,8 +142,10 @@ def populate(
         Bands whose magnitudes are wanted. The objects do not depend on them.
     rng : numpy.random.Generator
         The only source of chance.
+    pairs : Pairs, optional
+        How many objects have a companion, and how near.
     """
-    east, north, blended = _positions(objects, side, rng)
+    east, north, blended = _positions(objects, side, rng, pairs or Pairs())
     star = rng.random(objects) < STAR_SHARE
     z, kind, r_mag, absolute = _galaxies(objects, rng)
     star_r, temperature = _stars(objects, rng)
@@ -166,15 +203,18 @@ def distance_modulus(z: Float) -> Float:
     return modulus
 
 
-def _positions(objects: int, side: float, rng: np.random.Generator) -> tuple[Float, Float, Bool]:
+def _positions(
+    objects: int, side: float, rng: np.random.Generator, chosen: Pairs
+) -> tuple[Float, Float, Bool]:
     """Uniform positions, none too close to another except the deliberate pairs; in random order."""
-    pairs = round(BLEND_SHARE * objects)
+    pairs = round(chosen.share * objects)
     alone = objects - pairs
     place = rng.uniform(-side / 2, side / 2, (alone, 2))
     partner = rng.choice(alone, pairs, replace=False)
 
     def offsets(count: int) -> Float:
-        distance, angle = rng.uniform(0.8, BLEND_RADIUS, count), rng.uniform(0, 2 * np.pi, count)
+        distance = rng.uniform(chosen.nearest, BLEND_RADIUS, count)
+        angle = rng.uniform(0, 2 * np.pi, count)
         return np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1)
 
     offset = offsets(pairs)

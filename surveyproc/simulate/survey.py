@@ -22,7 +22,7 @@ from surveyproc.errors import ConfigError, InputError
 from surveyproc.progress import Meter
 from surveyproc.simulate import draw, tables
 from surveyproc.simulate.bands import DEFAULT_BANDS, PIXEL_SCALE, Band, choose
-from surveyproc.simulate.population import Population, populate
+from surveyproc.simulate.population import Pairs, Population, populate
 from surveyproc.simulate.tiles import Tile, field_side, layout, sky
 from surveyproc.store.storage import Store
 
@@ -89,6 +89,7 @@ def simulate(
     workers: int | None = None,
     bands: Sequence[str] = DEFAULT_BANDS,
     pixel_scale: float = PIXEL_SCALE,
+    pairs: Pairs | None = None,
     root: str = "./store",
 ) -> SimulatedSurvey:
     """Draw a survey with known truth into the folder `out`.
@@ -108,6 +109,8 @@ def simulate(
         Any of u g r i z y J H K. Objects, and images of the bands left, do not depend on it.
     pixel_scale : float
         Arcsec a pixel, of all images; 0.1 to 0.5, so that the PSF is sampled.
+    pairs : Pairs, optional
+        How many objects have a companion near them, and how near.
     root : str
         Path or URL of the products, as survey.toml has it; a relative path starts in `out`.
 
@@ -144,18 +147,18 @@ def simulate(
         raise ConfigError(f"simulate: root: {message}") from None
     side = field_side(objects)
     tiles = layout(side, pixel_scale)
-    pairs = [
+    planned = [
         (tile, band)
         for tile in tiles
         for band in chosen
         if tile is not tiles[-1] or band.name != MISSING_BAND
     ]
     store = Store(str(out))
-    _refuse_strangers(out / "tiles", {name for pair in pairs for name in _names(*pair)})
+    _refuse_strangers(out / "tiles", {name for pair in planned for name in _names(*pair)})
     # Gone until all else is there: a survey.toml means a whole survey.
     store.remove("survey.toml")
 
-    people = populate(objects, side, chosen, np.random.default_rng([seed, _PEOPLE]))
+    people = populate(objects, side, chosen, np.random.default_rng([seed, _PEOPLE]), pairs)
     ra, dec = sky(people.east, people.north)
     sources = tables.source_table(ra, dec, np.random.default_rng([seed, _CATALOG]))
     store.put("sources.fits", _fits_bytes([fits.PrimaryHDU(), sources]))
@@ -163,7 +166,7 @@ def simulate(
         pq.write_table(tables.truth_table(people, ra, dec, chosen), stream)
 
     near = {tile: _near(tile, ra, dec) for tile in tiles}
-    images = [_Image(tile, band, near[tile]) for tile, band in pairs]
+    images = [_Image(tile, band, near[tile]) for tile, band in planned]
     tasks = _tasks(str(out), seed, images, people, (ra, dec), chosen)
     count = min(workers or len(os.sched_getaffinity(0)), len(images))
     total = sum(len(image.rows) for image in images)
@@ -181,7 +184,7 @@ def simulate(
         spec=int(people.spec.sum()),
         test=int((~people.spec & ~people.star).sum()),
         tiles=len(tiles),
-        images=len(pairs),
+        images=len(planned),
     )
 
 

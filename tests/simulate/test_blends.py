@@ -231,6 +231,20 @@ def test_stamps_of_no_use_are_left_out_and_counted():
         replace(found, flux=np.zeros((1, 1)))
 
 
+@pytest.mark.parametrize("bright", [3e4, 1e6])
+def test_a_stamp_beside_a_saturated_star_is_left_out(bright):
+    """Its glare has no neighbour's edge that could be taken out."""
+    alone, _, noise = crowded()
+    y, x = np.indices((64, 64))
+    distance = np.hypot(x - 52, y - 32)
+    star = np.minimum(bright * np.exp(-distance / 4), 2e4)
+    with pytest.raises(InputError, match="1 without a galaxy in the centre"):
+        from_stamps((alone + star + noise)[None, None], ("r",), "r")
+    masked = np.where(distance < 8, np.nan, alone + star + noise)
+    with pytest.raises(InputError, match="1 with pixels that are not finite"):
+        from_stamps(masked[None, None], ("r",), "r")
+
+
 def test_drawn_galaxies_have_the_flux_and_size_that_is_said():
     found = drawn(60, side=128, skies=(Sky(), Sky(4.0, 0.5)), bands=("V", "H"), seed=3)
     assert set(found.kind) == set(KINDS)
@@ -246,6 +260,23 @@ def test_drawn_galaxies_have_the_flux_and_size_that_is_said():
     np.testing.assert_array_equal(found.images, again.images)
     with pytest.raises(ConfigError, match="2 bands, and 1 skies"):
         drawn(1, bands=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "psfs",
+    [{"skies": (Sky(), Sky(np.nan))}, {"skies": (Sky(), Sky(0.0))}, {"fwhms": (2.0, np.nan)}],
+)
+def test_a_band_without_psf_is_named(psfs):
+    given = {"skies": (Sky(), Sky()), "bands": ("V", "H"), **psfs}
+    with pytest.raises(ConfigError, match=r"band [VH] has no PSF: a width of (nan|0) pixels"):
+        drawn(2, side=32, **given)
+
+
+def test_galaxies_of_unknown_psf_meet_each_other_alone():
+    parents = replace(spots(), psf=np.where(np.arange(40) % 2, 2.0, np.nan))
+    made = choose(parents, np.arange(40), 100, rng=np.random.default_rng(0))
+    unknown = np.isnan(parents.psf[made.members])
+    assert (unknown[:, 0] == unknown[:, 1]).all()
 
 
 def test_other_psfs_give_other_sizes():

@@ -3,6 +3,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.spatial import cKDTree
 
+from surveyproc.errors import ConfigError
 from surveyproc.simulate.bands import DEFAULT_BANDS, choose
 from surveyproc.simulate.population import (
     BLEND_RADIUS,
@@ -12,6 +13,7 @@ from surveyproc.simulate.population import (
     STAR_SHARE,
     Z_MAX,
     Z_MIN,
+    Pairs,
     Population,
     populate,
     redshift_density,
@@ -73,6 +75,20 @@ def test_blended_means_a_neighbour_within_the_radius(people: Population) -> None
     assert (people.blended == (nearest <= BLEND_RADIUS)).all()
     assert nearest[people.blended].min() >= 0.8 - 1e-9
     assert nearest[~people.blended].min() >= ISOLATION
+
+
+def test_a_crowded_sky_has_more_and_nearer_pairs() -> None:
+    pairs = Pairs(0.3, 0.3)
+    people = populate(3000, field_side(3000), BANDS, np.random.default_rng(5), pairs)
+    places = np.stack([people.east, people.north], axis=1)
+    nearest = cKDTree(places).query(places, k=2)[0][:, 1]
+    assert people.blended.sum() == 1800
+    assert (people.blended == (nearest <= BLEND_RADIUS)).all()
+    assert 0.3 - 1e-9 <= nearest.min() < 0.31
+    assert nearest[~people.blended].min() >= ISOLATION
+    for share, least in ((0.5, 0.8), (0.1, 2.0), (-0.1, 0.8)):
+        with pytest.raises(ConfigError, match="simulate: pairs: a share of"):
+            Pairs(share, least)
 
 
 def test_early_types_are_brighter_rounder_and_more_concentrated(people: Population) -> None:

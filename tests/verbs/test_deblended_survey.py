@@ -219,7 +219,7 @@ def test_the_report_has_the_figures_of_the_paper(survey, tmp_path):
     page = (tmp_path / "report.html").read_text()
     for number in range(5, 12):
         assert f"({number})" in page
-    assert "completeness against rejected" in page
+    assert "completeness against rejected, by separation" in page
     cells = [f"<td>{method}</td><td>{one}</td>" for method in ("deblend", "sep")
              for one in ("central", "companion")]  # fmt: skip
     assert all(cell in page for cell in cells)

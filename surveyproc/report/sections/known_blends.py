@@ -31,7 +31,7 @@ from surveyproc.train.cube import TrainingCube
 
 MOST = 512
 """Blends of a test that are looked at."""
-PICTURES = 4
+PICTURES, BINS = 4, 3
 CLASSICAL = "sep"
 
 
@@ -66,11 +66,13 @@ class KnownBlends(Section):
             values = _predicted(store, config, section, images)
             models.append(_fluxes(section.name, cube, truth, images, masks, values))
         for section, cube in tested(config, "blend_probability"):
-            _, images, _ = _some(cube)
+            truth, images, _ = _some(cube)
             blended = cube.index["target_class"].to_numpy()[: len(images)] == "blend"
             values = _predicted(store, config, section, images)
-            found = found_blends(values["p_blend"], blended)
-            drawn = ("completeness against rejected", blend_figures.draw_completeness(found))
+            apart = truth.separation[:, 0]
+            found = found_blends(values["p_blend"], blended, apart, _edges(apart[blended]))
+            figure = blend_figures.draw_completeness(found, "half-light radii")
+            drawn = ("completeness against rejected, by separation", figure)
             models.append(
                 {"name": section.name, "n": found["n"], "figures": [drawn], "metrics": []}
             )
@@ -89,6 +91,15 @@ def _some(cube: TrainingCube) -> tuple[BlendTruth, NDArray[np.float32], NDArray[
     planes = np.concatenate(parts)[:n]
     truth = BlendTruth(**{name: values[:n] for name, values in vars(whole).items()})
     return truth, planes[:, : len(cube.bands)], planes[:, len(cube.bands) :]
+
+
+def _edges(apart: NDArray[np.float64]) -> list[float]:
+    """Of equally filled bins; the last holds the farthest."""
+    if not len(apart):
+        return []
+    edges = np.quantile(apart, np.linspace(0, 1, BINS + 1))
+    edges[-1] = np.nextafter(edges[-1], np.inf)
+    return [float(one) for one in np.unique(edges)]
 
 
 def _predicted(
