@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -288,11 +288,12 @@ def _open(
     )
 
 
-def _sample(image: PlaneReader) -> Iterator[NDArray[np.float32]]:
-    """Some rows of an image, evenly spread."""
+def _sample(image: PlaneReader) -> NDArray[np.float32]:
+    """Some rows of an image, evenly spread; asked for at once, since one compressed tile may hold
+    them all.
+    """
     height = image.plane.shape[0]
-    for y in range(0, height, -(-height // SAMPLE_ROWS)):
-        yield image.rows(y, y + 1)
+    return image.rows(0, height, -(-height // SAMPLE_ROWS))
 
 
 def read_record(store: Store, key: str) -> dict[str, Any] | None:

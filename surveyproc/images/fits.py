@@ -374,27 +374,31 @@ class PlaneReader:
                 "again, or take DATASUM and CHECKSUM out"
             )
 
-    def _stored(self, y0: int, y1: int) -> NDArray[Any]:
+    def _stored(self, y0: int, y1: int, step: int = 1) -> NDArray[Any]:
         plane = self.plane
         if plane.compressed:
             dimensions, y = self._rows_of
             window = [slice(None)] * dimensions
-            window[y] = slice(y0, y1)
+            window[y] = slice(y0, y1, step)
             with self._cfitsio():
                 rows: NDArray[Any] = self._unpacker.pixels(
                     self.path, plane.hdu, tuple(window), plane.where
                 )
-            return rows.reshape(y1 - y0, plane.shape[1])
-        out = np.empty((y1 - y0, plane.shape[1]), big_endian(plane.bitpix))
+            return rows.reshape(-1, plane.shape[1])
+        wanted = range(y0, y1, step)
+        out = np.empty((len(wanted), plane.shape[1]), big_endian(plane.bitpix))
         # Read, not mapped: a disk that fails under a mapping kills the process.
         with reading(plane.where), open(self.path, "rb") as stream:
-            stream.seek(plane.offset + y0 * out.strides[0])
-            if stream.readinto(out.data) < out.nbytes:
-                raise InputError(f"{plane.where}: truncated: the file ends before row {y1}")
+            for y, part in zip(wanted, [out] if step == 1 else out, strict=False):
+                stream.seek(plane.offset + y * out.strides[0])
+                if stream.readinto(part.data) < part.nbytes:
+                    raise InputError(f"{plane.where}: truncated: the file ends before row {y1}")
         return out
 
-    def rows(self, y0: int, y1: int) -> NDArray[np.float32]:
+    def rows(self, y0: int, y1: int, step: int = 1) -> NDArray[np.float32]:
         """Rows y0 to y1 (excluded) as float32, shape (y1 - y0, nx), in counts; blanks are NaN.
+
+        Only every `step`-th of them, if that is given.
 
         Raises
         ------
@@ -403,7 +407,7 @@ class PlaneReader:
         StoreError
             If the file cannot be read now.
         """
-        plane, stored = self.plane, self._stored(y0, y1)
+        plane, stored = self.plane, self._stored(y0, y1, step)
         out: NDArray[np.float32] = stored.astype(np.float32)
         if not plane.compressed and (plane.bscale, plane.bzero) != (1.0, 0.0):
             out = (stored * plane.bscale + plane.bzero).astype(np.float32)
