@@ -355,16 +355,14 @@ def local_copy(path: str) -> Iterator[str]:
         if unpacked is None:
             yield opened.name
             return
-        copy = stack.enter_context(
-            tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits")
-        )
         try:
+            copy = stack.enter_context(
+                tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits")
+            )
             write_unpacked(_pieces(path, unpacked), copy, public_url(path))
             copy.flush()
         except OSError as error:
-            raise store_error(
-                error, f"an unpacked copy of {public_url(path)} in {copy.name}"
-            ) from error
+            raise store_error(error, f"an unpacked copy of {public_url(path)}") from error
         yield copy.name
 
 
