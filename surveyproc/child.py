@@ -35,8 +35,11 @@ class _Child:
     """A process that waits for work."""
 
     def __init__(self, *modules: str) -> None:
+        try:
+            self.bulk = tempfile.TemporaryFile(prefix="surveyproc-")  # noqa: SIM115 (see `end`)
+        except OSError as error:
+            raise store_error(error, "a temporary file") from error
         self.pipe, theirs = Pipe()
-        self.bulk = tempfile.TemporaryFile(prefix="surveyproc-")  # noqa: SIM115 (closed by `end`)
         with theirs:
             numbers = [theirs.fileno(), self.bulk.fileno()]
             self.process = subprocess.Popen(

@@ -29,6 +29,18 @@ def decode(source, names, resize):
         yield (np.full((3, 4, 4), len(name), np.float32),)
 
 
+def unpack(request):
+    """As `images.unpack._unpack`, which dies of files whose names say so."""
+    from surveyproc.images.unpack import _unpack
+
+    real, first = _unpack(request), True
+    while True:
+        if "deadly" in request[0]:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        answer, first = next(real) if first else real.send(request), False
+        request = yield answer
+
+
 def eat(limit):
     """All the memory that there is, and more."""
     import resource

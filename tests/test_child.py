@@ -6,14 +6,19 @@ import signal
 import deadly
 import numpy as np
 import pytest
+import small_survey
+from astropy.io import fits
 
-from surveyproc import child
+from surveyproc import child, verbs
 from surveyproc.catalogs.readers import open_table, read_columns
 from surveyproc.child import Talk
-from surveyproc.errors import DiedError, InputError
-from surveyproc.images import stamps
+from surveyproc.config import load
+from surveyproc.errors import DiedError, InputError, StoreError
+from surveyproc.images import stamps, unpack
+from surveyproc.images.cube import read_rows
 from surveyproc.images.stamps import DamagedStampError, decoded
 from surveyproc.store.storage import Store
+from surveyproc.survey import Survey
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +129,33 @@ def test_if_all_die_it_is_not_the_stamps(tmp_path, monkeypatch):
     monkeypatch.setattr(stamps, "_decode", deadly.decode)
     with pytest.raises(DiedError, match=r"deadly4\.png"):
         list(decoded(Store(str(tmp_path)), [f"deadly{k}.png" for k in range(9)]))
+
+
+def packed_tiles(folder):
+    """A survey whose second tile has a name that `deadly.unpack` dies of."""
+    survey = small_survey.make(folder, objects=4)
+    for path, name in zip(sorted(folder.glob("tiles/*")), ("good", "deadly"), strict=True):
+        with fits.open(path) as (plain,):
+            packed = fits.CompImageHDU(plain.data, plain.header, compression_type="GZIP_2")
+            packed.writeto(path.with_name(f"{name}.fits.fz"))
+        path.unlink()
+    survey.write_text(survey.read_text().replace("tiles/*.fits", "tiles/*"))
+    return Survey(load(survey))
+
+
+def test_a_tile_that_kills_costs_itself_only(tmp_path, monkeypatch):
+    survey = packed_tiles(tmp_path / "survey")
+    with monkeypatch.context() as patched:
+        patched.setattr(unpack, "_unpack", deadly.unpack)
+        with pytest.raises(StoreError, match=r"tile t1: .*deadly\.fits\.fz\[1\]: its process died"):
+            verbs.ingest(survey)
+    assert [row["id"] for row in read_rows(survey.store)[1]] == ["t0"]
+    # It may have been memory: what died is tried again.
+    done = verbs.ingest(survey).tiles
+    assert (done.written, done.unchanged) == (1, 1)
+
+
+def test_one_process_unpacks_all_tiles_and_reads_the_catalog(tmp_path):
+    survey = packed_tiles(tmp_path / "survey")
+    assert verbs.ingest(survey).tiles.written == 2
+    assert len(child._idle) == 1  # and all that the catalog needs

@@ -111,6 +111,12 @@ def header_without_an_end(path):
     path.write_bytes(image().replace(b"END   ", b"HISTORY"[:6]))
 
 
+@hostile("ingest", "tiles/bad.fits", r"bad\.fits.*OBJECT is a text of 99\d\d characters.*\n2 tiles")
+def text_that_goes_on_and_on(path):
+    more = ["CONTINUE  '" + "a" * 66 + "&'"] * 150
+    path.write_bytes(image(-32, (64, 64), *more).replace(b"'bad' ", b"'bad&'", 1))
+
+
 @hostile("ingest", "tiles/bad.fits", r"bad\.fits(.|\n)*\n2 tiles")
 def grid_that_is_a_point(path):
     path.write_bytes(image().replace(b"0.0001", b"     0"))

@@ -6,7 +6,6 @@ import base64
 import datetime
 import io
 import re
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from surveyproc.catalogs import metadata, voparquet
 from surveyproc.errors import InputError, StoreError
 from surveyproc.schemas import Column, arrow_schema
 from surveyproc.store.storage import Store, digest
+from surveyproc.store.temporary import temporary_folder
 from surveyproc.store.urls import is_web
 
 SPATIAL = "_healpix_29"
@@ -202,7 +202,7 @@ def _read_properties(store: Store, key: str) -> dict[str, str]:
     from hats.catalog.dataset.hats_properties import HatsProperties
     from upath import UPath
 
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         path = UPath(folder) / "properties"
         path.write_bytes(content)
         return HatsProperties.read_from_file(path).model_extra or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from surveyproc import sky
 from surveyproc.catalogs import hats
 from surveyproc.catalogs.crossmatch import nearest
+from surveyproc.catalogs.foreign import is_numeric, leaf_tables
 from surveyproc.catalogs.readers import read_columns, read_ids, truth
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import LabelsSection, TrainingSection
@@ -287,7 +288,7 @@ def match_catalog(
     catalog_key: str,
     labels: Labels,
     columns: Sequence[str],
-    position: tuple[str, str] = ("ra", "dec"),
+    foreign: tuple[str, str] | None = None,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[Any]]]:
     """For every label the nearest object of any HATS catalog within the labels' radius.
 
@@ -297,8 +298,10 @@ def match_catalog(
         Where the catalog lies.
     catalog_key : str
         Its key.
-    labels, columns, position
+    labels, columns
         As `Matches` wants them.
+    foreign : tuple of str, optional
+        That others wrote the catalog, and its columns with right ascension and declination.
 
     Returns
     -------
@@ -312,23 +315,29 @@ def match_catalog(
     ------
     InputError
         If a column is not numeric, or its lists are not equally long.
+        If a file of a catalog of others is damaged or lacks a column, see `foreign.leaf_tables`.
     StoreError
-        If a file of the catalog is damaged, or lacks a column.
+        If one of ours is or does.
     """
-    matches = Matches(labels, columns, position)
+    matches = Matches(labels, columns, foreign or ("ra", "dec"))
     for leaf in hats.file_keys(store, catalog_key):
-        matches.add(hats.read_leaf(store, f"{catalog_key}/{leaf}", matches.reads))
+        key = f"{catalog_key}/{leaf}"
+        tables = leaf_tables if foreign else _whole_leaf
+        for table in tables(store, key, matches.reads):
+            matches.add(table)
     return matches.found()
+
+
+def _whole_leaf(store: Store, key: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    yield hats.read_leaf(store, key, columns)
 
 
 def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float64]:
     """A column as float64, shape (n,), or (n, length) for lists; NaN where null."""
-    dtype, lists = column.type, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
-    inner = dtype.value_type if isinstance(dtype, lists) else dtype
-    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    if not any(is_kind(inner) for is_kind in kinds):
+    dtype = column.type
+    if not is_numeric(dtype):
         raise InputError(f"column {name!r} is not numeric ({dtype})")
-    if inner is dtype:
+    if not pa.types.is_nested(dtype):
         # Of large integers a double may lose the last digits, which nothing here needs.
         values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()
         return values

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc.store.storage import Store, digest
+from surveyproc.store.temporary import temporary_folder
 
 DATE = "hats_creation_date"
 PROPERTIES = ("hats.properties", "properties")
@@ -38,11 +37,16 @@ def point_map(histogram: NDArray[np.int64]) -> bytes:
 
     As `hats.io.file_io.write_fits_image` writes it, by the library that it writes it with: to
     import hats takes seconds.
+
+    Raises
+    ------
+    StoreError
+        If no temporary file can be written.
     """
     from cdshealpix import cdshealpix
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "point_map.fits"
+    with temporary_folder() as folder:
+        path = folder / "point_map.fits"
         if np.count_nonzero(histogram) < len(histogram) / 2:
             order = (len(histogram) // 12).bit_length() // 2
             _, pixels, values = cdshealpix.to_explicit(order, np.int64(0), histogram)

@@ -7,8 +7,8 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from surveyproc.images.grid import (
 )
 from surveyproc.images.hdus import local_copy
 from surveyproc.images.shards import pack_shard
+from surveyproc.images.unpack import Unpacker
 from surveyproc.schemas import AB_ZEROPOINT_NJY
 from surveyproc.store import layout
 from surveyproc.store.storage import STAGING, Store
@@ -172,7 +173,10 @@ def build_cube(
     """
     try:
         with ExitStack() as stack:
-            bands = [_open(stack, name, kinds, mask_bits) for name, kinds in planes.items()]
+            unpacker = stack.enter_context(closing(Unpacker()))
+            bands = [
+                _open(stack, unpacker, name, kinds, mask_bits) for name, kinds in planes.items()
+            ]
             return _build(store, key, bands, record)
     except OSError as error:
         raise store_error(error, store.url_of(key)) from error
@@ -247,11 +251,17 @@ def _guard(band: str, action: Callable[[], T]) -> T:
         raise BandError(band, str(error)) from error
 
 
-def _open(stack: ExitStack, name: str, kinds: dict[str, Plane], mask_bits: int | None) -> _Band:
+def _open(
+    stack: ExitStack,
+    unpacker: Unpacker,
+    name: str,
+    kinds: dict[str, Plane],
+    mask_bits: int | None,
+) -> _Band:
     image = kinds["image"]
     try:
         readers = {
-            kind: PlaneReader(plane, stack.enter_context(local_copy(plane.path)))
+            kind: PlaneReader(plane, stack.enter_context(local_copy(plane.path)), unpacker)
             for kind, plane in kinds.items()
         }
         for reader in readers.values():
@@ -278,11 +288,12 @@ def _open(stack: ExitStack, name: str, kinds: dict[str, Plane], mask_bits: int |
     )
 
 
-def _sample(image: PlaneReader) -> Iterator[NDArray[np.float32]]:
-    """Some rows of an image, evenly spread."""
+def _sample(image: PlaneReader) -> NDArray[np.float32]:
+    """Some rows of an image, evenly spread; asked for at once, since one compressed tile may hold
+    them all.
+    """
     height = image.plane.shape[0]
-    for y in range(0, height, -(-height // SAMPLE_ROWS)):
-        yield image.rows(y, y + 1)
+    return image.rows(0, height, -(-height // SAMPLE_ROWS))
 
 
 def read_record(store: Store, key: str) -> dict[str, Any] | None:

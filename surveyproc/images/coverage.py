@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ MIN_PIXELS = 64
 MAX_SHARE = 0.05
 
 
-def zeros_are_gaps(rows: Iterable[NDArray[Any]]) -> bool:
+def zeros_are_gaps(rows: NDArray[Any]) -> bool:
     """Whether zeros are so rare among measured pixels that many together are none.
 
     Where a pixel is measured its neighbour mostly is too, so the share of zeros among neighbours
@@ -23,15 +22,12 @@ def zeros_are_gaps(rows: Iterable[NDArray[Any]]) -> bool:
 
     Parameters
     ----------
-    rows : iterable of ndarray, shape (n, nx)
+    rows : ndarray, shape (n, nx)
         A sample of an image's rows.
     """
-    measured = followed = 0
-    for pixels in rows:
-        zero = pixels == 0
-        measured += int((~zero[:, :-1]).sum())
-        followed += int((~zero[:, :-1] & zero[:, 1:]).sum())
-    return followed <= MAX_SHARE * measured
+    zero = rows == 0
+    followed = ~zero[:, :-1] & zero[:, 1:]
+    return int(followed.sum()) <= MAX_SHARE * int((~zero[:, :-1]).sum())
 
 
 def gaps(image: NDArray[np.float32]) -> NDArray[np.bool_]:

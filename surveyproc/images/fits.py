@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import fitsio
 import numpy as np
 from astropy.io.fits import Header
-from fitsio.hdu import ImageHDU
 from numpy.typing import NDArray
 
 from surveyproc.config.inputs import ImagesSection
@@ -35,8 +33,9 @@ from surveyproc.images.hdus import (
     unreadable,
 )
 from surveyproc.images.planes import ASIDE, NOISE, Naming, Role, names_of, settle
+from surveyproc.images.unpack import Unpacker
 from surveyproc.images.wcs import image_axes, wcs_text
-from surveyproc.store.urls import plainly_named, public_url
+from surveyproc.store.urls import public_url
 
 # A tile-compressed plane that claims to unpack to more than this many times its file is refused
 # before anything of that size is allocated; gzip of constant data reaches about 1,000.
@@ -322,29 +321,33 @@ class PlaneReader:
         The plane.
     path : str
         The uncompressed file on the local disk (see `hdus.local_copy`).
+    unpacker : Unpacker, optional
+        Who unpacks compressed planes; one of its own unless given.
     """
 
-    def __init__(self, plane: Plane, path: str) -> None:
+    def __init__(self, plane: Plane, path: str, unpacker: Unpacker | None = None) -> None:
         self.plane, self.path = plane, path
-        self._unpacking = self._compressed() if plane.compressed else None
+        self._unpacker = unpacker or Unpacker()
+        if plane.compressed:
+            self._rows_of = self._axes_of_compressed()
 
-    def _compressed(self) -> Any:
-        with reading(self.plane.path), plainly_named(self.path) as name, self._cfitsio():
-            hdu = fitsio.FITS(name)[self.plane.hdu]
+    def _axes_of_compressed(self) -> tuple[int, int]:
+        """How many axes there are, and which of them is y, in numpy's order."""
+        plane = self.plane
+        with self._cfitsio():
             # CFITSIO reads headers in its own way, and decides alone how much it unpacks.
-            sizes = tuple(hdu.get_dims())[::-1] if isinstance(hdu, ImageHDU) else ()
+            sizes = self._unpacker.sizes(self.path, plane.hdu, plane.where)
             axes = image_axes(sizes)
-            if axes is None or (sizes[axes[1]], sizes[axes[0]]) != self.plane.shape:
-                raise ValueError(f"CFITSIO finds no image of {self.plane.shape} pixels here")
-            self._rows_of = len(sizes), len(sizes) - 1 - axes[1]
-            return hdu
+            if axes is None or (sizes[axes[1]], sizes[axes[0]]) != plane.shape:
+                raise ValueError(f"CFITSIO finds no image of {plane.shape} pixels here")
+            return len(sizes), len(sizes) - 1 - axes[1]
 
     @contextmanager
     def _cfitsio(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
-            if CFITSIO_IO.match(str(error)):
+            if CFITSIO_IO.match(str(error)) or getattr(error, "errno", None):
                 raise unreadable(self.plane.path, error) from error
             raise InputError(f"{self.plane.where}: damaged compressed data: {error}") from error
 
@@ -371,25 +374,31 @@ class PlaneReader:
                 "again, or take DATASUM and CHECKSUM out"
             )
 
-    def _stored(self, y0: int, y1: int) -> NDArray[Any]:
-        if self._unpacking is not None:
-            with self._cfitsio():
-                dimensions, y = self._rows_of
-                wanted = [slice(None)] * dimensions
-                wanted[y] = slice(y0, y1)
-                rows: NDArray[Any] = self._unpacking[tuple(wanted)]
-            return rows.reshape(y1 - y0, self.plane.shape[1])
+    def _stored(self, y0: int, y1: int, step: int = 1) -> NDArray[Any]:
         plane = self.plane
-        out = np.empty((y1 - y0, plane.shape[1]), big_endian(plane.bitpix))
+        if plane.compressed:
+            dimensions, y = self._rows_of
+            window = [slice(None)] * dimensions
+            window[y] = slice(y0, y1, step)
+            with self._cfitsio():
+                rows: NDArray[Any] = self._unpacker.pixels(
+                    self.path, plane.hdu, tuple(window), plane.where
+                )
+            return rows.reshape(-1, plane.shape[1])
+        wanted = range(y0, y1, step)
+        out = np.empty((len(wanted), plane.shape[1]), big_endian(plane.bitpix))
         # Read, not mapped: a disk that fails under a mapping kills the process.
         with reading(plane.where), open(self.path, "rb") as stream:
-            stream.seek(plane.offset + y0 * out.strides[0])
-            if stream.readinto(out.data) < out.nbytes:
-                raise InputError(f"{plane.where}: truncated: the file ends before row {y1}")
+            for y, part in zip(wanted, [out] if step == 1 else out, strict=False):
+                stream.seek(plane.offset + y * out.strides[0])
+                if stream.readinto(part.data) < part.nbytes:
+                    raise InputError(f"{plane.where}: truncated: the file ends before row {y1}")
         return out
 
-    def rows(self, y0: int, y1: int) -> NDArray[np.float32]:
+    def rows(self, y0: int, y1: int, step: int = 1) -> NDArray[np.float32]:
         """Rows y0 to y1 (excluded) as float32, shape (y1 - y0, nx), in counts; blanks are NaN.
+
+        Only every `step`-th of them, if that is given.
 
         Raises
         ------
@@ -398,7 +407,7 @@ class PlaneReader:
         StoreError
             If the file cannot be read now.
         """
-        plane, stored = self.plane, self._stored(y0, y1)
+        plane, stored = self.plane, self._stored(y0, y1, step)
         out: NDArray[np.float32] = stored.astype(np.float32)
         if not plane.compressed and (plane.bscale, plane.bzero) != (1.0, 0.0):
             out = (stored * plane.bscale + plane.bzero).astype(np.float32)

@@ -27,6 +27,7 @@ from surveyproc.store.urls import fetched, is_web, opened_here, public_url
 
 BLOCK = 2880
 MAX_HEADER_BLOCKS = 4000
+MAX_TEXT = 1000  # of one keyword, which CONTINUE may make as long as the header
 COPY_BYTES = 1 << 22
 # Fetched at once of a file of which only headers are wanted.
 HEADER_BYTES = 1 << 16
@@ -283,7 +284,8 @@ def keyword(header: Header, key: str, where: str) -> Any:
     Raises
     ------
     InputError
-        If its card cannot be parsed, or there are several with different values.
+        If its card cannot be parsed, there are several with different values, or it is a text
+        without end, which messages would repeat.
     """
     try:
         value = header.get(key)
@@ -297,6 +299,11 @@ def keyword(header: Header, key: str, where: str) -> Any:
                 )
     except (VerifyError, ValueError) as error:
         raise InputError(f"{where}: keyword {key}: its card is not valid FITS") from error
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise InputError(
+            f"{where}: keyword {key} is a text of {len(value)} characters, and {MAX_TEXT} are the "
+            "most that are read; shorten it"
+        )
     return None if isinstance(value, Undefined) else value
 
 
@@ -348,16 +355,14 @@ def local_copy(path: str) -> Iterator[str]:
         if unpacked is None:
             yield opened.name
             return
-        copy = stack.enter_context(
-            tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits")
-        )
         try:
+            copy = stack.enter_context(
+                tempfile.NamedTemporaryFile(prefix="surveyproc-", suffix=".fits")
+            )
             write_unpacked(_pieces(path, unpacked), copy, public_url(path))
             copy.flush()
         except OSError as error:
-            raise store_error(
-                error, f"an unpacked copy of {public_url(path)} in {copy.name}"
-            ) from error
+            raise store_error(error, f"an unpacked copy of {public_url(path)}") from error
         yield copy.name
 
 

@@ -6,8 +6,6 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import IO, Any, cast
 
 import fsspec
@@ -81,17 +79,6 @@ _IRREGULAR = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
-
-
-@contextmanager
-def plainly_named(path: str) -> Iterator[str]:
-    """Another name for a local file while it is open, for libraries that read names as expressions.
-
-    CFITSIO takes brackets, parentheses and `+1` at the end of a name for instructions, and fitsio
-    puts the environment's variables into it.
-    """
-    with opened_here(path) as stream:
-        yield f"/dev/fd/{stream.fileno()}"
 
 
 def public_url(url: str) -> str:

@@ -8,7 +8,7 @@ from surveyproc.models.inference import device_here
 from surveyproc.places import Item, Ledger, Places, Stage
 from surveyproc.store.storage import Store
 from surveyproc.train.fit import FitState, fit
-from surveyproc.train.job import Job, deterministic, history_key
+from surveyproc.train.job import Job, deterministic, history_key, saved_state
 
 SAVE_INTERVAL_S = 2.0
 
@@ -45,7 +45,7 @@ class _Alone:
         key = _state_key(self.job, number)
         with deterministic():
             network, examples, settings = self.job.load(number)
-            last = FitState.from_bytes(self.store.read(key)) if self.store.exists(key) else None
+            last = saved_state(self.store.read_if_there(key))
             saved = time.monotonic()
             for state in fit(network, examples, settings, last, device=device_here()):
                 over = settings.stage(state.epoch) is None

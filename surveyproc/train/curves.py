@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
 from surveyproc.errors import StoreError
 from surveyproc.progress import PLAIN_INTERVAL_S
 from surveyproc.store.storage import Store
+from surveyproc.store.temporary import temporary_folder
 from surveyproc.train.job import histories
 
 
@@ -72,11 +71,11 @@ def write_log(
     store: Store, folder: str, member: int, history: Sequence[Mapping[str, float]]
 ) -> None:
     """The loss curve of a member so far, for TensorBoard, under `log/`."""
-    with tempfile.TemporaryDirectory() as place:
-        with SummaryWriter(place) as writer:
+    with temporary_folder() as place:
+        with SummaryWriter(str(place)) as writer:
             for entry in history:
                 for key in sorted(entry.keys() - {"epoch"}):
                     writer.add_scalar(key, entry[key], int(entry["epoch"]))
-        (events,) = Path(place).iterdir()
+        (events,) = place.iterdir()
         # Its own name has the time in it; this one is replaced as the training goes on.
         store.put(f"{folder}/log/member-{member}/events.out.tfevents", events.read_bytes())

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from surveyproc.errors import InputError, StoreError
 from surveyproc.models.base import Network, build
 from surveyproc.models.package import read_tensors
 from surveyproc.store.storage import Store
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.examples import BandDropout, Examples
-from surveyproc.train.fit import FitSettings
+from surveyproc.train.fit import FitSettings, FitState
 
 DATA = "data.safetensors"
 TARGET = "target/"
@@ -54,14 +56,19 @@ class Job:
     cube: tuple[str, str] | None
 
     def load(self, number: int) -> tuple[Network, Examples, FitSettings]:
-        """Network before its first step, examples and settings of one network."""
+        """Network before its first step, examples and settings of one network.
+
+        Raises
+        ------
+        StoreError
+            If a file of the folder is damaged; it is removed.
+        """
         store = Store(self.root)
         settings = replace(self.fit, seed=self.fit.seed + number)
         network = build(self.architecture, self.bands, self.network)
         start = f"{self.folder}/start-{number}.safetensors"
-        network.load_state_dict(read_tensors(store.read(start), start))
-        where = f"{self.folder}/{DATA}"
-        tensors = read_tensors(store.read(where), where)
+        network.load_state_dict(_tensors_of(store, start))
+        tensors = _tensors_of(store, f"{self.folder}/{DATA}")
         targets = {
             name.removeprefix(TARGET): tensors.pop(name)
             for name in list(tensors)
@@ -83,6 +90,25 @@ class Job:
             distortion=settings.distortion,
         )
         return network, examples, settings
+
+
+def _tensors_of(store: Store, key: str) -> dict[str, torch.Tensor]:
+    """What a file of the folder holds; a damaged one is removed, so that it is made anew."""
+    try:
+        return read_tensors(store.read(key), key)
+    except InputError as error:
+        store.remove(key)
+        raise StoreError(
+            f"{store.url_of(key)}: damaged, and removed ({error}); repeat the command"
+        ) from error
+
+
+def saved_state(data: bytes | None) -> FitState | None:
+    """The state to go on from; None, which is to begin anew, if there is none or it is damaged."""
+    try:
+        return FitState.from_bytes(data) if data else None
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

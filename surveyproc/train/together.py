@@ -25,7 +25,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from surveyproc.errors import SurveyError
 from surveyproc.store.storage import Store
 from surveyproc.train.fit import FitSettings, FitState, fit
-from surveyproc.train.job import Job, deterministic, history_key
+from surveyproc.train.job import Job, deterministic, history_key, saved_state
 
 MAX_FAILURES = 3
 """Times that workers may die before the training is given up; the next call resumes it still."""
@@ -129,7 +129,7 @@ def _train(document: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as place:
-            state = FitState.from_bytes((Path(place) / TENSORS).read_bytes())
+            state = saved_state((Path(place) / TENSORS).read_bytes())
     rank = context.get_world_rank()
     for after in fit(
         network,

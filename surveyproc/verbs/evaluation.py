@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from surveyproc import schemas
 from surveyproc.catalogs import hats
+from surveyproc.catalogs.foreign import leaf_names
 from surveyproc.catalogs.labels import Labels, match_catalog
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.evaluate.compare import Gain, gains
@@ -175,7 +176,10 @@ def column_names(catalog: Catalog) -> list[str]:
     files = hats.file_keys(catalog.store, catalog.key)
     if not files:
         raise InputError(f"{catalog.url} is no HATS catalog: there are no leaves under it")
-    names: list[str] = hats.leaf_schema(catalog.store, f"{catalog.key}/{files[0]}").names
+    key = f"{catalog.key}/{files[0]}"
+    if catalog.release is None:
+        return leaf_names(catalog.store, key)
+    names: list[str] = hats.leaf_schema(catalog.store, key).names
     return names
 
 
@@ -245,10 +249,8 @@ def matched(
         If a column that must hold numbers holds lists.
     """
     # Our own leaves are known; of others, the properties say where the positions are.
-    position = ("ra", "dec")
-    if catalog.release is None:
-        position = hats.position_columns(catalog.store, catalog.key)
-    values, targets = match_catalog(catalog.store, catalog.key, labels, columns.all, position)
+    foreign = None if catalog.release else hats.position_columns(catalog.store, catalog.key)
+    values, targets = match_catalog(catalog.store, catalog.key, labels, columns.all, foreign)
     redshift = targets["redshift"]
     if not len(redshift):
         raise InputError(

@@ -377,6 +377,18 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, number):
     assert problem.unread == path
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+def test_some_rows_are_those_of_all(tmp_path, compressed):
+    path = tmp_path / "a.fits"
+    packed = fits.CompImageHDU(pixels(), header(), compression_type="GZIP_2")
+    plain = fits.ImageHDU(pixels(), header())
+    fits.HDUList([fits.PrimaryHDU(), packed if compressed else plain]).writeto(path)
+    (plane,), _ = planes_of(str(path), images())
+    reader = PlaneReader(plane, str(path))
+    height = plane.shape[0]
+    np.testing.assert_array_equal(reader.rows(1, height, 3), reader.rows(0, height)[1::3])
+
+
 def test_cfitsio_tells_a_failing_disk_from_damage(tmp_path, monkeypatch):
     path = tmp_path / "a.fits.fz"
     hdu = fits.CompImageHDU(pixels(), header(), compression_type="RICE_1")

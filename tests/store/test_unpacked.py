@@ -5,13 +5,27 @@ import gzip
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from surveyproc import child
+from surveyproc.catalogs import hats, metadata
 from surveyproc.catalogs.formats.base import LocalCopy
+from surveyproc.child import Talk
 from surveyproc.errors import StoreError
 from surveyproc.images.hdus import local_copy
 from surveyproc.store import unpacked
+from surveyproc.store.storage import Store
+from surveyproc.train import curves
 
+WAYS = {
+    "a map": lambda path: metadata.point_map(np.zeros(12 << 16, np.int64)),
+    "a table": lambda path: LocalCopy(path),
+    "a tile": lambda path: local_copy(path).__enter__(),
+    "properties": lambda path: hats.main_table(Store(str(Path(path).parent)), "c"),
+    "a process": lambda path: Talk(list),
+    "a log": lambda path: curves.write_log(Store(str(Path(path).parent)), "f", 0, []),
+}
 Usage = collections.namedtuple("Usage", "total used free")
 
 
@@ -57,3 +71,17 @@ def test_what_there_is_room_for_is_unpacked(folder, tmp_path):
     path.write_bytes(gzip.compress(b"0123456789" * 10))
     with local_copy(str(path)) as copy:
         assert Path(copy).read_bytes() == b"0123456789" * 10
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_temporary_folder_that_takes_nothing_is_named(tmp_path, monkeypatch, way):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"a"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/collection.properties").write_text("obs_collection=x\n")
+    child._end()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(
+        StoreError, match=r"cannot write (a temporary file|an unpacked copy).*/gone/"
+    ):
+        WAYS[way](str(path))

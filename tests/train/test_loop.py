@@ -82,6 +82,11 @@ def undisturbed(tmp_path_factory):
     return root, go(root)
 
 
+@pytest.fixture(scope="module")
+def undisturbed_epoch(tmp_path_factory):
+    return go(tmp_path_factory.mktemp("epoch"), epochs=1)
+
+
 @pytest.fixture
 def saved_often(monkeypatch):
     """Every state is saved, and told of."""
@@ -212,6 +217,27 @@ def test_killed_and_repeated_it_goes_on(tmp_path, members):
     for state in root.glob("runs/train-gaznet-c4/*/network-*.safetensors"):
         mark(state)
     went_on_to_the_same(go(root, members=members), whole)
+
+
+@pytest.mark.parametrize("file", ["network-0", "start-0", "data"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_what_is_damaged_of_a_training_is_made_anew(
+    undisturbed_epoch, tmp_path, saved_often, monkeypatch, file, share
+):
+    def full(store, key, value):
+        raise StoreError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "put_json", full)
+        with pytest.raises(StoreError, match="no space left"):
+            go(tmp_path, epochs=1)
+    (path,) = tmp_path.glob(f"runs/train-gaznet-c4/*/{file}.safetensors")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    if file != "network-0":
+        with pytest.raises(StoreError, match=rf"{file}\.safetensors: damaged, and removed"):
+            go(tmp_path, epochs=1)
+    same_weights(go(tmp_path, epochs=1), undisturbed_epoch)
 
 
 class Overtaken(Places):

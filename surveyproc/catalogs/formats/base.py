@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from surveyproc.errors import InputError, StoreError
+from surveyproc.errors import InputError, StoreError, store_error
 from surveyproc.store.unpacked import write_unpacked
 from surveyproc.store.urls import file_name, opened
 
@@ -320,7 +320,11 @@ class LocalCopy:
             if "://" not in url and not isinstance(opened, gzip.GzipFile):
                 self.path = url
                 return
-            with tempfile.NamedTemporaryFile(prefix="surveyproc-", delete=False) as copy:
+            try:
+                copy = tempfile.NamedTemporaryFile(prefix="surveyproc-", delete=False)  # noqa: SIM115
+            except OSError as error:
+                raise store_error(error, f"an unpacked copy of {url}") from error
+            with copy:
                 self._copy = self.path = copy.name
                 try:
                     write_unpacked(iter(lambda: stream.read(1 << 20), b""), copy, url)

@@ -99,14 +99,14 @@ class ParquetReader(FileReader):
         for number, path in enumerate(self._paths):
             with self._opened(path) as file:
                 self._check(file.schema_arrow, path)
-                width = _row_bytes(file, inside)
+                width = row_bytes(file, inside)
                 if width > ROW_BYTES:
-                    raise _too_wide(path, width)
+                    raise too_wide(path, width)
                 most, found = max(1, min(rows, int(BATCH_BYTES / width))), 0
                 try:
                     for batch in file.iter_batches(most, columns=inside, use_threads=False):
                         if (texts := _text_bytes(batch)) > ROW_BYTES * batch.num_rows:
-                            raise _too_wide(path, texts / batch.num_rows)
+                            raise too_wide(path, texts / batch.num_rows)
                         found += batch.num_rows
                         for name in folders:
                             value = self._folders[name][number]
@@ -170,7 +170,7 @@ def _coded_texts(file: Any) -> list[str]:
     ]
 
 
-def _row_bytes(file: Any, wanted: list[str]) -> float:
+def row_bytes(file: Any, wanted: list[str]) -> float:
     """Bytes that a row takes in memory, by the footer; of coded texts their places only."""
     widest = 8.0
     for rows, columns in _chunks(file):
@@ -190,7 +190,8 @@ def _text_bytes(batch: pa.RecordBatch) -> int:
     return total
 
 
-def _too_wide(path: str, width: float) -> InputError:
+def too_wide(path: str, width: float) -> InputError:
+    """The error of a file whose rows take more than `ROW_BYTES` each."""
     return InputError(
         f"{path}: its rows are {width / 1e3:,.0f} kB long, and {ROW_BYTES >> 10} kB on average are "
         "the most that a catalog may have; write it without the wide columns"
