@@ -188,12 +188,8 @@ def ingest_catalog(
             include={"table", "id", "ra", "dec", "reddening", "partition_rows"}
         ),
     }
-    record = _record(survey.store, survey.name)
-    if (
-        record is not None
-        and record["settings"] == settings
-        and is_whole(survey.store, survey.name)
-    ):
+    record = _made(survey.store, survey.name, settings)
+    if record is not None:
         return _summary(survey.store, key, record, skipped=True)
     with open_source(survey.config) as reader, spill.own_folder(survey.store, key) as folder:
         build = _Build(survey, key, folder, reader, places)
@@ -201,6 +197,13 @@ def ingest_catalog(
         build.spill_bytes = spill_bytes
         record = build.run(settings)
     return _summary(survey.store, key, record, skipped=False)
+
+
+def _made(store: Store, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of the catalog that these settings give, if it is there and whole."""
+    record = _record(store, name)
+    same = record is not None and record["settings"] == settings and is_whole(store, name)
+    return record if same else None
 
 
 def open_source(config: SurveyConfig) -> TableReader:
@@ -257,7 +260,8 @@ class _Build:
         )
         origin = self.roles.origin
         buckets = leaves.find_repeated(self.store, folders, spilled_ids, origin, self.places)
-        self.begin()
+        if (made := self.begin(settings)) is not None:
+            return made
         written = []
         with Meter("ingest, writing", objects=rows_out, units=len(chosen)) as meter:
             for done in leaves.write_all(
@@ -363,10 +367,19 @@ class _Build:
     def _changed(self) -> InputError:
         return InputError(f"{self.reader.url}: changed while it was read; repeat the command")
 
-    def begin(self) -> None:
-        """From here on there is no catalog until the commit record is written again."""
-        for name in (RECORD, *metadata.PROPERTIES):
-            self.store.remove(f"{self.key}/{name}")
+    def begin(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """From here on there is no catalog until the commit record is written again.
+
+        Unless another ingest was faster: then this is the record of its catalog, which stays.
+        """
+        keys = [f"{self.key}/{name}" for name in (RECORD, *metadata.PROPERTIES)]
+        # Looked for first: what another ingest writes from here on is not removed.
+        there = [key for key in keys if self.store.exists(key)]
+        if (made := _made(self.store, self.config.survey.name, settings)) is not None:
+            return made
+        for key in there:
+            self.store.remove(key)
+        return None
 
     def finish(self, record: dict[str, Any], written: list[leaves.Written]) -> dict[str, Any]:
         """Drop what an older catalog left, write the metadata, commit."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import fitsio
+import interleaved
 import numpy as np
 import pytest
 import sample_tables
@@ -17,7 +18,7 @@ from sample_tables import KEY, rejected, run, sky_table
 from sums import sums
 
 from surveyproc.catalogs import hats, spill
-from surveyproc.catalogs.ingest import read_catalog
+from surveyproc.catalogs.ingest import is_whole, read_catalog
 from surveyproc.errors import InputError
 from surveyproc.store.storage import Store
 
@@ -196,6 +197,37 @@ def test_two_ingests_of_one_process_leave_each_other_alone(tmp_path):
             assert store.read(f"{first}/a") == b"1"
         assert store.read(f"{first}/a") == b"1"
     assert not store.exists(f"{KEY}/.spill")
+
+
+@pytest.mark.slow
+def test_of_two_ingests_at_once_the_later_takes_nothing_away(tmp_path, monkeypatch):
+    """Once one of them has ended there is a catalog, whatever the other one is at."""
+    sky_table(40).write(tmp_path / "source.fits")
+    whole, _ = run(tmp_path / "whole", tmp_path / "source.fits")
+    expected = sums(Path(whole.root) / KEY)
+    for module in ("surveyproc.places.here", "surveyproc.catalogs.leaves"):
+        monkeypatch.setattr(f"{module}.ThreadPoolExecutor", interleaved.Serial, raising=False)
+    interleaved.watch(monkeypatch)
+    root, ended = tmp_path / "s", []
+
+    def begin():
+        shutil.rmtree(root, ignore_errors=True)
+        ended.clear()
+
+        def ingest():
+            run(root, tmp_path / "source.fits")
+            ended.append(True)
+
+        return ingest, ingest
+
+    def look():
+        assert is_whole(Store(str(root)), "test") or not ended
+
+    def end(errors):
+        assert errors == [None, None]
+        assert sums(root / KEY) == expected
+
+    assert interleaved.each_within_the_other(begin, look, end) > 20
 
 
 def test_spill_of_an_earlier_process_with_our_number_is_removed(tmp_path):
