@@ -35,7 +35,7 @@ def unit_vectors(ra: Float, dec: Float) -> Float:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-def _lonlat(vectors: Float) -> tuple[Float, Float]:
+def lonlat(vectors: Float) -> tuple[Float, Float]:
     """Longitude, 0 to 360, and latitude in degrees of vectors of shape (n, 3)."""
     x, y, z = vectors.T
     lon = np.degrees(np.arctan2(y, x)) % 360.0 % 360.0  # -1e-17 % 360 is 360
@@ -50,7 +50,7 @@ def around(ra: float, dec: float, radius: float) -> tuple[Float, Float]:
     east /= np.linalg.norm(east)
     angle = np.arange(16) * np.pi / 8
     away = np.outer(np.cos(angle), east) + np.outer(np.sin(angle), np.cross(centre, east))
-    return _lonlat(np.vstack([centre, centre + np.radians(radius) * away]))
+    return lonlat(np.vstack([centre, centre + np.radians(radius) * away]))
 
 
 def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
@@ -65,7 +65,7 @@ def cap(ra: Float, dec: Float) -> tuple[float, float, float]:
     # The chord keeps its precision where the cosine of a small angle does not.
     chord = np.linalg.norm(vectors - centre, axis=-1).max()
     radius = float(np.degrees(2 * np.arcsin(min(1.0, chord / 2))))
-    lon, lat = _lonlat(centre)
+    lon, lat = lonlat(centre)
     return float(lon), float(lat), radius
 
 
@@ -150,13 +150,13 @@ class Turn:
         """(ra, dec) of positions of the frame, shape (n,)."""
         if self.rotation is None:
             return self._by_astropy(lon, lat, self.frame, self.icrs)
-        return _lonlat(unit_vectors(lon, lat) @ self.rotation)
+        return lonlat(unit_vectors(lon, lat) @ self.rotation)
 
     def from_icrs(self, ra: Float, dec: Float) -> tuple[Float, Float]:
         """(longitude, latitude) in the frame, shape (n,)."""
         if self.rotation is None:
             return self._by_astropy(ra, dec, self.icrs, self.frame)
-        return _lonlat(unit_vectors(ra, dec) @ self.rotation.T)
+        return lonlat(unit_vectors(ra, dec) @ self.rotation.T)
 
 
 _TURNS: dict[tuple[str, str, str], Turn | None] = {}

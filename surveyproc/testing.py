@@ -199,6 +199,8 @@ def _inputs_of(network: Network, seed: int) -> tuple[dict[str, NDArray[Any]], An
         given["images"] = random.normal(0, 30, shape).astype(np.float32)
     if reads.reddening:
         given["reddening"] = random.uniform(0, 0.1, ROWS)
+    if reads.neighbours:
+        given["places"] = random.integers(-3, 4, (ROWS, reads.neighbours, 2)).astype(float)
     return given, scaling
 
 
@@ -206,6 +208,7 @@ def _tensors_of(given: Mapping[str, NDArray[Any]], scaling: Any) -> dict[str, Te
     """The same objects as the network's `forward` wants them."""
     import torch
 
+    from surveyproc.images.places import marked
     from surveyproc.models.features import network_inputs
 
     inputs: dict[str, Tensor] = {}
@@ -215,6 +218,9 @@ def _tensors_of(given: Mapping[str, NDArray[Any]], scaling: Any) -> dict[str, Te
     for key in ("images", "reddening"):
         if key in given:
             inputs[key] = torch.from_numpy(given[key].astype(np.float32))
+    if "places" in given:
+        planes = marked(given["places"], given["images"].shape[-1])
+        inputs["places"] = torch.from_numpy(planes)
     return inputs
 
 

@@ -99,7 +99,7 @@ zoom = 1.0
 [[products]]
 name = "deblend"
 model = "parts"
-architecture = "blend2flux"
+architecture = "{network}"
 architecture_settings = {{ cutout = {side}, width = {width}, dense = [128, 128] }}
 radius = {radius}
 probability = 0.75
@@ -253,7 +253,7 @@ def opened(folder: Path, options: argparse.Namespace) -> Survey:
         bands=", ".join(f'"{one}"' for one in BANDS), rows=options.objects // 4,
         aperture=APERTURE, side=SIDE, radius=BLEND_RADIUS + 0.1, epochs=options.epochs,
         probability_epochs=options.probability_epochs,
-        width=options.width, batch=options.batch,
+        network=options.network, width=options.width, batch=options.batch,
     )  # fmt: skip
     for labels in LABELS:
         for name, fluxes in ((labels, ""), (f"{labels}_deblended", 'fluxes = "deblend"')):
@@ -447,7 +447,10 @@ def main() -> None:
     parser.add_argument("--parents", type=int, default=4000, help="galaxies of artificial blends")
     parser.add_argument("--blends", type=int, default=20000, help="artificial ones to train with")
     parser.add_argument("--rows", type=int, default=8000, help="of the probability's training")
-    parser.add_argument("--width", type=int, default=32, help="filters of blend2flux")
+    parser.add_argument(
+        "--network", default="forced_blend2flux", choices=["forced_blend2flux", "blend2flux"]
+    )
+    parser.add_argument("--width", type=int, default=32, help="filters of it")
     parser.add_argument("--epochs", type=int, default=12, help="of it")
     parser.add_argument("--batch", type=int, default=32, help="of it")
     parser.add_argument("--probability-epochs", type=int, default=12)

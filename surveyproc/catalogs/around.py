@@ -84,6 +84,12 @@ def nearest_others(
 
 def _offsets(here: Float, there: Float) -> Float:
     """Arcsec to the east and north in the tangent plane of `here`, shape (n, 2)."""
+    along = np.stack([(there * axis).sum(axis=1) for axis in _axes(here)], axis=1)
+    return np.asarray(np.degrees(along) * 3600)
+
+
+def _axes(here: Float) -> tuple[Float, Float]:
+    """Unit vectors to the east and north of unit vectors, shape (n, 3)."""
     x, y, z = here.T
     level = np.hypot(x, y)
     # At a pole east is where the y axis points, as of a right ascension of 0.
@@ -93,8 +99,31 @@ def _offsets(here: Float, there: Float) -> Float:
     )
     east = np.stack([-sine, cosine, np.zeros_like(x)], axis=1)
     north = np.stack([-z * cosine, -z * sine, level], axis=1)
-    along = np.stack([(there * east).sum(axis=1), (there * north).sum(axis=1)], axis=1)
-    return np.asarray(np.degrees(along) * 3600)
+    return east, north
+
+
+def displaced(ra: Float, dec: Float, offsets: Float) -> tuple[Float, Float]:
+    """Positions that far to the east and to the north, as `nearest_others` says it; degrees.
+
+    Parameters
+    ----------
+    ra, dec : float64 ndarray, shape (n,)
+        Degrees, ICRS.
+    offsets : float64 ndarray, shape (n, 2)
+        Arcsec.
+
+    Examples
+    --------
+    >>> ra, dec = displaced(np.array([0.0]), np.array([60.0]), np.array([[-1.8, 3.6]]))
+    >>> ra.round(6).tolist(), dec.round(6).tolist()
+    ([359.999], [60.001])
+    """
+    here = sky.unit_vectors(ra, dec)
+    east, north = _axes(here)
+    along = np.radians(offsets / 3600)
+    height = np.sqrt(1 - (along**2).sum(axis=1))
+    there = along[:, :1] * east + along[:, 1:] * north + height[:, None] * here
+    return sky.lonlat(there)
 
 
 def near(part: Partition, catalog: CatalogInfo, radius: float) -> list[Partition]:

@@ -29,6 +29,7 @@ from surveyproc.models.tasks.columns import task_columns
 
 OWN_MODULES = (
     "surveyproc.models.families.blends",
+    "surveyproc.models.families.forced_blends",
     "surveyproc.models.families.gaznet",
     "surveyproc.models.families.gaznet_images",
     "surveyproc.models.families.multimodal",
@@ -56,6 +57,9 @@ class Reads:
         Whether it wants E(B - V), `reddening`.
     errors : bool
         Whether the errors of the fluxes are among the features.
+    neighbours : int
+        Neighbours whose places it is told, beside cutouts: `places` has shape
+        (n, neighbours, cutout, cutout) and is 1 in the pixel of each (`images.places.marked`).
     """
 
     features: tuple[str, ...] = ()
@@ -63,6 +67,7 @@ class Reads:
     cutout: int = 0
     reddening: bool = False
     errors: bool = False
+    neighbours: int = 0
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -76,8 +81,8 @@ class Network(nn.Module, ABC):
     Attributes
     ----------
     reads : Reads
-        What `forward` is given: the keywords `features`, `images`, `reddening`, those of the three
-        that the network reads, each with the objects as first axis.
+        What `forward` is given: the keywords `features`, `images`, `reddening`, `places`, those of
+        them that the network reads, each with the objects as first axis.
     tasks : tuple of Task
         What it is asked for. Each has a name of its own, and so has each of their targets, unless
         two tasks learn from the same one.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from surveyproc.images.places import marked
 from surveyproc.models.base import Network
 from surveyproc.models.features import FeatureScaling, Float, network_inputs
 from surveyproc.models.tasks.base import Task, Values
@@ -37,6 +38,7 @@ def predict(
     images: NDArray[np.float32] | None = None,
     reddening: Float | None = None,
     flux_err: Float | None = None,
+    places: Float | None = None,
     *,
     device: str = "cpu",
     read: Read | None = None,
@@ -58,6 +60,9 @@ def predict(
         Galactic E(B - V), mag; not finite = 0.
     flux_err : float ndarray, shape (n, band), optional
         nJy, for a network that reads errors; not finite or <= 0 = unknown.
+    places : float ndarray, shape (n, m, 2), optional
+        (x, y) of neighbours minus the central pixel, in pixels, for a network that is told them;
+        not finite = unknown.
     device : str
         Torch device that the blocks go to: `cpu`, `cuda`, `cuda:1`. Another kind of device rounds
         otherwise (`tests/products/test_photoz.py` holds it to 1e-3 of 1 + z), always the same way.
@@ -99,6 +104,9 @@ def predict(
             if reddening is not None:
                 known = np.nan_to_num(reddening[part].astype(np.float32), nan=0.0)
                 inputs["reddening"] = torch.from_numpy(_padded(known, size, 0.0)).to(device)
+            if places is not None and network.reads.neighbours:
+                planes = marked(_padded(places[part], size, np.nan), network.reads.cutout)
+                inputs["places"] = torch.from_numpy(planes).to(device)
             outputs = network(**inputs)
             found = {
                 key: column

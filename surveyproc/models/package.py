@@ -46,6 +46,7 @@ class _Reads(BaseModel):
     cutout: NonNegativeInt
     reddening: bool
     errors: bool
+    neighbours: NonNegativeInt = 0
     pixel_scale: float | None
 
 

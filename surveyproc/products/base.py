@@ -123,6 +123,8 @@ class Batch:
         first; 0 where there are fewer within its radius.
     neighbour_offsets : float64 ndarray, shape (n, m, 2), or None
         How far they are to the east and to the north, arcsec; NaN where there are fewer.
+    neighbour_pixels : float64 ndarray, shape (n, m, 2), or None
+        The same on the tile: (x, y) minus the cutout's central pixel, pixels. None without images.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -137,6 +139,7 @@ class Batch:
     electron_flux: NDArray[np.float64] | None = None
     neighbour_ids: NDArray[np.int64] | None = None
     neighbour_offsets: NDArray[np.float64] | None = None
+    neighbour_pixels: NDArray[np.float64] | None = None
 
 
 @runtime_checkable

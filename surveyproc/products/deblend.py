@@ -98,6 +98,7 @@ class DeblendProduct(NetworkProduct):
     Section: ClassVar[type[ProductSection]] = DeblendSection
     reads = "cutouts; neighbours in the catalog; blend probabilities"
     writes = "fluxes of blended objects, and a table of all their galaxies; masks"
+    tells_neighbours: ClassVar[bool] = True
 
     @classmethod
     def _more(cls, section: DeblendSection, survey: Survey) -> dict[str, Any]:
@@ -252,6 +253,11 @@ class DeblendProduct(NetworkProduct):
         if masks is not None:
             out[self._masks] = masks
         return out
+
+    def _places(self, batch: Batch) -> NDArray[np.float64] | None:
+        if batch.neighbour_pixels is None:
+            return np.full((len(batch.flags), self._galaxies - 1, 2), np.nan)
+        return batch.neighbour_pixels[:, : self._galaxies - 1]
 
     def _signs(self, batch: Batch, images: NDArray[np.float32]) -> NDArray[np.int32]:
         """Why objects are taken for blended, as bits."""

@@ -94,6 +94,7 @@ class NetworkProduct:
     Section: ClassVar[type[ProductSection]] = ModelSection
     reads = "what its model wants: fluxes and errors, cutouts, reddening"
     writes = "the columns of its model's tasks"
+    tells_neighbours: ClassVar[bool] = False
 
     @classmethod
     def build(cls, section: ModelSection, survey: Survey) -> Self:
@@ -145,6 +146,11 @@ class NetworkProduct:
         self.package = package
         self._name = name = name or self.kind
         self._check([str(task["kind"]) for task in package.tasks])
+        if package.reads.get("neighbours") and not self.tells_neighbours:
+            raise ConfigError(
+                f"products.{name}: model {package.name!r} is told the places of neighbours, which "
+                "products of kind deblend do"
+            )
         chosen = dict(bands or {})
         known = dict.fromkeys((*package.reads["features"], *package.reads["images"]))
         unknown = sorted(set(chosen) - set(package.bands))
@@ -297,6 +303,7 @@ class NetworkProduct:
             images,
             reddening,
             errors,
+            self._places(batch),
             device=device() if self.wants_device else "cpu",
         )
         outside |= cut_off | self._other_pixels(batch)
@@ -345,6 +352,10 @@ class NetworkProduct:
         if batch.images is not None:
             found[:, here] = batch.images
         return found
+
+    def _places(self, batch: Batch) -> NDArray[np.float64] | None:
+        """(x, y) of neighbours on the cutouts, for a network that is told them."""
+        return None
 
     def _other_pixels(self, batch: Batch) -> NDArray[np.bool_]:
         """Where the tile's pixels differ from those of the training by more than 2 %."""

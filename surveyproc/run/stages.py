@@ -16,6 +16,7 @@ from surveyproc.images.cutouts import CutoutReader
 from surveyproc.products.base import Product, device
 from surveyproc.run import carry, commit, stacks, unit
 from surveyproc.run.carry import Carried, Donor
+from surveyproc.run.nearby import neighbour_needs
 from surveyproc.run.plan import Plan, Unit, table_columns
 from surveyproc.run.stacks import File
 from surveyproc.run.unit import Computation, Output, Read
@@ -78,7 +79,7 @@ class Reading:
             yield from unit.batches(table, products, reader, self._around(table, products))
 
     def _around(self, table: pa.Table, products: Sequence[Product]) -> Around | None:
-        needs = unit.neighbour_needs(products)
+        needs = neighbour_needs(products)
         if not needs[1]:
             return None
         if needs not in self._surroundings:

@@ -20,13 +20,13 @@ from surveyproc.errors import SurveyError
 from surveyproc.images.cutouts import CutoutReader, Cutouts, over_edge
 from surveyproc.products.base import (
     Batch,
-    Inputs,
     PixelArray,
     Product,
     RowTable,
     pixels_of,
     tables_of,
 )
+from surveyproc.run.nearby import neighbours_of, with_neighbours
 from surveyproc.schemas import Column
 
 # Objects a batch. With images, 512 nine-band 64-pixel cutouts are 75 MB, and of larger ones fewer
@@ -317,14 +317,6 @@ def _empty(column: Column, rows: int) -> NDArray[Any]:
     return np.full(shape, column.missing, dtype=np.dtype(column.dtype))
 
 
-def neighbour_needs(products: Sequence[Product]) -> tuple[float, int]:
-    """Arcsec and number of neighbours that serve all `products`; 0 of them if none reads any."""
-    return (
-        max((product.inputs.radius for product in products), default=0.0),
-        max((product.inputs.neighbours for product in products), default=0),
-    )
-
-
 def batches(
     table: pa.Table,
     products: Sequence[Product],
@@ -334,9 +326,9 @@ def batches(
     """The rows of a table batch by batch: their indices, what was read of them, its bands."""
     for read in _batches(table, products, reader):
         if around is not None:
-            ids, offsets = around.ids[read.index], around.offsets[read.index]
-            batch = replace(read.batch, neighbour_ids=ids, neighbour_offsets=offsets)
-            read = replace(read, batch=batch)
+            read = replace(
+                read, batch=with_neighbours(read.batch, read.index, table, around, reader)
+            )
         yield read
 
 
@@ -401,9 +393,9 @@ def _narrow(read: Read, product: Product, available: Mapping[str, NDArray[Any]])
     batch, bands = read.batch, read.bands
     columns = {name: available[name] for name in product.inputs.columns}
     size = product.inputs.cutout
-    neighbours = _neighbours(batch, product.inputs)
+    nearby = neighbours_of(batch, product.inputs)
     if not size or batch.images is None:
-        return Batch(columns=columns, flags=np.zeros(len(batch.flags), np.int32), **neighbours)
+        return Batch(columns=columns, flags=np.zeros(len(batch.flags), np.int32), **nearby)
     pick = [bands.index(band) for band in product.inputs.bands]
     # The object's pixel is at size // 2 in the large cutout and must be so in the small one.
     start = batch.images.shape[-1] // 2 - size // 2
@@ -428,21 +420,8 @@ def _narrow(read: Read, product: Product, available: Mapping[str, NDArray[Any]])
         images=crop(batch.images),
         variance=crop(batch.variance),
         electron_flux=None if batch.electron_flux is None else batch.electron_flux[:, pick],
-        **neighbours,
+        **nearby,
     )
-
-
-def _neighbours(batch: Batch, inputs: Inputs) -> dict[str, Any]:
-    """As many neighbours as a product wants, within its own radius."""
-    if not inputs.neighbours or batch.neighbour_ids is None or batch.neighbour_offsets is None:
-        return {"neighbour_ids": None, "neighbour_offsets": None}
-    offsets = batch.neighbour_offsets[:, : inputs.neighbours]
-    # They come by distance: those that are too far are the last ones.
-    far = ~(np.linalg.norm(offsets, axis=2) <= inputs.radius)
-    return {
-        "neighbour_ids": np.where(far, 0, batch.neighbour_ids[:, : inputs.neighbours]),
-        "neighbour_offsets": np.where(far[..., None], np.nan, offsets),
-    }
 
 
 def _flags(read: Read, pick: list[int], size: int) -> NDArray[np.int32]:

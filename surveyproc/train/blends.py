@@ -248,6 +248,12 @@ class BlendTruth:
     parent: Int
 
     @property
+    def places(self) -> Float:
+        """(x, y) of the companions minus the central pixel, shape (n, k - 1, 2); NaN without."""
+        there = self.parent[:, 1:, None] >= 0
+        return np.where(there, self.shift[:, 1:, ::-1].astype(np.float64), np.nan)
+
+    @property
     def separation(self) -> Float:
         """Distance to the nearest other galaxy of the blend, in its own radii, shape (n, k).
 
@@ -339,6 +345,7 @@ def blend_training_set(
         cube,
         targets,
         held_out=cube.index["held_out"].to_numpy().astype(bool),
+        places=blend_truth(cube).places,
     )
 
 

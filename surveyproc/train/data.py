@@ -56,6 +56,8 @@ class TrainingSet:
     held_out : bool ndarray, shape (n,), or None
         Rows to hold out where the set itself says it, as blends do whose galaxies are in no other
         row; None to split by position on the sky.
+    places : float64 ndarray, shape (n, m, 2), or None
+        (x, y) of neighbours on the cutouts, pixels from the central one; NaN = none.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class TrainingSet:
     no_image: NDArray[np.bool_] | None = None
     group: NDArray[np.int64] | None = None
     held_out: NDArray[np.bool_] | None = None
+    places: Float | None = None
 
     def __post_init__(self) -> None:
         for key in ("flux", "flux_err", "ra", "dec"):
@@ -105,6 +108,7 @@ class TrainingSet:
         *,
         group: NDArray[np.int64] | None = None,
         held_out: NDArray[np.bool_] | None = None,
+        places: Float | None = None,
         dropped: Mapping[str, int] = MappingProxyType({}),
     ) -> TrainingSet:
         """All objects of a cube of images without fluxes or positions; the rest as the class."""
@@ -122,6 +126,7 @@ class TrainingSet:
             no_image=np.zeros(cube.n, bool),
             group=group,
             held_out=held_out,
+            places=places,
         )
 
     def __len__(self) -> int:
@@ -133,7 +138,7 @@ class TrainingSet:
         parts: dict[str, Any] = {
             "targets": {name: values[rows] for name, values in self.targets.items()}
         }
-        for key in (*keys, "held_out"):
+        for key in (*keys, "held_out", "places"):
             whole = getattr(self, key)
             parts[key] = None if whole is None else whole[rows]
         return replace(self, **parts)

@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surveyproc.images.augment import Distortion, augment, centre
+from surveyproc.images.places import marked
 from surveyproc.models.base import Reads
 from surveyproc.train.cube import TrainingCube
 from surveyproc.train.stream import in_order, shuffled
 
 NO_DISTORTION = Distortion()
+UNTOLD = 0.2
+"""Share of the training rows whose neighbours the network is not told of: catalogs miss some."""
 
 Sample = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Inputs of the network, and targets by name."""
@@ -64,8 +67,8 @@ class Examples:
     reads : Reads
         What the network wants.
     tensors : dict of str to Tensor
-        `features` and `reddening` if the network reads them; `cube_row`, int64, with images: the
-        object's row in the cube.
+        `features`, `reddening` and `places` if the network reads them; `cube_row`, int64, with
+        images: the object's row in the cube.
     targets : dict of str to float32 Tensor, first axis n
         What is known of the objects, by name; NaN = missing.
     held_out : bool Tensor, shape (n,)
@@ -189,11 +192,16 @@ class Examples:
                 features = drop_features(features, lost[:, : len(self.reads.features)])
             inputs["features"] = features.to(device)
         if images is not None:
-            planes = torch.from_numpy(images).to(device, non_blocking=True)
+            pixels = torch.from_numpy(images)
+            if self.reads.neighbours:
+                pixels = torch.cat([pixels, self._places(rows, pixels.shape[-1], draws)], dim=1)
+            planes = pixels.to(device, non_blocking=True)
             if draws is None:
                 planes = centre(planes, self.reads.cutout)
             else:
                 planes = augment(planes, draws, self.reads.cutout)
+            if self.reads.neighbours:
+                inputs["places"] = planes[:, -self.reads.neighbours :]
             planes, masks = self._parted(planes)
             targets |= masks
             if draws is not None:
@@ -205,6 +213,13 @@ class Examples:
         if self.reads.reddening:
             inputs["reddening"] = self.tensors["reddening"][rows].to(device)
         return inputs, targets
+
+    def _places(self, rows: Tensor, side: int, draws: torch.Generator | None) -> Tensor:
+        """Planes with the neighbours' places, which turn with the cutouts."""
+        planes = torch.from_numpy(marked(self.tensors["places"][rows].numpy(), side))
+        if draws is not None:
+            planes *= torch.rand(len(rows), 1, 1, 1, generator=draws) >= UNTOLD
+        return planes
 
     def _parted(self, planes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The cutouts, and the targets that are images, of what was turned as one."""

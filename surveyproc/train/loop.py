@@ -319,6 +319,8 @@ def _tensors(usable: TrainingSet, fold: Int, scaling: FeatureScaling | None) -> 
     arrays["reddening"] = np.nan_to_num(reddening.astype(np.float32), nan=0.0)
     if usable.cube_row is not None:
         arrays["cube_row"] = usable.cube_row
+    if usable.places is not None:
+        arrays["places"] = usable.places.astype(np.float32)
     return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
 
 

@@ -209,10 +209,8 @@ def _predict(
     device = device_here() if network.reads.cutout else "cpu"
 
     def of(index: Int, images: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
-        given = [None if a is None else a[index] for a in (flux, reddening, errors)]
-        found, _ = predict(
-            network, scaling, given[0], images, given[1], given[2], device=device, read=read
-        )
+        given = [None if a is None else a[index] for a in (flux, reddening, errors, usable.places)]
+        found, _ = predict(network, scaling, given[0], images, *given[1:], device=device, read=read)
         return found
 
     if not network.reads.cutout:

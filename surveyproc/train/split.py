@@ -83,15 +83,22 @@ def check_cutout(usable: TrainingSet, network: Network, fit: FitSettings) -> Non
             f"the network reads {side} x {side} pixels, and the cutouts of {held.key} have "
             f"{held.cutout} x {held.cutout}: set its cutout to {held.cutout}, or make larger ones"
         )
+    told, known = network.reads.neighbours, 0 if usable.places is None else usable.places.shape[1]
+    if told and told != known:
+        raise InputError(
+            f"the network is told the places of {told} neighbours, and {held.key} has those of "
+            f"{known}: train it with blends of {told + 1} galaxies (`surveyproc blends`)"
+        )
     for task in network.tasks:
         if task.pixels and (planes := held.pixel_targets[task.name]) != task.targets[0].length:
             raise InputError(
                 f"task {task.name!r} has {task.targets[0].length} planes, and those of {held.key} "
                 f"{planes}: give the network as many galaxies"
             )
-    learned = [task.name for task in network.tasks if task.pixels]
-    if learned and fit.distortion != NO_DISTORTION:
+    beside = [task.name for task in network.tasks if task.pixels]
+    beside += ["places of neighbours"] * (told > 0)
+    if beside and fit.distortion != NO_DISTORTION:
         raise InputError(
-            f"training.zoom, dimming, shrinking: {', '.join(learned)} of {held.key} "
+            f"training.zoom, dimming, shrinking: {', '.join(beside)} of {held.key} "
             "would not lie on the distorted images: leave them out"
         )

@@ -28,6 +28,7 @@ from surveyproc.products.scaled import scaled_cutouts, window
 from surveyproc.progress import Meter
 from surveyproc.run import unit
 from surveyproc.run.cost import IMAGE_S, expected_seconds
+from surveyproc.run.nearby import neighbour_needs
 from surveyproc.run.plan import OUTPUT_REVISION
 from surveyproc.schemas import Column
 from surveyproc.store import layout
@@ -222,7 +223,7 @@ class ShardWorker:
         wanted, size = unit.image_needs(self.products, survey.config.images.bands)
         tiles = read_tiles(self.store, survey.name) if size else []
         self.reader = CutoutReader(self.store, tiles, wanted) if size else None
-        radius, most = unit.neighbour_needs(self.products)
+        radius, most = neighbour_needs(self.products)
         self.surroundings = None
         if most:
             catalog = read_catalog(self.store, survey.name)

@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from surveyproc import sky, verbs
 from surveyproc.catalogs import hats
-from surveyproc.catalogs.around import Surroundings, near, nearest_others
+from surveyproc.catalogs.around import Surroundings, displaced, near, nearest_others
 from surveyproc.catalogs.ingest import read_catalog
 from surveyproc.config import load
 from surveyproc.errors import StoreError
@@ -42,6 +42,22 @@ def test_they_are_those_of_astropy(seed, dec):
             expected = np.stack([east, north], axis=1)
             np.testing.assert_allclose(found.offsets[row, : len(order)], expected, atol=1e-6)
         assert np.isnan(found.offsets[row, len(order) :]).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), dec=st.sampled_from([0.0, 60.0, -89.999]))
+def test_displaced_undoes_the_offsets(seed, dec):
+    random = np.random.default_rng(seed)
+    ra, place = np.array([359.999, 0.0, 120.0]), np.full(3, dec)
+    offsets = random.uniform(-30, 30, (3, 2))
+    there = displaced(ra, place, offsets)
+    for k in range(3):
+        found = nearest_others(
+            np.array([0]), sky.unit_vectors(ra[k : k + 1], place[k : k + 1]),
+            np.array([1]), sky.unit_vectors(there[0][k : k + 1], there[1][k : k + 1]),
+            radius=60.0, most=1,
+        )  # fmt: skip
+        np.testing.assert_allclose(found.offsets[0, 0], offsets[k], atol=1e-6)
 
 
 def test_nobody_is_near():

@@ -13,6 +13,7 @@ from surveyproc.models.base import build
 from surveyproc.models.package import save_package
 from surveyproc.products.base import Batch
 from surveyproc.products.deblend import NEIGHBOUR, PEAKS, PROBABLE, DeblendProduct
+from surveyproc.products.network import NetworkProduct
 from surveyproc.store.storage import Store
 from surveyproc.testing import check_product
 
@@ -40,6 +41,7 @@ def packages(tmp_path_factory):
             "cutout": SIDE, "width": 2, "dense": [4], "filters": 2, "depth": 2, "overlap": True
         },
         "unet": {"cutout": SIDE, "filters": 2, "depth": 2},
+        "forced_blend2flux": {"cutout": SIDE, "width": 2, "dense": [4]},
     }  # fmt: skip
     found = {}
     for name, settings in wanted.items():
@@ -147,6 +149,27 @@ def test_masks_are_those_of_the_galaxies(packages):
         network = packages["blend2mask2flux"].network()
         logits = network(images=torch.from_numpy(given.images[1:2]))["masks"]
     np.testing.assert_array_equal(found[1], logits[0, 1:] >= 0)
+
+
+def test_a_network_is_told_where_the_neighbours_are(packages):
+    product = DeblendProduct(packages["forced_blend2flux"], radius=2.0)
+    given = beside(beside(with_pixels(batch(), 1, galaxy(1500.0, 5, 4)), 1, 70), 2, 71)
+    pixels = np.full((6, 2, 2), np.nan)
+    pixels[1, 0] = 4.0, 5.0
+    given = replace(given, neighbour_pixels=pixels)
+    check_product(product, given)
+    here = product.compute(given)["deblend_flux_r"]
+    elsewhere = pixels.copy()
+    elsewhere[1, 0] = -4.0, 5.0
+    there = product.compute(replace(given, neighbour_pixels=elsewhere))["deblend_flux_r"]
+    assert np.isfinite(here[1:3]).all()
+    assert here[1] != there[1]
+    assert here[2] == there[2]
+    # Without pixels of theirs, peaks, say, it is told of none.
+    blind = product.compute(replace(given, neighbour_pixels=None))["deblend_flux_r"]
+    assert blind[2] == here[2]
+    with pytest.raises(ConfigError, match="told the places of neighbours, which products of kind"):
+        NetworkProduct(packages["forced_blend2flux"], name="other")
 
 
 def test_bad_pixels_and_neighbours_are_flagged(packages):

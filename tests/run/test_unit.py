@@ -54,6 +54,7 @@ class Reader:
 
     def __init__(self, bands, covered=(), weights=True):
         self.bands, self.covered, self.weights = tuple(bands), list(covered), weights
+        self.tiles = ()
         self.asked, self.absent, self.spoilt_from = [], (), 1 << 30
 
     def batches(self, ra, dec, size, rows):
@@ -465,3 +466,4 @@ def test_a_product_is_told_of_its_own_neighbours_alone():
     assert np.isnan(tight.seen[0].neighbour_offsets[1, 1]).all()
     assert blind.seen[0].neighbour_ids is None
     assert both.seen[0].neighbour_ids.tolist() == [[8], [5]]
+    assert tight.seen[0].neighbour_pixels.shape == (2, 2, 2)

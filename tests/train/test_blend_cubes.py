@@ -14,7 +14,7 @@ from surveyproc.config import load
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError, StoreError
 from surveyproc.evaluate.blends import found_blends
-from surveyproc.models.base import Reads
+from surveyproc.models.base import Reads, build
 from surveyproc.models.inference import predict
 from surveyproc.models.package import load_package
 from surveyproc.simulate.blends import Rule
@@ -29,7 +29,9 @@ from surveyproc.train.blends import (
 )
 from surveyproc.train.cube import SHARD, TrainingCube, shard_name
 from surveyproc.train.examples import BandDropout, Examples
+from surveyproc.train.fit import FitSettings
 from surveyproc.train.loop import train
+from surveyproc.train.split import check_cutout
 
 SIDE = 16
 UNET = {"cutout": SIDE, "filters": 3, "depth": 2, "up": 2, "dropout": 0.0}
@@ -155,6 +157,49 @@ def test_masks_turn_with_their_images(made, epoch):
     inside = torch.stack([one[own].mean() for one, own in zip(image, member, strict=True)])
     outside = torch.stack([one[~own].mean() for one, own in zip(image, member, strict=True)])
     assert (inside > 3 * outside.abs()).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(epoch=st.integers(0, 50))
+def test_places_turn_with_their_images(made, epoch):
+    """Where a companion is said to be, its mask is, after every turn; some are not told."""
+    cube = made[0]
+    data = blend_training_set(cube)
+    examples = Examples(
+        Reads(images=cube.bands, cutout=SIDE, neighbours=1),
+        {"cube_row": torch.arange(cube.n), "places": torch.from_numpy(data.places).float()},
+        {"fluxes": torch.from_numpy(data.targets["fluxes"]).float()},
+        torch.from_numpy(data.held_out),
+        cube,
+        BandDropout(0.0, 0.0),
+        seed=0,
+    )
+    steps = examples.training(epoch, 0, batch=160, rank=0, world=1, device="cpu")
+    inputs, targets = next(iter(steps))
+    marks, masks = inputs["places"][:, 0], targets["masks"][:, 1]
+    told = marks.sum(dim=(1, 2))
+    assert set(told.unique().tolist()) == {0.0, 1.0}
+    assert 0.6 < told.mean() < 0.95
+    assert ((marks * masks).sum(dim=(1, 2)) == told).all()
+    inputs, _ = next(iter(examples.validation(batch=80, rank=0, world=1, device="cpu")))
+    assert (inputs["places"].sum(dim=(1, 2, 3)) == 1).all()
+
+
+def test_a_network_is_trained_with_places(made):
+    settings = {"cutout": SIDE, "width": 4, "dense": [16]}
+    package = go(made, "forced_blend2flux", network=settings, epochs=4)
+    assert package.reads["neighbours"] == 1
+    truth, images = blend_truth(made[1]), made[1].read(0)[:, :2]
+    off = {}
+    for how, places in {"told": truth.places, "untold": np.full_like(truth.places, np.nan)}.items():
+        values, _ = predict(package.network(), None, images=images, places=places)
+        off[how] = np.abs(np.log(values["flux_companion_r"] / truth.flux[:, 1, 1])).mean()
+    assert off["told"] < 0.7 * off["untold"]
+    network = build("forced_blend2flux", made[0].bands, settings)
+    with pytest.raises(InputError, match="places of 1 neighbours, and blends/train has those of 0"):
+        check_cutout(replace(blend_training_set(made[0]), places=None), network, FitSettings())
+    with pytest.raises(InputError, match="places of neighbours of blends/train would not lie"):
+        go(made, "forced_blend2flux.b", network=settings, epochs=1, zoom=1.2)
 
 
 def test_three_stages(made):

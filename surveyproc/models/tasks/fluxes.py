@@ -170,6 +170,17 @@ def percentage_loss(output: FluxOutput, flux: Tensor, least: Tensor) -> Tensor:
     return share.sum(dim=1) / known.sum(dim=1).clamp(min=1)
 
 
+def ratio_loss(output: FluxOutput, flux: Tensor) -> Tensor:
+    """Mean over the known fluxes f of 100 |ln(m / f)|, of positive means m: about a percentage.
+
+    Half of a flux costs as much as twice it, where `percentage_loss` punishes what is too faint by
+    100 at most and what is too bright without bound. It is least at the median.
+    """
+    known = flux.isfinite()
+    off = (output.flux.log() - flux.where(known, 1.0).log()).abs()
+    return (100 * off).where(known, 0.0).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+
+
 def error_loss(output: FluxOutput, flux: Tensor) -> Tensor:
     """Mean over the known fluxes f of ln b + |f - m| / b, b = sqrt(2 / pi) s: teaches errors alone.
 
