@@ -197,7 +197,9 @@ def test_a_network_is_trained_with_places(made):
     assert off["told"] < 0.7 * off["untold"]
     network = build("forced_blend2flux", made[0].bands, settings)
     with pytest.raises(InputError, match="places of 1 neighbours, and blends/train has those of 0"):
-        check_cutout(replace(blend_training_set(made[0]), places=None), network, FitSettings())
+        check_cutout(
+            replace(blend_training_set(made[0]), places=None), network, FitSettings(1, 8, 0)
+        )
     with pytest.raises(InputError, match="places of neighbours of blends/train would not lie"):
         go(made, "forced_blend2flux.b", network=settings, epochs=1, zoom=1.2)
 
