@@ -5,10 +5,11 @@
 
 Two test sets: blends of stamps of real galaxies (r band, 64 x 64 pixels, no galaxy both trained
 with and tested) and of galaxies drawn at the resolution of a space telescope (128 x 128). The
-networks know no centres; sep and SExtractor find them and are told which source is which galaxy;
-scarlet2 gets the true ones and the PSF. Fluxes of sep are isophotal: as the paper, which gave them
-a zero point of their own, we scale them (`scaled`), by the median of what is lost of the blends
-that the networks hold out. Times are those of one core.
+paper's networks know no centres; `forced` ones (forced_blend2flux) are given the true ones, as
+scarlet2 is, with the PSF; sep and SExtractor find them and are told which source is which galaxy.
+Fluxes of sep are isophotal: as the paper, which gave them a zero point of their own, we scale them
+(`scaled`), by the median of what is lost of the blends that the networks hold out. Times are those
+of one core.
 
 What was trained and found is kept in FOLDER: a run that is repeated goes on. With `--train` the
 networks named are trained and asked, on a GPU where there is one, and that is all, so that several
@@ -91,7 +92,8 @@ def blends_of(name: str, store: Store, options: argparse.Namespace) -> list[Trai
 def networks(cube: TrainingCube, options: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
     """Architecture, settings and more of `training` by name; blend2mask2flux begins with the U-Net.
 
-    blend2flux in all widths, and in the one that has as many parameters as blend2mask2flux.
+    blend2flux in all widths, and in the one that has as many parameters as blend2mask2flux;
+    forced_blend2flux in its own.
     """
     side = {"cutout": cube.cutout, "galaxies": options.galaxies}
     maps = side | {"filters": options.filters, "depth": options.depth, "up": 2}
@@ -100,6 +102,8 @@ def networks(cube: TrainingCube, options: argparse.Namespace) -> dict[str, tuple
     found = {
         f"blend2flux-{one}": ("blend2flux", side | {"width": one}, {}) for one in options.widths
     }
+    for one in options.forced:
+        found[f"forced-{one}"] = ("forced_blend2flux", side | {"width": one}, {})
     if options.equal:
         wanted = parameters(cube, *both[:2])
         widths = range(8, 1024, 8)
@@ -147,7 +151,7 @@ def answered(
     """What a network says of the test blends; it is trained if nobody did so before."""
     train_cube, test_cube = cubes
     path = folder / f"answer-{name.replace(', ', '-')}.npz"
-    images = pixels(test_cube, np.arange(test_cube.n))
+    images, places = pixels(test_cube, np.arange(test_cube.n)), blend_truth(test_cube).places
     seen = float(np.abs(images[:100]).sum(dtype=np.float64))
     if not path.exists():
         started = time.perf_counter()
@@ -158,7 +162,7 @@ def answered(
         masks = package.metrics["held_out"].get("masks", {})
         told = {"masks": masks, "trained in": round(seconds), "device": device_here()}
         told["parameters"] = parameters(train_cube, *networks(train_cube, options)[name][:2])
-        found = {} if name == "unet" else of_network(package, images, options)
+        found = {} if name == "unet" else of_network(package, images, places, options)
         np.savez(path, told=json.dumps(told), seen=seen, **found)
     with np.load(path) as held:
         if not np.isclose(held["seen"], seen):
@@ -178,12 +182,14 @@ def pixels(cube: TrainingCube, rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def of_network(package: Package, images: np.ndarray, options: argparse.Namespace) -> Answer:
+def of_network(
+    package: Package, images: np.ndarray, places: np.ndarray, options: argparse.Namespace
+) -> Answer:
     """Fluxes and errors (n, k, band)."""
     network = package.network()
     task = network.tasks[0]
     calibrations, network.calibrations = network.calibrations, {}
-    values, _ = predict(network, None, images=images, device=device_here())
+    values, _ = predict(network, None, images=images, places=places, device=device_here())
 
     def stacked(kind: str, held: Any) -> np.ndarray:
         columns = np.stack([held[f"{kind}_{name}"] for name in task.names], axis=1)
@@ -203,10 +209,11 @@ def seconds_of(cube: TrainingCube, images: np.ndarray, architecture: str, settin
     network = build(architecture, cube.bands, settings).eval()
     # A block is computed whole, however many blends are in it.
     block = np.resize(images, (IMAGE_BLOCK, *images.shape[1:]))
+    places = np.zeros((IMAGE_BLOCK, network.reads.neighbours, 2))
     times = []
     for _ in range(3):
         started = time.process_time()
-        predict(network, None, images=block)
+        predict(network, None, images=block, places=places)
         times.append(time.process_time() - started)
     return min(times) / IMAGE_BLOCK
 
@@ -384,6 +391,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=400)
     parser.add_argument("--galaxies", type=int, default=2)
     parser.add_argument("--widths", type=int, nargs="+", default=[16], help="of blend2flux")
+    parser.add_argument("--forced", type=int, nargs="*", default=[], help="of forced_blend2flux")
     parser.add_argument("--head", type=int, default=8, help="filters behind the masks")
     parser.add_argument("--equal", action="store_true", help="a blend2flux of as many parameters")
     parser.add_argument("--networks", nargs="*", help="names, as printed; by default all")
