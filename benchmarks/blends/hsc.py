@@ -3,8 +3,9 @@
     python benchmarks/blends/hsc.py FOLDER hsc_cosmos_35.npz
 
 The file has one scene in g, r, i, z, y with its noise, PSFs and seven peaks, and no truth. The
-networks (U-Net, then blend2mask2flux) learn from drawn galaxies with PSFs of those widths, that
-noise and pixels of 0.168 arcsec. FOLDER/hsc.png shows the scene, what `sep` detects in it, and of
+networks learn from drawn galaxies with PSFs of those widths, that noise and pixels of 0.168 arcsec:
+U-Net, then blend2mask2flux, of pairs, for the masks; forced_blend2flux, told of two neighbours, of
+three galaxies, for the fluxes. FOLDER/hsc.png shows the scene, what `sep` detects in it, and of
 every object its cutout and both masks; the fluxes are printed beside those of an aperture. A run
 that is repeated goes on.
 """
@@ -80,6 +81,15 @@ start = "unet"
 epochs = {flux_epochs}
 learning_rates = [1e-3]
 shift = 0
+[[products]]
+name = "deblend_forced"
+model = "forced_blend2flux"
+architecture_settings = {{ cutout = {side}, galaxies = 3, width = 32 }}
+radius = {radius}
+[products.training]
+images = "three/blends/train"
+epochs = {forced_epochs}
+shift = 0
 """
 
 
@@ -99,11 +109,14 @@ def write_survey(folder: Path, scene: dict[str, np.ndarray], options: argparse.N
     (folder / "peaks.csv").write_text("\n".join(["object_id,ra,dec", *rows]) + "\n")
     (folder / "survey.toml").write_text(
         SURVEY.format(
-            side=SIDE, epochs=options.epochs, flux_epochs=options.flux_epochs, radius=RADIUS
+            side=SIDE,
+            epochs=options.epochs,
+            flux_epochs=options.flux_epochs,
+            radius=RADIUS,
+            forced_epochs=options.forced_epochs,
         )
     )
-    store = Store(str(folder / "blends"))
-    if not store.exists("blends/test/cube.json"):
+    if not Store(str(folder / "three")).exists("blends/test/cube.json"):
         unit = 10 ** ((schemas.AB_ZEROPOINT_NJY - ZEROPOINT) / 2.5)
         skies = [
             Sky(width(psf), float(np.sqrt(np.median(variance))) * unit)
@@ -111,15 +124,17 @@ def write_survey(folder: Path, scene: dict[str, np.ndarray], options: argparse.N
         ]
         for band, sky in zip(bands, skies, strict=True):
             print(f"{band}: PSF of {sky.fwhm:.2f} pixels, noise of {sky.sigma:.2f} nJy")
-        write_blends(
-            store,
-            drawn(options.parents, side=SIDE + 16, skies=skies, bands=bands, seed=options.seed),
-            BlendCounts(options.blends, options.blends // 10),
-            rule=Rule(magnitudes=4.0, least=0.0, most=100.0, within=SIDE / 2),
-            noise=np.array([[sky.sigma for sky in skies]]),
-            pixel_scale=SCALE,
-            seed=options.seed,
+        parents = drawn(
+            options.parents, side=SIDE + 16, skies=skies, bands=bands, seed=options.seed
         )
+        for name, galaxies in (("blends", 2), ("three", 3)):
+            write_blends(
+                Store(str(folder / name)), parents,
+                BlendCounts(options.blends, options.blends // 10),
+                rule=Rule(magnitudes=4.0, least=0.0, most=100.0, within=SIDE / 2),
+                galaxies=galaxies, noise=np.array([[sky.sigma for sky in skies]]),
+                pixel_scale=SCALE, seed=options.seed,
+            )  # fmt: skip
     return Survey(load(folder / "survey.toml"))
 
 
@@ -176,6 +191,10 @@ def picture(folder: Path, scene: dict[str, np.ndarray], rows: dict, masks: np.nd
     figure.savefig(folder / "hsc.png", dpi=70)
 
 
+def named(flag: int) -> str:
+    return " ".join(name for name, bit in schemas.flags().items() if flag & bit) or "no flag"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -184,6 +203,7 @@ def main() -> None:
     parser.add_argument("--blends", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=15, help="of the U-Net")
     parser.add_argument("--flux-epochs", type=int, default=4, help="of blend2mask2flux")
+    parser.add_argument("--forced-epochs", type=int, default=12, help="of forced_blend2flux")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -199,22 +219,22 @@ def main() -> None:
     table = pq.read_table(leaf)
     order = np.argsort(table["object_id"].to_numpy())
     rows = {name: table[name].to_numpy()[order] for name in table.column_names if name != "tile"}
-    rows["names"] = [
-        " ".join(name for name, bit in schemas.flags().items() if flag & bit) or "no flag"
-        for flag in rows["deblend_flag"]
-    ]
+    rows["names"] = [named(flag) for flag in rows["deblend_flag"]]
     group = zarr.open_group(str(release / "pixels" / "deblend_masks"), mode="r")
     ((_, array),) = group.arrays()
     masks = array[:][order]
     print("fluxes in nJy, deblended +- error (aperture of 0.7 arcsec)")
-    for k in range(len(order)):
-        cells = []
-        for band in (str(one) for one in scene["filters"]):
-            flux, error, aperture = (
-                rows[f"{start}_{band}"][k] for start in ("deblend_flux", "deblend_flux_err", "flux")
-            )
-            cells.append(f"{band} {flux:6.0f} +- {error:5.0f} ({aperture:6.0f})")
-        print(f"{k + 1} {', '.join(cells)}; {rows['names'][k]}")
+    for name in ("deblend", "deblend_forced"):
+        print(name)
+        for k in range(len(order)):
+            cells = []
+            for band in (str(one) for one in scene["filters"]):
+                flux, error, aperture = (
+                    rows[f"{start}_{band}"][k]
+                    for start in (f"{name}_flux", f"{name}_flux_err", "flux")
+                )
+                cells.append(f"{band} {flux:6.0f} +- {error:5.0f} ({aperture:6.0f})")
+            print(f"{k + 1} {', '.join(cells)}; {named(rows[f'{name}_flag'][k])}")
     picture(folder, scene, rows, masks)
 
 
