@@ -57,7 +57,8 @@ BANDS = ("r", "u", "g", "i", "z", "y")
 """That of the selection first. Without H, which the last simulated tile lacks."""
 NEAREST, RESOLVED = 0.3, 0.7
 """Arcsec between the galaxies of a pair; less than the second, and they are one object."""
-SIDE, MARGIN = 32, 4
+SIDE, MARGIN = 32, 12
+"""Pixels; of the second a companion is moved, and brings its wings along."""
 MASK_SIGMA = 1.5
 RESAMPLES = 500
 LABELS = ("alone", "all")
@@ -196,7 +197,7 @@ def parents(options: argparse.Namespace) -> tuple[Parents, np.ndarray]:
 
 def write_artificial(folder: Path, options: argparse.Namespace) -> None:
     """Blends to deblend, and blends that no catalog tells from galaxies alone."""
-    near = {"magnitudes": 3.0, "least": 0.0, "most": 100.0}
+    near = {"magnitudes": 6.0, "least": 0.0, "most": 100.0}
     wanted = {
         "blends": (Rule(**near, within=9.0), 0.2, options.blends),
         "unseen": (Rule(**near, within=RESOLVED / PIXEL_SCALE), 0.5, options.rows),

@@ -28,6 +28,8 @@ KINDS = ("blend", "single")
 """Classes of what the catalog takes for one object."""
 LEAST_IN_BIN = 50
 """Galaxies that the scale of a bin of errors is fitted to, at least."""
+FLUX_BINS, APART_BINS = 8, 24
+"""Bins of the scale of errors, at most."""
 
 
 def galaxy_names(galaxies: int) -> tuple[str, ...]:
@@ -302,42 +304,73 @@ def found_blends(
     return found
 
 
-def error_scale(flux: Float, error: Float, true: Float, bins: int = 8) -> dict[str, list[float]]:
-    """Factors that make errors hold the truth as often as they say, by brightness.
+def error_scale(
+    flux: Float, error: Float, true: Float, apart: Float | None = None
+) -> dict[str, list[float]]:
+    """Factors that make errors hold the truth as often as they say: by distance, then brightness.
 
-    In each of up to `bins` equally filled bins of the flux the factor is the 0.6827 quantile of
-    |flux - true| / error: with it as many fluxes lie within one error of the truth (split conformal
-    prediction; Lei et al. 2018, JASA 113, 1094). There are as many bins as there are galaxies for,
-    not blends: factors of 28 galaxies made errors worse (`benchmarks/NOTES.md`).
+    In each of some equally filled bins the factor is the 0.6827 quantile of |flux - true| / error:
+    with it as many fluxes lie within one error of the truth (split conformal prediction; Lei et al.
+    2018, JASA 113, 1094). There are as many bins as there are galaxies for, not blends: factors of
+    28 galaxies made errors worse (`benchmarks/NOTES.md`).
 
     Parameters
     ----------
     flux, error, true : float64 ndarray, shape (n,)
         Of objects that nothing was trained with.
+    apart : float64 ndarray, shape (n,), optional
+        How far another galaxy is, pixels; objects of which it is not known (-1) do not count.
 
     Returns
     -------
     dict
         `log_flux`, the bins' median decimal logarithms of the flux, and `scale`, their factors, to
-        be interpolated between (`scaled_errors`). Without enough objects there is one of scale 1.
+        be interpolated between (`scaled_errors`); with distances `apart` and `apart_scale` too, by
+        which the errors are scaled first. Without enough objects there is one factor of 1.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         good = np.isfinite(true) & np.isfinite(error) & (error > 0) & (flux > 0)
+        if apart is not None:
+            good &= apart >= 0
         x, ratio = np.log10(flux[good]), np.abs(flux - true)[good] / error[good]
-    count = min(bins, len(np.unique(true[good])) // LEAST_IN_BIN)
+    galaxies = len(np.unique(true[good]))
+    scale: dict[str, list[float]] = {}
+    if apart is not None:
+        near = apart[good]
+        places, factors = _in_bins(near, ratio, galaxies, APART_BINS)
+        scale = {"apart": places, "apart_scale": factors}
+        ratio = ratio / np.interp(near, places, factors)
+    places, factors = _in_bins(x, ratio, galaxies, FLUX_BINS)
+    return {**scale, "log_flux": places, "scale": factors}
+
+
+def _in_bins(x: Float, ratio: Float, galaxies: int, most: int) -> tuple[list[float], list[float]]:
+    """Medians of x in equally filled bins, and the quantiles of the ratios there."""
+    count = min(most, galaxies // LEAST_IN_BIN)
     if not count:
-        return {"log_flux": [0.0], "scale": [1.0]}
+        return [0.0], [1.0]
     parts = np.array_split(np.argsort(x, kind="stable"), count)
-    return {
-        "log_flux": [float(np.median(x[part])) for part in parts],
-        "scale": [float(np.quantile(ratio[part], CENTRAL)) for part in parts],
-    }
+    return (
+        [float(np.median(x[part])) for part in parts],
+        [float(np.quantile(ratio[part], CENTRAL)) for part in parts],
+    )
 
 
-def scaled_errors(flux: NDArray[Any], error: NDArray[Any], scale: dict[str, Any]) -> NDArray[Any]:
-    """Errors times the factors of `error_scale`, interpolated in the logarithm of the flux."""
+def scaled_errors(
+    flux: NDArray[Any],
+    error: NDArray[Any],
+    scale: dict[str, Any],
+    apart: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """Errors times the factors of `error_scale`, interpolated between the bins.
+
+    Where the distance is not known (-1) that has no factor.
+    """
     place = np.log10(np.maximum(flux, np.finfo(np.float32).tiny))
     factor = np.interp(place, scale["log_flux"], scale["scale"])
+    if apart is not None and "apart" in scale:
+        near = np.interp(apart, scale["apart"], scale["apart_scale"])
+        factor = factor * np.where(apart >= 0, near, 1.0)
     return np.asarray(error * factor, error.dtype)
 
 

@@ -124,6 +124,27 @@ def test_scaled_errors_hold_68_percent_also_by_brightness(seed, wrong):
         assert coverage(flux[some], better[some], true[some]) == pytest.approx(0.6827, abs=0.06)
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 100))
+def test_scaled_errors_hold_68_percent_also_by_distance(seed):
+    random = np.random.default_rng(seed)
+
+    def blends(n):
+        true, apart = 10 ** random.uniform(2, 4, n), random.uniform(0, 10, n)
+        # Near pairs are worse than their errors say; of a tenth nobody knows the distance.
+        flux = true + 0.1 * true * (1 + 3 * (apart < 2)) * random.normal(0, 1, n)
+        return flux, 0.1 * true, true, np.where(random.random(n) < 0.1, -1.0, apart)
+
+    scale = error_scale(*blends(8000))
+    flux, error, true, apart = blends(8000)
+    better = scaled_errors(flux, error, scale, apart)
+    for some in ((apart >= 0) & (apart < 1.5), apart > 2.5):
+        assert coverage(flux[some], better[some], true[some]) == pytest.approx(0.6827, abs=0.06)
+    # Of the others the brightness alone says something.
+    alone = scaled_errors(flux, error, {key: scale[key] for key in ("log_flux", "scale")})
+    np.testing.assert_array_equal(better[apart < 0], alone[apart < 0])
+
+
 def test_few_objects_scale_nothing():
     assert error_scale(*np.ones((3, 49))) == {"log_flux": [0.0], "scale": [1.0]}
     one, true = np.ones(60), 3 + 1e-9 * np.arange(60)

@@ -198,7 +198,9 @@ class ForcedBlend2Flux(ScaledNetwork):
         self.error = nn.Sequential(
             nn.Linear(branch, 128), nn.SELU(), nn.Linear(128, 64), nn.SELU(), nn.Linear(64, outputs)
         )
-        self.tasks = (FluxTask(flux_names(config.galaxies, bands), loss=_loss, positive=True),)
+        self.tasks = (
+            FluxTask(flux_names(config.galaxies, bands), loss=_loss, positive=True, apart=True),
+        )
         self.apply(glorot)
 
     def forward(self, images: Tensor, places: Tensor) -> dict[str, FluxOutput]:
@@ -239,7 +241,9 @@ class ForcedBlend2Flux(ScaledNetwork):
             known / (0.25 + apart),
         ]
         error = (self.error(torch.cat(seen, dim=1)).float() + FIRST_ERROR).clamp(-10.0, 5.0)
-        return {"fluxes": FluxOutput(flux, flux.detach() * error.exp())}
+        nearest = offsets.norm(dim=2).where(known > 0, torch.inf).amin(dim=1)
+        told = nearest.where(nearest.isfinite(), -1.0)
+        return {"fluxes": FluxOutput(flux, flux.detach() * error.exp(), told)}
 
 
 def _loss(output: FluxOutput, flux: Tensor) -> Tensor:

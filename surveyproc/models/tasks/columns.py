@@ -61,7 +61,9 @@ def task_columns(task: Mapping[str, Any], prefix: str) -> tuple[Column, ...]:
             labels = [column_name(one) for one in task["classes"]]
             return schemas.load("photoz_by_class", model=prefix, labels=labels)
         if kind in ("votes", "fluxes"):
-            return schemas.load(kind, model=prefix, task=name, labels=task["names"])
+            found = schemas.load(kind, model=prefix, task=name, labels=task["names"])
+            more = schemas.load("fluxes_apart", model=prefix) if task.get("apart") else ()
+            return (*found, *more)
         if kind == "embedding":
             (one,) = schemas.load("embedding", model=prefix, task=name)
             told = f"{one.description} The vector has {int(task['vector'])} numbers."

@@ -24,10 +24,13 @@ class FluxOutput(NamedTuple):
     ----------
     flux, error : Tensor, shape (n, k)
         Mean and standard deviation, nJy; errors > 0.
+    apart : Tensor, shape (n,), or None
+        How far the nearest galaxy is that the network was told of, pixels; -1 if of none.
     """
 
     flux: Tensor
     error: Tensor
+    apart: Tensor | None = None
 
 
 FluxLoss = Callable[[FluxOutput, Tensor], Tensor]
@@ -50,6 +53,8 @@ class FluxTask(Task):
     positive : bool
         Whether a true flux must be positive, as for a relative loss; others count as missing. A
         training then scales the errors by the rows held out (`evaluate.blends.error_scale`).
+    apart : bool
+        Whether outputs say how far the nearest galaxy is: a column, by which errors are scaled too.
     """
 
     kind: ClassVar[str] = "fluxes"
@@ -62,15 +67,17 @@ class FluxTask(Task):
         weight: float = 1.0,
         loss: FluxLoss | None = None,
         positive: bool = False,
+        apart: bool = False,
     ) -> None:
         self.names, self.name, self.weight = tuple(names), name, weight
         self.targets = (Target(name, len(self.names)),)
-        self.positive = positive
+        self.positive, self.apart = positive, apart
         self._loss = loss or normal_loss
 
     def describe(self) -> dict[str, Any]:
-        """With `names`."""
-        return {"name": self.name, "kind": self.kind, "names": list(self.names)}
+        """With `names`, and `apart` if distances are among the values."""
+        more = {"apart": True} if self.apart else {}
+        return {"name": self.name, "kind": self.kind, "names": list(self.names), **more}
 
     def loss(self, output: FluxOutput, targets: Mapping[str, Tensor]) -> Tensor:
         """What the network gave as loss, or `normal_loss`."""
@@ -83,14 +90,17 @@ class FluxTask(Task):
         return FluxOutput(
             means.mean(dim=0),
             (variances.mean(dim=0) + means.var(dim=0, correction=0)).sqrt(),
+            outputs[0].apart,
         )
 
     def values(self, output: FluxOutput) -> dict[str, NDArray[Any]]:
-        """All fluxes, then all errors."""
+        """All fluxes, then all errors, then distances."""
         found: dict[str, NDArray[Any]] = {}
         for start, whole in (("flux", output.flux), ("flux_err", output.error)):
             part = whole.float().cpu().numpy()
             found |= {f"{start}_{name}": part[:, k].copy() for k, name in enumerate(self.names)}
+        if output.apart is not None:
+            found["apart"] = output.apart.float().cpu().numpy()
         return found
 
     def encode(self, labels: Labels, settings: TrainingSection) -> dict[str, Float]:
@@ -107,12 +117,10 @@ class FluxTask(Task):
         """Of every flux what `evaluate.blends.error_scale` says; None unless they are positive."""
         if not self.positive:
             return None
-        true = targets[self.name]
+        true, wide = targets[self.name], {k: v.astype(np.float64) for k, v in values.items()}
         return {
             name: error_scale(
-                values[f"flux_{name}"].astype(np.float64),
-                values[f"flux_err_{name}"].astype(np.float64),
-                true[:, k],
+                wide[f"flux_{name}"], wide[f"flux_err_{name}"], true[:, k], wide.get("apart")
             )
             for k, name in enumerate(self.names)
         }
@@ -122,7 +130,9 @@ class FluxTask(Task):
         found = dict(values)
         for name in self.names:
             flux, error = found[f"flux_{name}"], found[f"flux_err_{name}"]
-            found[f"flux_err_{name}"] = scaled_errors(flux, error, calibration[name])
+            found[f"flux_err_{name}"] = scaled_errors(
+                flux, error, calibration[name], found.get("apart")
+            )
         return found
 
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_averages_are_those_of_the_probabilities():
     # Two normal distributions: the variance of their mixture is theirs and that of their means.
     first = FluxOutput(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
     second = FluxOutput(torch.tensor([[5.0]]), torch.tensor([[4.0]]))
-    flux, error = FluxTask(("g",)).average([first, second])
+    flux, error, _ = FluxTask(("g",)).average([first, second])
     assert (flux.item(), error.item()) == (3.0, pytest.approx((10 + 4) ** 0.5))
 
 
