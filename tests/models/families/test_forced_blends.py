@@ -8,6 +8,7 @@ from surveyproc.errors import ConfigError
 from surveyproc.images.places import marked
 from surveyproc.models.base import build
 from surveyproc.models.families.forced_blends import LightUnits
+from surveyproc.models.tasks.columns import task_columns
 from surveyproc.models.tasks.fluxes import FluxOutput, ratio_loss
 from surveyproc.testing import check_network
 
@@ -84,6 +85,19 @@ def test_a_brighter_blend_is_the_same_blend():
     torch.testing.assert_close(50 * one, other, rtol=1e-4, atol=0.0)
     elsewhere = torch.from_numpy(marked(np.array([[[-3.0, 2.0]]] * 4), 16))
     assert not torch.allclose(one, network(images, elsewhere)["fluxes"].flux, rtol=1e-2)
+
+
+def test_it_says_how_far_the_nearest_galaxy_is():
+    torch.manual_seed(0)
+    network = build("forced_blend2flux", ("r",), SMALL | {"galaxies": 3}).eval()
+    offsets = np.array([[[3.0, 4.0], [6.0, 0.0]], [[np.nan, np.nan], [0.0, -2.0]]] * 2)
+    offsets[3] = np.nan
+    images = torch.rand(4, 1, 16, 16)
+    output = network(images, torch.from_numpy(marked(offsets, 16)))["fluxes"]
+    assert output.apart.tolist() == [5.0, 2.0, 5.0, -1.0]
+    (task,) = network.tasks
+    assert task.values(output)["apart"].tolist() == [5.0, 2.0, 5.0, -1.0]
+    assert [one.name for one in task_columns(task.describe(), "m")][-1] == "m_apart"
 
 
 def test_half_costs_as_much_as_twice():
