@@ -1,4 +1,4 @@
-"""How many peaks of light an image has near its centre."""
+"""Peaks of light near the centre of an image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ LEAST_APART = 2.0
 """Pixels from the centre at which a peak is another one than the object's own."""
 
 
-def has_other_peak(image: NDArray[np.floating], radius: float) -> bool:
-    """Whether a source besides the central one peaks within `radius` pixels of the centre.
+def other_peak(image: NDArray[np.floating], radius: float) -> tuple[float, float] | None:
+    """Where a source besides the central one peaks within `radius` pixels of the centre.
 
     Sources are those of `measure.classical_blends.COLD`. The one nearest to the centre is the
     object, wherever it is. Pixels that are not finite are masked.
@@ -24,16 +24,21 @@ def has_other_peak(image: NDArray[np.floating], radius: float) -> bool:
         Background subtracted, the object at index side // 2.
     radius : float
         Pixels.
+
+    Returns
+    -------
+    (float, float) or None
+        (x, y) of the nearest one from the centre, pixels; None if there is none.
     """
     if image.ndim != 2 or image.shape[0] != image.shape[1]:
         raise InputError(f"peaks: an image of shape {image.shape} is not (side, side)")
     masked = ~np.isfinite(image)
     if masked.all():
-        return False
+        return None
     sources = detect(image, COLD, masked)
-    if len(sources) < 2:
-        return False
     middle = image.shape[-1] // 2
-    apart = np.hypot(sources["ypeak"] - middle, sources["xpeak"] - middle)
-    others = np.sort(apart)[1:]
-    return bool(((others <= radius) & (others >= LEAST_APART)).any())
+    x, y = (sources[name] - float(middle) for name in ("xpeak", "ypeak"))
+    apart = np.hypot(x, y)
+    order = np.argsort(apart, kind="stable")[1:]
+    near = order[(apart[order] <= radius) & (apart[order] >= LEAST_APART)]
+    return (float(x[near[0]]), float(y[near[0]])) if len(near) else None

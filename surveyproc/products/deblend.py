@@ -16,7 +16,7 @@ from surveyproc.config.sections import BlendModelSection, ProductSection
 from surveyproc.errors import ConfigError
 from surveyproc.evaluate.blends import flux_names, galaxy_names
 from surveyproc.images.cube import finest_tile
-from surveyproc.measure.peaks import has_other_peak
+from surveyproc.measure.peaks import other_peak
 from surveyproc.models.tasks.columns import column_name
 from surveyproc.products.base import Batch, Inputs, PixelArray, RowTable
 from surveyproc.products.network import NetworkProduct
@@ -29,7 +29,7 @@ NEIGHBOUR, PEAKS, PROBABLE = 1, 2, 4
 LEAST_APART = 1.0
 """Pixels below which two objects of the catalog are in one place."""
 # Raise it when the same cutouts give other numbers.
-FORMAT = 1
+FORMAT = 2
 
 
 class DeblendSection(BlendModelSection):
@@ -60,7 +60,8 @@ class DeblendProduct(NetworkProduct):
 
     An object is blended if the catalog has another one within the radius, if there is more than one
     peak within it, or if its blend probability is above a threshold: bits 1, 2 and 4 of
-    `<product>_signs`. Others have null fluxes, blendedness 0, and the flags of their cutouts alone.
+    `<product>_signs`. A network that is told of neighbours is told of the peak where the catalog
+    has none. Others have null fluxes, blendedness 0, and the flags of their cutouts alone.
 
     Blendedness is 1 - f / F, of the fluxes of the object and of all galaxies of the blend (after
     Bosch et al. 2018, PASJ 70, S5, section 4.9.11), summed over the bands, negative ones as 0.
@@ -219,7 +220,7 @@ class DeblendProduct(NetworkProduct):
         flags = np.asarray(batch.flags, np.int32).copy()
         flags[empty] |= schemas.flag("no_image")
         flags[~seen.all(axis=1)] |= schemas.flag("missing_band")
-        signs = self._signs(batch, images)
+        signs, peaks = self._signs(batch, images)
         rows = np.flatnonzero((signs > 0) & ~empty)
         flux = np.full((n, self._galaxies, len(self._bands)), np.nan, np.float32)
         error = flux.copy()
@@ -227,7 +228,7 @@ class DeblendProduct(NetworkProduct):
         if self._keep_masks:
             masks = np.zeros((n, *self.pixels[0].shape), np.uint8)
         if len(rows):
-            found = super().compute(_taken(batch, rows))
+            found = super().compute(_taken(_told_of(batch, peaks), rows))
             flags[rows] |= found[f"{self.name}_flag"]
             useless = self._useless(batch, flags)[rows]
             flux[rows], error[rows] = (
@@ -255,22 +256,27 @@ class DeblendProduct(NetworkProduct):
         return out
 
     def _places(self, batch: Batch) -> NDArray[np.float64] | None:
-        if batch.neighbour_pixels is None:
-            return np.full((len(batch.flags), self._galaxies - 1, 2), np.nan)
+        assert batch.neighbour_pixels is not None
         return batch.neighbour_pixels[:, : self._galaxies - 1]
 
-    def _signs(self, batch: Batch, images: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Why objects are taken for blended, as bits."""
+    def _signs(
+        self, batch: Batch, images: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Why objects are taken for blended, as bits, and (x, y) of the peaks beside them."""
+        peaks = np.full((len(batch.flags), 2), np.nan)
         signs = np.zeros(len(batch.flags), np.int32)
         signs[_distances(batch)[:, 0] <= self._radius] |= NEIGHBOUR
         if self._peaks and batch.pixel_scale is not None:
             for row, scale in enumerate(batch.pixel_scale):
-                if np.isfinite(scale) and has_other_peak(images[row, 0], self._radius / scale):
+                if not np.isfinite(scale):
+                    continue
+                if place := other_peak(images[row, 0], self._radius / scale):
                     signs[row] |= PEAKS
+                    peaks[row] = place
         if self._probability is not None:
             column, threshold = self._probability
             signs[np.asarray(batch.columns[column]) > threshold] |= PROBABLE
-        return signs
+        return signs, peaks
 
     def _useless(self, batch: Batch, flags: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Where no flux can be believed."""
@@ -333,6 +339,19 @@ def _taken(batch: Batch, rows: NDArray[np.int64]) -> Batch:
     }
     columns = {name: values[rows] for name, values in batch.columns.items()}
     return replace(batch, columns=columns, **arrays)
+
+
+def _told_of(batch: Batch, peaks: NDArray[np.float64]) -> Batch:
+    """The batch with a peak for a neighbour where the catalog has none."""
+    n, most = len(peaks), 1
+    if batch.neighbour_offsets is not None:
+        most = batch.neighbour_offsets.shape[1]
+    places = np.full((n, most, 2), np.nan)
+    if batch.neighbour_pixels is not None:
+        places = batch.neighbour_pixels.copy()
+    alone = np.isnan(places[:, 0]).any(axis=1)
+    places[alone, 0] = peaks[alone]
+    return replace(batch, neighbour_pixels=places)
 
 
 def _distances(batch: Batch) -> NDArray[np.float64]:

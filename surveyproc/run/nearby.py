@@ -37,7 +37,8 @@ def with_neighbours(
     if reader is not None and batch.tiles is not None and batch.positions is not None:
         ra, dec = (table[name].to_numpy()[index] for name in ("ra", "dec"))
         pixels = np.full(offsets.shape, np.nan)
-        for tile in reader.tiles:
+        names = set(batch.tiles.tolist())
+        for tile in (one for one in reader.tiles if one.id in names):
             row, place = np.nonzero(
                 (batch.tiles == tile.id)[:, None] & np.isfinite(offsets).all(axis=2)
             )

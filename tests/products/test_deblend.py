@@ -8,7 +8,7 @@ import torch
 
 from surveyproc import schemas
 from surveyproc.errors import ConfigError
-from surveyproc.measure.peaks import has_other_peak
+from surveyproc.measure.peaks import other_peak
 from surveyproc.models.base import build
 from surveyproc.models.package import save_package
 from surveyproc.products.base import Batch
@@ -165,9 +165,9 @@ def test_a_network_is_told_where_the_neighbours_are(packages):
     assert np.isfinite(here[1:3]).all()
     assert here[1] != there[1]
     assert here[2] == there[2]
-    # Without pixels of theirs, peaks, say, it is told of none.
-    blind = product.compute(replace(given, neighbour_pixels=None))["deblend_flux_r"]
-    assert blind[2] == here[2]
+    # Without neighbours of the catalog it is told of the peak, and of nothing where there is none.
+    found = product.compute(replace(given, neighbour_pixels=None))["deblend_flux_r"]
+    assert found[1:3].tolist() == here[1:3].tolist()
     with pytest.raises(ConfigError, match="told the places of neighbours, which products of kind"):
         NetworkProduct(packages["forced_blend2flux"], name="other")
 
@@ -214,11 +214,12 @@ def test_versions_depend_on_settings(packages):
 
 def test_peaks_near_the_centre():
     noise = np.random.default_rng(2).normal(0, 1, (SIDE, SIDE))
-    assert not has_other_peak(noise, 16)
-    assert not has_other_peak(noise + galaxy(2000.0), 16)
-    pair = noise + galaxy(2000.0) + galaxy(1000.0, 6, 0)
-    assert has_other_peak(pair, 8)
-    assert not has_other_peak(pair, 4)
+    assert other_peak(noise, 16) is None
+    assert other_peak(noise + galaxy(2000.0), 16) is None
+    pair = noise + galaxy(2000.0) + galaxy(1000.0, 6, -1)
+    assert other_peak(pair, 8) == (-1.0, 6.0)
+    assert other_peak(pair + galaxy(1500.0, 0, 10), 11) == (-1.0, 6.0)
+    assert other_peak(pair, 4) is None
     pair[19:26, 12:20] = np.nan
-    assert not has_other_peak(pair, 8)
-    assert not has_other_peak(np.full((SIDE, SIDE), np.nan), 8)
+    assert other_peak(pair, 8) is None
+    assert other_peak(np.full((SIDE, SIDE), np.nan), 8) is None
