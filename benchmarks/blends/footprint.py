@@ -110,7 +110,6 @@ images = "blends/blends/train"
 epochs = {epochs}
 batch_size = {batch}
 learning_rates = [1e-3]
-shift = 0
 """
 PHOTOZ = """
 [[products]]

@@ -61,7 +61,6 @@ architecture_settings = {{ cutout = {side}, depth = 4, filters = 12 }}
 images = "blends/blends/train"
 epochs = {epochs}
 learning_rates = [1e-3]
-shift = 0
 [[products]]
 name = "deblend"
 model = "blend2mask2flux"
@@ -80,7 +79,6 @@ images = "blends/blends/train"
 start = "unet"
 epochs = {flux_epochs}
 learning_rates = [1e-3]
-shift = 0
 [[products]]
 name = "deblend_forced"
 model = "forced_blend2flux"
@@ -89,7 +87,6 @@ radius = {radius}
 [products.training]
 images = "three/blends/train"
 epochs = {forced_epochs}
-shift = 0
 """
 
 

@@ -226,7 +226,11 @@ class TrainingSection(LabelTableSection):
         "float32", description="Of the networks' layers in training."
     )
     accumulate: int = Field(1, ge=1, description="Parts in which a step's gradients are computed.")
-    shift: int = Field(2, ge=0, description="Largest shift of a cutout in training, pixels.")
+    shift: int = Field(
+        2,
+        ge=0,
+        description="Largest shift of a cutout in training, pixels; artificial blends stay.",
+    )
     zoom: float | None = Field(
         None,
         ge=1,

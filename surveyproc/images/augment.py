@@ -9,8 +9,8 @@ interpolate.
 The object's pixel is at index side // 2 of what comes in and at cutout // 2 of what goes out. A
 window of odd side turns and flips about that pixel. A window of even side has no central pixel: its
 mirror image would move the object from cutout // 2 to cutout // 2 - 1, so the window is cut one
-pixel further along that axis, and the object stays. Only where the input ends there (no margin, or
-a shift as large as the margin) does it stay where it is, and the object is one pixel lower.
+pixel further along that axis, and the object stays. Where the input ends there (no margin, or a
+shift as large as the margin) that line comes from the other edge.
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ class Distortion:
         return images
 
 
-def augment(images: Tensor, generator: torch.Generator, cutout: int) -> Tensor:
+def augment(
+    images: Tensor, generator: torch.Generator, cutout: int, shift: int | None = None
+) -> Tensor:
     """A random window of each object, turned and flipped at random.
 
     All objects draw for themselves: each of the eight turns and mirror images of the square is as
-    likely, and so is every shift along x and along y within the margin, (side - cutout) // 2
-    pixels. The object is within that margin of cutout // 2 afterwards, without a margin within one
-    pixel.
+    likely, and so is every shift along x and along y within `shift` pixels. The object is within
+    that of cutout // 2 afterwards.
 
     Parameters
     ----------
@@ -79,6 +80,8 @@ def augment(images: Tensor, generator: torch.Generator, cutout: int) -> Tensor:
         On the CPU, so that every device makes the same draws.
     cutout : int
         Side of the windows, at most `side`.
+    shift : int, optional
+        At most the margin, (side - cutout) // 2, which is the default.
 
     Returns
     -------
@@ -91,15 +94,14 @@ def augment(images: Tensor, generator: torch.Generator, cutout: int) -> Tensor:
         If `images` are not square or smaller than `cutout`.
     """
     n, bands, side, _ = images.shape
-    start, spare = _start(images, cutout), side - cutout
-    shift = spare // 2
+    start, margin = _start(images, cutout), (side - cutout) // 2
+    shift = margin if shift is None else min(shift, margin)
     draws = torch.randint(-shift, shift + 1, (2, n, 1), generator=generator)
     coins = torch.randint(0, 2, (3, n, 1), generator=generator).bool()
     flips, turned = coins[:2], coins[2]
     first = start + draws + (flips if cutout % 2 == 0 else 0)
-    first = first.clamp(0, spare)
     along = torch.arange(cutout)
-    y, x = first + torch.where(flips, along.flip(0), along)
+    y, x = (first + torch.where(flips, along.flip(0), along)) % side
     # Flipped along either axis, then reflected in the diagonal: the eight elements of the group.
     plain = y[:, :, None] * side + x[:, None, :]
     place = torch.where(turned[:, :, None], plain.transpose(1, 2), plain)

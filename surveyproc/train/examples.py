@@ -199,7 +199,8 @@ class Examples:
             if draws is None:
                 planes = centre(planes, self.reads.cutout)
             else:
-                planes = augment(planes, draws, self.reads.cutout)
+                shift = None if self.cube is None else self.cube.shift
+                planes = augment(planes, draws, self.reads.cutout, shift)
             if self.reads.neighbours:
                 inputs["places"] = planes[:, -self.reads.neighbours :]
             planes, masks = self._parted(planes)

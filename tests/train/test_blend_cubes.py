@@ -185,6 +185,22 @@ def test_places_turn_with_their_images(made, epoch):
     assert (inputs["places"].sum(dim=(1, 2, 3)) == 1).all()
 
 
+def test_the_central_galaxy_stays_where_a_run_has_it(made):
+    """What lies about the stamps is light of the companions, and no room to move them in."""
+    cube, cutout = made[0], SIDE - 6
+    tensors = {"cube_row": torch.arange(cube.n)}
+    held = torch.zeros(cube.n, dtype=torch.bool)
+    reads = Reads(images=cube.bands, cutout=cutout)
+    examples = Examples(reads, tensors, {}, held, cube, BandDropout(0.0, 0.0), seed=0)
+    _, targets = next(iter(examples.training(0, 0, batch=200, rank=0, world=1, device="cpu")))
+    # Round masks about the central pixel, of which some are cut by the companions' edges.
+    centre = targets["masks"][:, 0, cutout // 2, cutout // 2]
+    y, x = (np.indices((cutout, cutout)) - cutout // 2)[:, None]
+    own = targets["masks"][:, 0].numpy()
+    assert (centre == 1).all()
+    assert np.abs([(own * y).sum((1, 2)), (own * x).sum((1, 2))]).max() == 0
+
+
 def test_a_network_is_trained_with_places(made):
     settings = {"cutout": SIDE, "width": 4, "dense": [16]}
     package = go(made, "forced_blend2flux", network=settings, epochs=4)
