@@ -95,6 +95,7 @@ radius = {radius}
 [products.training]
 images = "unseen/blends/train"
 epochs = {probability_epochs}
+shift = 4
 zoom = 1.0
 
 [[products]]

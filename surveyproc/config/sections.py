@@ -229,7 +229,8 @@ class TrainingSection(LabelTableSection):
     shift: int = Field(
         2,
         ge=0,
-        description="Largest shift of a cutout in training, pixels; artificial blends stay.",
+        description="Largest shift of a cutout in training, pixels; by default 0 for networks of "
+        "blends, whose central galaxy is in the centre.",
     )
     zoom: float | None = Field(
         None,

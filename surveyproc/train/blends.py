@@ -144,8 +144,6 @@ def write_blends(
             "cutout": parents.side,
             "pixel_scale": pixel_scale,
             "pixel_targets": {MASKS: galaxies},
-            # The central galaxy is where a run has it; what lies about is the companions' light.
-            "shift": 0,
             "galaxies": galaxies,
             "isolated": isolated,
             "select": parents.bands[parents.select],

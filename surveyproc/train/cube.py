@@ -116,12 +116,6 @@ class TrainingCube:
         return dict(self.record.get("pixel_targets", {}))
 
     @property
-    def shift(self) -> int | None:
-        """Pixels by which cutouts may be moved in training; None for all that lie about them."""
-        found = self.record.get("shift")
-        return None if found is None else int(found)
-
-    @property
     def planes(self) -> int:
         """Planes of an object that `read` gives."""
         return len(self.bands) + sum(self.pixel_targets.values())
@@ -221,8 +215,8 @@ def finish(store: Store, key: str, index: pa.Table, record: Mapping[str, Any]) -
     index : pyarrow.Table
         One row an object, in the array's order.
     record : mapping
-        `bands`, `cutout`, `pixel_scale`, `pixel_targets` if there are any, `shift` if cutouts are
-        moved by less than what lies about them, and whatever is worth keeping.
+        `bands`, `cutout`, `pixel_scale`, `pixel_targets` if there are any, and whatever is worth
+        keeping.
     """
     sink = BytesIO()
     pq.write_table(index, sink, compression="zstd", compression_level=1)

@@ -81,6 +81,8 @@ class Examples:
         Of order and perturbations.
     distortion : Distortion
         Of the cutouts of training rows.
+    shift : int, optional
+        By how many pixels these are moved at most; by default as far as the cube's reach.
     """
 
     reads: Reads
@@ -91,6 +93,7 @@ class Examples:
     dropout: BandDropout
     seed: int
     distortion: Distortion = NO_DISTORTION
+    shift: int | None = None
 
     @property
     def rows(self) -> int:
@@ -199,8 +202,7 @@ class Examples:
             if draws is None:
                 planes = centre(planes, self.reads.cutout)
             else:
-                shift = None if self.cube is None else self.cube.shift
-                planes = augment(planes, draws, self.reads.cutout, shift)
+                planes = augment(planes, draws, self.reads.cutout, self.shift)
             if self.reads.neighbours:
                 inputs["places"] = planes[:, -self.reads.neighbours :]
             planes, masks = self._parted(planes)

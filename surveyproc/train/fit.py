@@ -79,6 +79,8 @@ class FitSettings:
     ema : float
         Decay of the running mean of the weights (Polyak & Juditsky 1992), which then is what is
         validated and kept; 0 keeps the weights themselves.
+    shift : int
+        By how many pixels cutouts are moved in training, at most.
     zoom, dimming, shrinking, turning : float, tuple of float, tuple of float, float
         Of cutouts in training: see `images.augment.Distortion`.
     """
@@ -101,6 +103,7 @@ class FitSettings:
     stop_by: str = ""
     slow_by: str = ""
     logistic: tuple[float, ...] = ()
+    shift: int = 2
     zoom: float = 1.0
     dimming: tuple[float, float] = (1.0, 1.0)
     shrinking: tuple[float, float] = (1.0, 1.0)

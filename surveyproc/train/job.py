@@ -88,6 +88,7 @@ class Job:
             dropout=BandDropout(settings.dropped_rows, settings.dropped_bands),
             seed=settings.seed,
             distortion=settings.distortion,
+            shift=settings.shift,
         )
         return network, examples, settings
 

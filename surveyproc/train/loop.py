@@ -48,7 +48,7 @@ from surveyproc.train.job import DATA, TARGET, Job
 from surveyproc.train.scores import cutouts_of, fit_outputs, flux_of, measure, some_of
 from surveyproc.train.split import check_cutout, check_rows, check_size, folds_of, set_aside
 
-RECIPE = 5
+RECIPE = 6
 """Raised when a change of the loop or the features changes the weights it ends with."""
 
 SCALING_ROWS = 4096
@@ -248,7 +248,7 @@ def _fit_settings(
 ) -> FitSettings:
     """What suits the network, unless the settings say otherwise, unless `options` do."""
     keys = {"patience", "precision", "accumulate", "dropped_rows", "dropped_bands"}
-    keys |= {"zoom", "dimming", "shrinking", "turning"}
+    keys |= {"shift", "zoom", "dimming", "shrinking", "turning"}
     said = settings.model_dump(include=keys & settings.model_fields_set, exclude_none=True)
     said |= {key: tuple(one) for key, one in said.items() if isinstance(one, list)}
     if settings.learning_rates:

@@ -185,20 +185,23 @@ def test_places_turn_with_their_images(made, epoch):
     assert (inputs["places"].sum(dim=(1, 2, 3)) == 1).all()
 
 
-def test_the_central_galaxy_stays_where_a_run_has_it(made):
+@pytest.mark.parametrize("name", ["blend2flux", "unet", "blend2mask2flux", "forced_blend2flux"])
+def test_networks_of_blends_are_shown_the_central_galaxy_in_the_centre(made, name):
     """What lies about the stamps is light of the companions, and no room to move them in."""
     cube, cutout = made[0], SIDE - 6
+    shift = {**build(name, cube.bands, {"cutout": 16}).fit_options}["shift"]
     tensors = {"cube_row": torch.arange(cube.n)}
     held = torch.zeros(cube.n, dtype=torch.bool)
     reads = Reads(images=cube.bands, cutout=cutout)
-    examples = Examples(reads, tensors, {}, held, cube, BandDropout(0.0, 0.0), seed=0)
-    _, targets = next(iter(examples.training(0, 0, batch=200, rank=0, world=1, device="cpu")))
-    # Round masks about the central pixel, of which some are cut by the companions' edges.
-    centre = targets["masks"][:, 0, cutout // 2, cutout // 2]
-    y, x = (np.indices((cutout, cutout)) - cutout // 2)[:, None]
-    own = targets["masks"][:, 0].numpy()
-    assert (centre == 1).all()
-    assert np.abs([(own * y).sum((1, 2)), (own * x).sum((1, 2))]).max() == 0
+    given = reads, tensors, {}, held, cube, BandDropout(0.0, 0.0)
+    y, x = np.indices((cutout, cutout)) - cutout // 2
+    for moved, most in ((shift, 0), (3, 3)):
+        examples = Examples(*given, seed=0, shift=moved)
+        _, targets = next(iter(examples.training(0, 0, batch=200, rank=0, world=1, device="cpu")))
+        own = targets["masks"][:, 0].numpy()
+        # Round masks about the central pixel.
+        off = [(own * one).sum((1, 2)) / own.sum((1, 2)) for one in (y, x)]
+        assert np.abs(off).max() == pytest.approx(most, abs=1e-4)
 
 
 def test_a_network_is_trained_with_places(made):

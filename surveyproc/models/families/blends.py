@@ -356,6 +356,7 @@ class _OfBlends(ScaledNetwork):
         "rates": (1e-4,),
         "schedule": "cosine",
         "dropped_rows": 0.0,
+        "shift": 0,
     }
 
     def __init__(self, bands: tuple[str, ...], cutout: int) -> None:

@@ -176,6 +176,7 @@ class ForcedBlend2Flux(ScaledNetwork):
         "rates": (1e-3,),
         "schedule": "cosine",
         "dropped_rows": 0.0,
+        "shift": 0,
     }
     scaling: LightUnits
 
