@@ -172,7 +172,7 @@ class PixelUnits(BandScaling):
     An object is outside of the training range by the brightest place of its stamp, not by its
     centre: a star beside it spoils its fluxes too.
 
-    Fluxes add up in pixels as they are; compressed ones (`BandScaling`) had a larger MAPE (17, 16 %).
+    Fluxes add up in pixels as they are; compressed ones (`BandScaling`) did worse (MAPE 17, 16 %).
 
     Parameters
     ----------
