@@ -132,7 +132,7 @@ def trained(cube: TrainingCube, name: str, options: argparse.Namespace) -> Packa
         **more,
     )
     return train(
-        blend_training_set(cube, fluxes=name != "unet"),
+        blend_training_set(cube, fluxes=name != "unet", told=name.startswith("forced")),
         settings=section,
         store=cube.store,
         name=name.replace(", ", "-"),
@@ -151,7 +151,7 @@ def answered(
     """What a network says of the test blends; it is trained if nobody did so before."""
     train_cube, test_cube = cubes
     path = folder / f"answer-{name.replace(', ', '-')}.npz"
-    images, places = pixels(test_cube, np.arange(test_cube.n)), blend_truth(test_cube).places
+    images, truth = pixels(test_cube, np.arange(test_cube.n)), blend_truth(test_cube)
     seen = float(np.abs(images[:100]).sum(dtype=np.float64))
     if not path.exists():
         started = time.perf_counter()
@@ -162,7 +162,11 @@ def answered(
         masks = package.metrics["held_out"].get("masks", {})
         told = {"masks": masks, "trained in": round(seconds), "device": device_here()}
         told["parameters"] = parameters(train_cube, *networks(train_cube, options)[name][:2])
+        places = truth.nearest_first().places
         found = {} if name == "unet" else of_network(package, images, places, options)
+        if name.startswith("forced"):
+            back = np.argsort(truth.nearest, axis=1)[..., None]
+            found = {key: np.take_along_axis(one, back, axis=1) for key, one in found.items()}
         np.savez(path, told=json.dumps(told), seen=seen, **found)
     with np.load(path) as held:
         if not np.isclose(held["seen"], seen):

@@ -72,8 +72,10 @@ class DeblendProduct(NetworkProduct):
     has companions. Fluxes are null with `same_place`, and with `missing_band` if the model does not
     do without bands.
 
-    Every galaxy of a blend is a row of the table `<product>_galaxies`. The companion number k is
-    the k-th nearest neighbour, unless there are more of these than companions.
+    Every galaxy of a blend is a row of the table `<product>_galaxies`. For a network that is told
+    of neighbours the companion number k is the k-th nearest of them. One that is not, and has one
+    companion, means the only neighbour; which of several it means, or who its several companions
+    are, which come brightest first, nothing says: they have no neighbour's id.
 
     Parameters
     ----------
@@ -313,11 +315,12 @@ class DeblendProduct(NetworkProduct):
         self, batch: Batch, flux: NDArray[np.float32], error: NDArray[np.float32]
     ) -> dict[str, NDArray[Any]]:
         """The table: every galaxy of a blend whose fluxes are known."""
-        count = np.isfinite(_distances(batch)).sum(axis=1)
         ids = np.zeros((len(flux), self._galaxies), np.int64)
-        if batch.neighbour_ids is not None:
+        told = self.package.reads.get("neighbours")
+        if batch.neighbour_ids is not None and (told or self._galaxies == 2):
             ids[:, 1:] = batch.neighbour_ids[:, : self._galaxies - 1]
-        ids[count >= self._galaxies] = 0
+        if not told:
+            ids[np.isfinite(_distances(batch)).sum(axis=1) > 1] = 0
         row, galaxy = np.nonzero(np.isfinite(flux).any(axis=2))
         columns: dict[str, NDArray[Any]] = {
             "row": row,

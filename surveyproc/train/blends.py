@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import surveyproc
 from surveyproc.catalogs.labels import TARGET
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.evaluate.blends import KINDS, flux_names, galaxy_names
+from surveyproc.evaluate.blends import KINDS, galaxy_names
 from surveyproc.progress import Meter
 from surveyproc.simulate.blends import PAPER, Blends, Int, Rule, add, choose, left_alone, split
 from surveyproc.simulate.parents import Parents
@@ -248,6 +248,19 @@ class BlendTruth:
     parent: Int
 
     @property
+    def nearest(self) -> Int:
+        """The galaxies of each blend from the central one outwards, shape (n, k)."""
+        away = np.linalg.norm(self.shift[:, 1:], axis=2)
+        away[self.parent[:, 1:] < 0] = np.inf
+        order = 1 + np.argsort(away, axis=1, kind="stable")
+        return np.pad(order, ((0, 0), (1, 0)))
+
+    def nearest_first(self) -> BlendTruth:
+        """The same in the order of `nearest`, in which a catalog tells of neighbours."""
+        where = np.arange(len(self.flux))[:, None], self.nearest
+        return BlendTruth(**{one.name: getattr(self, one.name)[where] for one in fields(self)})
+
+    @property
     def places(self) -> Float:
         """(x, y) of the companions minus the central pixel, shape (n, k - 1, 2); NaN without."""
         there = self.parent[:, 1:, None] >= 0
@@ -291,8 +304,10 @@ def blend_truth(cube: TrainingCube) -> BlendTruth:
         names = galaxy_names(galaxies)
         return np.stack([table[f"{start}_{name}"].to_numpy() for name in names], axis=1)
 
+    flux = np.asarray(table[f"{TARGET}{FLUXES}"].combine_chunks().flatten())
     return BlendTruth(
-        flux=_fluxes(cube).reshape(cube.n, galaxies, len(cube.bands)),
+        # A copy: Arrow's own numbers cannot be written to, which torch warns of.
+        flux=flux.reshape(cube.n, galaxies, len(cube.bands)).astype(np.float64),
         magnitude=columns("mag"),
         radius=columns("radius"),
         kind=columns("kind"),
@@ -319,7 +334,7 @@ def open_blends(url: str) -> TrainingCube:
 
 
 def blend_training_set(
-    cube: TrainingCube, *, fluxes: bool = True, classes: bool = False
+    cube: TrainingCube, *, fluxes: bool = True, classes: bool = False, told: bool = False
 ) -> TrainingSet:
     """The training set of a cube of blends, which says itself what is held out.
 
@@ -331,21 +346,28 @@ def blend_training_set(
         Whether the network learns fluxes; masks come with the cube.
     classes : bool
         Whether it learns which rows are blends and which are galaxies alone.
+    told : bool
+        Whether it is told where the companions are. They come nearest first then, as `deblend`
+        tells a footprint's; else in the order of the cube and of its masks, brightest first.
 
     Raises
     ------
     InputError
         If the cube holds no blends.
     """
-    _galaxies(cube)
-    targets: dict[str, NDArray[Any]] = {FLUXES: _fluxes(cube)} if fluxes else {}
+    truth = blend_truth(cube)
+    if told:
+        truth = truth.nearest_first()
+    targets: dict[str, NDArray[Any]] = {}
+    if fluxes:
+        targets[FLUXES] = truth.flux.reshape(cube.n, -1)
     if classes:
         targets[CLASS] = cube.index[f"{TARGET}{CLASS}"].to_numpy().astype(object)
     return TrainingSet.of_cube(
         cube,
         targets,
         held_out=cube.index["held_out"].to_numpy().astype(bool),
-        places=blend_truth(cube).places,
+        places=truth.places,
     )
 
 
@@ -355,10 +377,3 @@ def _galaxies(cube: TrainingCube) -> int:
             f"{cube.store.url_of(cube.key)} holds no blends: `surveyproc blends` makes such a cube"
         )
     return int(cube.record["galaxies"])
-
-
-def _fluxes(cube: TrainingCube) -> Float:
-    outputs = len(flux_names(_galaxies(cube), cube.bands))
-    flat = np.asarray(cube.index[f"{TARGET}{FLUXES}"].combine_chunks().flatten())
-    # A copy: Arrow's own numbers cannot be written to, which torch warns of.
-    return flat.reshape(-1, outputs).astype(np.float64)

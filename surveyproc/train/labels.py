@@ -83,9 +83,14 @@ def labelled_blends(config: SurveyConfig, section: ModelSection) -> TrainingSet:
     ConfigError, InputError
         As `untrained`.
     """
-    learned = _of_blends(untrained(config, section))
-    cube = _blends(config, section)
-    return blend_training_set(cube, fluxes=FLUXES in learned, classes=CLASS in learned)
+    network = untrained(config, section)
+    learned = _of_blends(network)
+    return blend_training_set(
+        _blends(config, section),
+        fluxes=FLUXES in learned,
+        classes=CLASS in learned,
+        told=bool(network.reads.neighbours),
+    )
 
 
 def _blends(config: SurveyConfig, section: ModelSection) -> TrainingCube:

@@ -34,7 +34,6 @@ def packages(tmp_path_factory):
     random = np.random.default_rng(0)
     images = np.stack([galaxy(f) + galaxy(f, 4, 3) for f in random.uniform(900, 3000, 40)])
     pixels = torch.from_numpy(np.stack([images, images], 1)).float()
-    fluxes = torch.full((40, 4), 2000.0, dtype=torch.float64)
     wanted = {
         "blend2flux": {"cutout": SIDE, "width": 2},
         "blend2mask2flux": {
@@ -42,15 +41,19 @@ def packages(tmp_path_factory):
         },
         "unet": {"cutout": SIDE, "filters": 2, "depth": 2},
         "forced_blend2flux": {"cutout": SIDE, "width": 2, "dense": [4]},
+        "blend2flux of three": {"cutout": SIDE, "width": 2, "galaxies": 3},
+        "forced_blend2flux of three": {"cutout": SIDE, "width": 2, "dense": [4], "galaxies": 3},
     }  # fmt: skip
     found = {}
     for name, settings in wanted.items():
         torch.manual_seed(3)
-        network = build(name, BANDS, settings)
+        architecture, fluxes = name.partition(" ")[0], 2 * settings.get("galaxies", 2)
+        network = build(architecture, BANDS, settings)
         network.set_images(iter([pixels]))
-        network.set_targets({"fluxes": fluxes})
+        network.set_targets({"fluxes": torch.full((40, fluxes), 2000.0, dtype=torch.float64)})
         found[name] = save_package(
-            store, name, architecture=name, settings=settings, bands=BANDS, scaling=None,
+            store, name.replace(" ", "-"), architecture=architecture, settings=settings,
+            bands=BANDS, scaling=None,
             members=[network.state_dict()], pixel_scale=SCALE,
         )  # fmt: skip
     return found
@@ -136,6 +139,29 @@ def test_the_table_has_every_galaxy(packages):
     np.testing.assert_allclose(found["deblend_blendedness"][[1, 3]], share, atol=1e-6)
     assert flag_names(found["deblend_flag"][3]) >= {"crowded"}
     assert "crowded" not in flag_names(found["deblend_flag"][1])
+
+
+def test_companions_are_neighbours_where_the_network_knows_which(packages):
+    given = batch(3)
+    ids, offsets = np.zeros((3, 3), np.int64), np.full((3, 3, 2), np.nan)
+    for row, count in enumerate((1, 2, 3)):
+        ids[row, :count] = 70 + np.arange(count)
+        offsets[row, :count, 0] = 0.0
+        offsets[row, :count, 1] = 0.6 + 0.3 * np.arange(count)
+    pixels = offsets / SCALE
+    given = replace(given, neighbour_ids=ids, neighbour_offsets=offsets, neighbour_pixels=pixels)
+    named = {}
+    for model, chosen in packages.items():
+        if model != "unet":
+            product = DeblendProduct(chosen, radius=2.0, peaks=False)
+            table = product.compute(given)["deblend_galaxies"]
+            named[model] = table["neighbour_id"].reshape(3, -1).tolist()
+    # One companion, and nothing says of which of several neighbours.
+    assert named["blend2flux"] == [[0, 70], [0, 0], [0, 0]]
+    assert named["forced_blend2flux"] == [[0, 70], [0, 70], [0, 70]]
+    # Companions in the order of brightness, neighbours in that of distance.
+    assert named["blend2flux of three"] == [[0, 0, 0]] * 3
+    assert named["forced_blend2flux of three"] == [[0, 70, 0], [0, 70, 71], [0, 70, 71]]
 
 
 def test_masks_are_those_of_the_galaxies(packages):

@@ -69,7 +69,9 @@ def go(made, name, **keys):
     network = keys.pop("network")
     chosen = {"source": "x", "epochs": 2, "batch_size": 40, "learning_rates": [3e-3], **keys}
     return train(
-        blend_training_set(made[0], fluxes=not name.startswith("unet")),
+        blend_training_set(
+            made[0], fluxes=not name.startswith("unet"), told=name.startswith("forced")
+        ),
         settings=TrainingSection(**chosen),
         store=made[0].store,
         name=name,
@@ -202,6 +204,42 @@ def test_networks_of_blends_are_shown_the_central_galaxy_in_the_centre(made, nam
         # Round masks about the central pixel.
         off = [(own * one).sum((1, 2)) / own.sum((1, 2)) for one in (y, x)]
         assert np.abs(off).max() == pytest.approx(most, abs=1e-4)
+
+
+def test_who_is_told_of_companions_learns_them_nearest_first(tmp_path):
+    """As `deblend` tells neighbours; who is told of none learns them brightest first."""
+    three = BlendCounts(120, 40)
+    cube, _ = write_blends(
+        Store(str(tmp_path)),
+        spots(),
+        three,
+        rule=Rule(least=1.5, most=4.0),
+        galaxies=3,
+        isolated=0.2,
+    )
+    truth, bands = blend_truth(cube), len(cube.bands)
+    told, untold = (blend_training_set(cube, told=one) for one in (True, False))
+    np.testing.assert_array_equal(untold.targets["fluxes"].reshape(-1, 3, bands), truth.flux)
+    away = np.linalg.norm(told.places, axis=2)
+    alone = np.isnan(away).all(axis=1)
+    assert 0 < alone.sum() < len(alone)
+    assert (away[~alone, 0] <= away[~alone, 1]).all()
+    turned = np.linalg.norm(untold.places, axis=2)[~alone]
+    assert (turned[:, 0] > turned[:, 1]).any()
+    # Fluxes go with their places.
+    of = {
+        tuple(place): tuple(flux)
+        for place, flux in zip(
+            np.c_[np.repeat(np.arange(len(alone)), 2), untold.places.reshape(-1, 2)].tolist(),
+            truth.flux[:, 1:].reshape(-1, bands).tolist(),
+            strict=True,
+        )
+    }
+    flux = told.targets["fluxes"].reshape(-1, 3, bands)
+    np.testing.assert_array_equal(flux[:, 0], truth.flux[:, 0])
+    for row in np.flatnonzero(~alone):
+        for place, found in zip(told.places[row].tolist(), flux[row, 1:].tolist(), strict=True):
+            assert of[row, *place] == tuple(found)
 
 
 def test_a_network_is_trained_with_places(made):

@@ -63,12 +63,12 @@ class KnownBlends(Section):
         models = []
         for section, cube in tested(config, "deblend"):
             truth, images, masks = _some(cube)
-            values = _predicted(store, config, section, images, truth)
+            values, truth = _predicted(store, config, section, images, truth)
             models.append(_fluxes(section.name, cube, truth, images, masks, values))
         for section, cube in tested(config, "blend_probability"):
             truth, images, _ = _some(cube)
             blended = cube.index["target_class"].to_numpy()[: len(images)] == "blend"
-            values = _predicted(store, config, section, images, truth)
+            values, _ = _predicted(store, config, section, images, truth)
             apart = truth.separation[:, 0]
             found = found_blends(values["p_blend"], blended, apart, _edges(apart[blended]))
             figure = blend_figures.draw_completeness(found, "half-light radii")
@@ -108,14 +108,16 @@ def _predicted(
     section: ModelSection,
     images: NDArray[np.float32],
     truth: BlendTruth,
-) -> dict[str, NDArray[Any]]:
-    """What the model says of the centres of the stamps."""
+) -> tuple[dict[str, NDArray[Any]], BlendTruth]:
+    """What the model says of the centres of the stamps, and the truth in its order of galaxies."""
     from surveyproc.models.inference import predict
 
     model = config.resolve(section.model) if "/" in section.model else section.model
     network = load_package(store, model).network()
     centres = _centre(images, network.reads.cutout)
-    return predict(network, None, images=centres, places=truth.places)[0]
+    if network.reads.neighbours:
+        truth = truth.nearest_first()
+    return predict(network, None, images=centres, places=truth.places)[0], truth
 
 
 def _centre(planes: NDArray[np.float32], side: int) -> NDArray[np.float32]:
