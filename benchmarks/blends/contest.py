@@ -41,6 +41,7 @@ from surveyproc.models.base import build, count_parameters
 from surveyproc.models.inference import IMAGE_BLOCK, device_here, predict
 from surveyproc.models.package import Package
 from surveyproc.simulate.blends import Rule
+from surveyproc.simulate.draw import psf
 from surveyproc.simulate.galaxies import Sky, drawn
 from surveyproc.simulate.parents import Parents, from_stamps
 from surveyproc.store.storage import Store
@@ -53,12 +54,13 @@ from surveyproc.train.loop import train
 PAPER = {
     "blend2flux": (8.12, 0.129, 0.17),
     "blend2mask2flux": (7.63, 0.122, 0.10),
-    "sep": (38.30, 0.697, 15.65),
+    "sep, scaled": (38.30, 0.697, 15.65),
 }
 CONTRASTS = (-2.0, -1.33, -0.67, 0.0, 0.67, 1.33, 2.0)
 SEPARATIONS = (0.0, 1.0, 2.0, 3.0, 5.0, 100.0)
-REAL_FWHM = {"r": 2.2}
-"""Of the KiDS stamps' PSF, pixels of 0.3 arcsec; in other bands 3."""
+REAL_FWHM, OTHER_FWHM = {"r": 2.2}, 3.0
+"""Of the KiDS stamps' PSF, pixels of 0.3 arcsec."""
+PSF_SIDE = 41
 
 
 def parents_of(name: str, options: argparse.Namespace) -> tuple[Parents, np.ndarray | None]:
@@ -75,7 +77,9 @@ def parents_of(name: str, options: argparse.Namespace) -> tuple[Parents, np.ndar
 
 def blends_of(name: str, store: Store, options: argparse.Namespace) -> list[TrainingCube]:
     """Training and test, made once."""
-    wanted = {"blends": options.blends, "test": options.test, "galaxies": options.galaxies}
+    keys = ["blends", "test", "galaxies", "seed"]
+    keys += ["parents", "drawn_bands"] if name == "drawn" else ["bands"]
+    wanted = {key: getattr(options, key) for key in keys}
     if store.read_json("contest.json") == wanted:
         return [TrainingCube.open(store, f"blends/{part}") for part in ("train", "test")]
     parents, noise = parents_of(name, options)
@@ -153,6 +157,9 @@ def answered(
     path = folder / f"answer-{name.replace(', ', '-')}.npz"
     images, truth = pixels(test_cube, np.arange(test_cube.n)), blend_truth(test_cube)
     seen = float(np.abs(images[:100]).sum(dtype=np.float64))
+    how = {
+        key: getattr(options, key) for key in ("epochs", "batch", "rate", "members", "precision")
+    }
     if not path.exists():
         started = time.perf_counter()
         if name == "blend2mask2flux":
@@ -167,13 +174,16 @@ def answered(
         if name.startswith("forced"):
             back = np.argsort(truth.nearest, axis=1)[..., None]
             found = {key: np.take_along_axis(one, back, axis=1) for key, one in found.items()}
-        np.savez(path, told=json.dumps(told), seen=seen, **found)
+        np.savez(path, told=json.dumps(told), how=json.dumps(how), seen=seen, **found)
     with np.load(path) as held:
         if not np.isclose(held["seen"], seen):
             sys.exit(f"{path}: of other blends than those of this run")
-        told = json.loads(str(held["told"]))
+        told = json.loads(str(held["told"])) | json.loads(str(held["how"]))
         print(f"  {name}: {told}", flush=True)
-        return {**told, **{key: held[key] for key in held.files if key not in ("told", "seen")}}
+        return {
+            **told,
+            **{key: held[key] for key in held.files if key not in ("told", "how", "seen")},
+        }
 
 
 def pixels(cube: TrainingCube, rows: np.ndarray) -> np.ndarray:
@@ -244,19 +254,29 @@ def of_sextractor(
     return np.stack(found), seconds
 
 
-def of_scarlet(
-    folder: Path, images: np.ndarray, sigma: np.ndarray, shift: np.ndarray, fwhm: list[float],
-    python: str,
-) -> tuple[np.ndarray, float]:  # fmt: skip
+def of_scarlet(folder: Path, given: dict[str, np.ndarray], python: str) -> tuple[np.ndarray, float]:
     """Fluxes (n, k, band), and the median of the seconds a blend: jax compiles in some of them."""
-    given, answer = folder / f"scarlet-in-{len(images)}.npz", folder / f"scarlet-{len(images)}.npz"
+    n = len(given["images"])
+    path, answer = folder / f"scarlet-in-{n}.npz", folder / f"scarlet-{n}.npz"
+    if path.exists():
+        with np.load(path) as held:
+            alike = held.files == list(given) and all(
+                np.array_equal(held[key], one) for key, one in given.items()
+            )
+        if not alike:
+            answer.unlink(missing_ok=True)
     if not answer.exists():
-        centres = images.shape[-1] // 2 + shift
-        np.savez(given, images=images, sigma=sigma, centres=centres, fwhm=np.array(fwhm))
+        np.savez(path, **given)
         peer = Path(__file__).with_name("scarlet_peer.py")
-        subprocess.run([python, str(peer), str(given), str(answer)], check=True)
+        subprocess.run([python, str(peer), str(path), str(answer)], check=True)
     with np.load(answer) as held:
         return held["flux"], float(np.median(held["seconds"]))
+
+
+def psf_image(fwhm: float) -> np.ndarray:
+    """The Moffat PSF of drawn galaxies, on pixels as theirs, of flux 1."""
+    image = psf(fwhm).drawImage(nx=PSF_SIDE, ny=PSF_SIDE, scale=1.0).array
+    return image / image.sum()
 
 
 def line(name: str, flux: np.ndarray, true: np.ndarray, seconds: float, note: str = "") -> str:
@@ -264,7 +284,8 @@ def line(name: str, flux: np.ndarray, true: np.ndarray, seconds: float, note: st
     parts = [blend_metrics(flux[:, k], true[:, k]) for k in range(true.shape[1])]
     both = blend_metrics(flux.ravel(), true.ravel())
     apart = " / ".join(f"{one['mape_flux']:6.2f}" for one in parts)
-    paper = PAPER.get(name)
+    # The paper's is 256 wide.
+    paper = PAPER.get(name.removesuffix("-256"))
     beside = "" if paper is None else f" | paper {paper[0]:.2f} {paper[1]:.3f} {paper[2]:.2f}"
     return (
         f"  {name:18s} {both['n']:6d} {both['n_missing']:5d}  {apart}  {both['mape_flux']:7.2f} "
@@ -342,11 +363,15 @@ def contest(name: str, options: argparse.Namespace) -> dict[str, Any]:
         sigma = (
             np.median(np.abs(corner - np.median(corner, axis=2, keepdims=True)), axis=2) * 1.4826
         )
-        real = [REAL_FWHM.get(band, 3.0) for band in test_cube.bands]
-        fwhm = [Sky().fwhm for _ in test_cube.bands] if name == "drawn" else real
-        flux, seconds = of_scarlet(
-            folder, images[part], sigma, truth.shift[part], fwhm, options.scarlet
-        )
+        real = [REAL_FWHM.get(band, OTHER_FWHM) for band in test_cube.bands]
+        widths = [Sky().fwhm for _ in test_cube.bands] if name == "drawn" else real
+        given = {
+            "images": images[part],
+            "sigma": sigma,
+            "centres": images.shape[-1] // 2 + truth.shift[part],
+            "psf": np.stack([psf_image(one) for one in widths]),
+        }
+        flux, seconds = of_scarlet(folder, given, options.scarlet)
         answers["scarlet2"] = flux[..., 0], seconds
     print(HEAD)
     for one, (flux, seconds) in answers.items():

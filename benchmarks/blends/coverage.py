@@ -49,11 +49,13 @@ def blends(
 ) -> TrainingCube:
     """Blends of galaxies that a seed draws, made once."""
     store = Store(str(url))
-    if not store.exists("blends/test/cube.json"):
+    wanted = {"galaxies": galaxies, "train": counts.train, "test": counts.test}
+    if store.read_json("options.json") != wanted:
         drawn = argparse.Namespace(parents=galaxies, seed=seed)
         found, noise = parents(drawn)
         more = {"isolated": isolated, "noise": noise, "pixel_scale": PIXEL_SCALE, "seed": seed}
         write_blends(store, found, counts, rule=RULE, **more)
+        store.put_json("options.json", wanted)
     return open_blends(f"{url}/blends/{part}")
 
 

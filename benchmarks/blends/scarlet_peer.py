@@ -7,7 +7,7 @@
     python scarlet_peer.py blends.npz fluxes.npz
 
 blends.npz: `images` (n, band, side, side), `sigma` (n, band), `centres` (n, k, 2) as y, x in
-pixels, `fwhm` (band) of a Gaussian PSF in pixels. fluxes.npz: `flux` (n, k, band), `seconds` (n,),
+pixels, `psf` (band, odd side, side) of flux 1. fluxes.npz: `flux` (n, k, band), `seconds` (n,),
 those of one core.
 
 As in scarlet2's own quickstart: a Gaussian start from the moments about each centre, a free
@@ -43,13 +43,6 @@ from scarlet2.validation_utils import set_validation
 STEPS = 200
 BOXES = [15, 23, 35, 53]
 """Few sizes of boxes: jax compiles every combination anew."""
-
-
-def gaussian(fwhm: float) -> np.ndarray:
-    side = 2 * int(3 * fwhm) + 1
-    y, x = np.indices((side, side)) - side // 2
-    psf = np.exp(-(x**2 + y**2) / (2 * (fwhm / 2.3548) ** 2))
-    return psf / psf.sum()
 
 
 def fluxes(image: np.ndarray, sigma: np.ndarray, centres: np.ndarray, psf: ArrayPSF) -> np.ndarray:
@@ -93,13 +86,8 @@ def fluxes(image: np.ndarray, sigma: np.ndarray, centres: np.ndarray, psf: Array
 def main() -> None:
     set_validation(False)
     with np.load(sys.argv[1]) as held:
-        images, sigma, centres, fwhm = (held[k] for k in ("images", "sigma", "centres", "fwhm"))
-    size = max(len(gaussian(float(one))) for one in fwhm)
-    planes = []
-    for one in fwhm:
-        psf = gaussian(float(one))
-        planes.append(np.pad(psf, (size - len(psf)) // 2))
-    psf = ArrayPSF(jnp.asarray(np.stack(planes)))
+        images, sigma, centres = (held[key] for key in ("images", "sigma", "centres"))
+        psf = ArrayPSF(jnp.asarray(held["psf"]))
     found, seconds = [], []
     for image, own, centre in zip(images, sigma, centres, strict=True):
         started = time.process_time()

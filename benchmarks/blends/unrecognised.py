@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from contest import REAL_FWHM, pixels
+from contest import OTHER_FWHM, REAL_FWHM, pixels
 
 from surveyproc.config.sections import TrainingSection
 from surveyproc.evaluate.blends import KINDS, REJECTED, found_blends
@@ -49,19 +49,21 @@ def parents_of(name: str, options: argparse.Namespace) -> tuple[Parents, np.ndar
         names = [str(band) for band in held["bands"]]
         images = held["images"][:, [names.index(band) for band in options.bands]] * 1e3
     parents = from_stamps(images, tuple(options.bands), options.bands[0], seed=options.seed)
-    return parents, None, REAL_FWHM[options.bands[0]]
+    return parents, None, REAL_FWHM.get(options.bands[0], OTHER_FWHM)
 
 
 def told(name: str, options: argparse.Namespace) -> None:
     parents, noise, width = parents_of(name, options)
     folder = options.folder / f"{name}-{'-'.join(options.bands) if name == 'real' else 'one'}"
     store = Store(str(folder.absolute()))
-    if not store.exists("blends/test/cube.json"):
+    wanted = {key: getattr(options, key) for key in ("rows", "within", "seed")}
+    if store.read_json("options.json") != wanted:
         rule = Rule(least=0.0, most=100.0, turn=name == "real", within=options.within * width)
         counts = BlendCounts(options.rows, options.rows // 4)
         write_blends(
             store, parents, counts, rule=rule, isolated=0.5, noise=noise, seed=options.seed
         )
+        store.put_json("options.json", wanted)
     cubes = [open_blends(store.url_of(f"blends/{part}")) for part in ("train", "test")]
     section = TrainingSection(
         source="", epochs=options.epochs, batch_size=64, seed=options.seed, shift=0,

@@ -425,7 +425,7 @@ def blends(
         typer.Option(help="That of Boucaud et al. 2019, or of their public package."),
     ] = "paper",
     galaxies: Annotated[int, typer.Option(min=2, help="Galaxies of a blend.")] = 2,
-    isolated: Annotated[float, typer.Option(min=0, max=1, help="Share of lone galaxies.")] = 0.0,
+    isolated: Annotated[float, typer.Option(min=0, max=0.99, help="Share of lone galaxies.")] = 0.0,
     within: Annotated[
         float | None, typer.Option(min=1, help="Largest distance of a companion, pixels.")
     ] = None,

@@ -43,7 +43,9 @@ class BlendProbabilityProduct(NetworkProduct):
     """A network of cutouts with the classes `blend` and `single`.
 
     Its column has the name of the product. The flag `unrecognised_blend` is set where the
-    probability is above a threshold, and the catalog has no other object within the radius.
+    probability is above a threshold, and the catalog has no other object within the radius;
+    `bad_pixels` where the cutout has pixels without a value in a band that is there (a saturated
+    neighbour is masked).
 
     Parameters
     ----------
@@ -100,8 +102,9 @@ class BlendProbabilityProduct(NetworkProduct):
 
     @property
     def version(self) -> str:
-        """That of a network's product, and a hash of the settings."""
-        return f"{super().version}-{fingerprint([self._threshold, self._radius])[:8]}"
+        """That of a network's product, and a hash of the settings and of the flags it knows."""
+        known = ["unrecognised_blend", "bad_pixels"]
+        return f"{super().version}-{fingerprint([self._threshold, self._radius, known])[:8]}"
 
     def compute(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
         """The probability and the flags of `batch`."""
@@ -112,4 +115,7 @@ class BlendProbabilityProduct(NetworkProduct):
         if batch.neighbour_offsets is not None:
             alone = np.isnan(batch.neighbour_offsets[:, 0, 0])
         flags[(probability > self._threshold) & alone] |= schemas.flag("unrecognised_blend")
+        known: Any = np.isfinite(self._planes(batch))
+        seen = known.any(axis=(2, 3), keepdims=True)
+        flags[(~known & seen).any(axis=(1, 2, 3))] |= schemas.flag("bad_pixels")
         return {self.name: probability, f"{self.name}_flag": flags}

@@ -156,8 +156,8 @@ class DeblendProduct(NetworkProduct):
         if not fluxes or tuple(fluxes) != flux_names(self._galaxies, images):
             raise ConfigError(
                 f"products.{self.name}: model {self.package.name!r} gives no fluxes of the "
-                "galaxies of a blend, as blend2flux and blend2mask2flux do: it gives "
-                + (", ".join(tasks) or "nothing")
+                "galaxies of a blend, as forced_blend2flux, blend2flux and blend2mask2flux do: "
+                f"it gives {', '.join(tasks) or 'nothing'}"
             )
         if self._keep_masks and "masks" not in tasks:
             raise ConfigError(

@@ -115,7 +115,9 @@ def write_blends(
     """
     counts = counts or BlendCounts()
     if not 0 <= isolated < 1:
-        raise ConfigError(f"blends: a share of {isolated} isolated galaxies is not in 0 to 1")
+        raise ConfigError(
+            f"blends: a share of {isolated:g} isolated galaxies is not at least 0 and below 1"
+        )
     shares = (counts.test_share, counts.held_out_share * (1 - counts.test_share))
     test, held, rest = split(len(parents), shares, seed)
     held_blends = round(counts.held_out_share * counts.train)

@@ -141,12 +141,19 @@ def _read(path: Path, bands: tuple[str, ...], unit: float, seed: int, fill: Fill
     try:
         # Opened here: numpy leaves a file open that is no whole archive.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
-            images, names = held["images"], [str(name) for name in held["bands"]]
+            images, names = held["images"], [str(name) for name in np.atleast_1d(held["bands"])]
             kind = held["kind"].astype(str) if "kind" in held else None
+            if images.dtype.kind not in "fiu" or images.shape[1:2] != (len(names),):
+                raise ValueError(
+                    f"`images` has shape {images.shape} and type {images.dtype}, `bands` "
+                    f"{len(names)} names"
+                )
+            if kind is not None and kind.shape != images.shape[:1]:
+                raise ValueError(f"`kind` has shape {kind.shape}, and there are {len(images)}")
     except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise InputError(
             f"{path}: cannot be read as stamps ({error}): give a .npz file with `images`, shape "
-            "(n, band, side, side), and `bands`"
+            "(n, band, side, side), numbers, and `bands`; perhaps `kind`, shape (n,)"
         ) from error
     chosen = bands or tuple(names)
     if unknown := [band for band in chosen if band not in names]:

@@ -63,6 +63,15 @@ def test_blends_without_a_neighbour_are_unrecognised(tmp_path):
     assert len(versions) == 2
 
 
+def test_holes_in_the_cutout_are_flagged(tmp_path):
+    given = batch()
+    given.images[2, 0, :4, :4] = np.nan
+    given.images[5] = np.nan
+    flags = BlendProbabilityProduct(package(tmp_path)).compute(given)["blend_probability_flag"]
+    assert np.flatnonzero(flags & schemas.flag("bad_pixels")).tolist() == [2]
+    assert np.flatnonzero(flags & schemas.flag("no_image")).tolist() == [5]
+
+
 def test_models_that_tell_no_blends_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"does not tell blends: .* \[\['disc', 'bulge'\]\]"):
         BlendProbabilityProduct(package(tmp_path, ("disc", "bulge")))

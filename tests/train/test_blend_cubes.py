@@ -462,7 +462,9 @@ def test_a_cube_may_hold_galaxies_alone(with_lone_ones):
         assert (np.linalg.norm(truth.shift[~alone, 1], axis=1) <= 4.0).all()
         masks = np.concatenate([cube.read(k)[:, 3] for k in range(cube.shards)])
         assert (masks.any(axis=(1, 2)) == ~alone).all()
-    with pytest.raises(ConfigError, match=r"a share of 1.0 isolated galaxies is not in 0 to 1"):
+    with pytest.raises(
+        ConfigError, match=r"a share of 1 isolated galaxies is not at least 0 and below 1"
+    ):
         write_blends(with_lone_ones[0].store, spots(), isolated=1.0)
     with pytest.raises(ConfigError, match="limit that nothing satisfies"):
         Rule(within=0.5)

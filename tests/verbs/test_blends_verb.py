@@ -61,7 +61,17 @@ def test_what_is_no_file_of_stamps_is_named(tmp_path):
     np.savez(other, pixels=np.zeros(3))
     half = tmp_path / "half.npz"
     half.write_bytes(other.read_bytes()[:100])
-    for path in (tmp_path / "nothing.npz", text, other, half):
+    odd = {
+        "of one axis": {"images": np.zeros(3), "bands": ["r"]},
+        "of more bands": {"images": np.zeros((4, 1, 48, 48)), "bands": ["r", "g"]},
+        "one band, no list": {"images": np.zeros((4, 2, 48, 48)), "bands": "r"},
+        "of text": {"images": np.full((4, 1, 48, 48), "x"), "bands": ["r"]},
+        "fewer kinds": {"images": np.zeros((4, 1, 48, 48)), "bands": ["r"], "kind": ["disc"]},
+    }
+    for name, arrays in odd.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    paths = [tmp_path / f"{name}.npz" for name in ("nothing", *odd)]
+    for path in (*paths, text, other, half):
         with pytest.raises(InputError, match=r"cannot be read as stamps .* `images`, shape"):
             blends(str(tmp_path), stamps=path)
     given = stamps(tmp_path / "stamps.npz")

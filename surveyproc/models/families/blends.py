@@ -34,10 +34,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -127,7 +127,7 @@ class UNetConfig:
     filters: PositiveInt = 32
     up: Literal[2, 3] = 3
     overlap: bool = False
-    dropout: NonNegativeFloat = 0.2
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.2
 
     def __post_init__(self) -> None:
         if self.cutout % 2 ** (self.depth - 1):
