@@ -7,19 +7,23 @@ import gc
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from surveyproc.cli import text
+from surveyproc.cli import simulated, text
+from surveyproc.cli.common import (
+    AsJson,
+    Overrides,
+    Survey,
+    begin_reader,
+    load_survey,
+    ray_aside,
+    show,
+)
 from surveyproc.errors import ConfigError, InputError, SurveyError
 from surveyproc.interrupt import hint, watched
-
-# `--help` answers at once: what only some verbs need is imported by them.
-if TYPE_CHECKING:
-    from surveyproc.survey import Survey as Opened
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,46 +33,17 @@ app = typer.Typer(
     help="Survey images and source catalogs in, science-ready value-added catalogs out.",
 )
 
-Survey = Annotated[Path, typer.Argument(metavar="survey.toml", help="The survey's description.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
-]
 Verb = Literal["run", "ingest", "train", "nightly"]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-
-
-def _ray_aside() -> AbstractContextManager[Any]:
-    """Ray tells of dead nodes on standard output, which is ours; it may use standard error."""
-    return redirect_stdout(sys.stderr)
-
-
-def _begin_reader() -> None:
-    """Have the process that reads tables start while we import what the verb needs."""
-    from surveyproc.child import begin
-
-    begin("surveyproc.catalogs.formats.here")
-
-
-def _load(survey: Path, overrides: list[str] | None) -> Opened:
-    from surveyproc.config import load
-    from surveyproc.survey import Survey as Opened
-
-    return Opened(load(survey, overrides or ()))
-
-
-def _show(result: Any, as_json: bool, lines: list[str]) -> None:
-    print(text.as_json(result) if as_json else text.printable("\n".join(lines)))
 
 
 @app.command()
 def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read tiles and the source catalog into the survey's store."""
-    _begin_reader()
+    begin_reader()
     from surveyproc import verbs
 
-    with _ray_aside():
-        done = verbs.ingest(_load(survey, overrides))
+    with ray_aside():
+        done = verbs.ingest(load_survey(survey, overrides))
     tiles, catalog = done.tiles, done.catalog
     lines = [
         f"tiles: {tiles.tiles} in all, {tiles.written} written, {tiles.unchanged} unchanged",
@@ -80,7 +55,7 @@ def ingest(survey: Survey, overrides: Overrides = None, as_json: AsJson = False)
         *(f"  note: {note}" for note in catalog.notes),
         *text.place_lines(done.places),
     ]
-    _show(done, as_json, lines)
+    show(done, as_json, lines)
     if tiles.problems:
         raise typer.Exit(InputError.exit_code)
 
@@ -93,11 +68,11 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the networks that have a [products.training] section and save model packages."""
-    _begin_reader()
+    begin_reader()
     from surveyproc import verbs
 
-    with _ray_aside():
-        done = verbs.train(_load(survey, overrides), product)
+    with ray_aside():
+        done = verbs.train(load_survey(survey, overrides), product)
     lines = []
     for name, one in done.items():
         lines.append(f"{name}: model {one.model} version {one.version}")
@@ -107,7 +82,7 @@ def train(
                 for task, found in tasks.items()
             ]
         lines += text.place_lines(one.places)
-    _show(done, as_json, lines)
+    show(done, as_json, lines)
 
 
 @app.command()
@@ -115,14 +90,14 @@ def plan(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) -
     """Say what `run` would compute. Reads no data."""
     from surveyproc import verbs
 
-    done = verbs.plan(_load(survey, overrides))
+    done = verbs.plan(load_survey(survey, overrides))
     lines = [
         f"run {done.run}: {done.units} units, {text.rows(done)}; "
         f"{done.adoptable_units} units to copy from other releases; "
         f"{done.pending_units} units, {done.pending_rows} objects to compute"
         + ("; published" if done.published else "")
     ]
-    _show(done, as_json, lines)
+    show(done, as_json, lines)
 
 
 @app.command()
@@ -136,7 +111,7 @@ def products(as_json: AsJson = False) -> None:
         lines.append(f"{one.kind} ({one.package})")
         told = {"error": one.error, "reads": one.reads, "writes": one.writes}
         lines += [f"  {key}: {value}" for key, value in told.items() if value]
-    _show({"kinds": kinds}, as_json, lines)
+    show({"kinds": kinds}, as_json, lines)
 
 
 @app.command()
@@ -144,8 +119,8 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
     """Plan, infer, check and publish; repeated, it resumes, or does nothing."""
     from surveyproc import verbs
 
-    with _ray_aside():
-        done = verbs.run(_load(survey, overrides))
+    with ray_aside():
+        done = verbs.run(load_survey(survey, overrides))
     if done.did == "nothing":
         lines = [
             f"nothing to do: release {done.release} is published and up to date; " + text.rows(done)
@@ -159,7 +134,7 @@ def run(survey: Survey, overrides: Overrides = None, as_json: AsJson = False) ->
         ]
     lines += [*text.place_lines(done.places), *text.gap_lines(done.quarantined, done.damaged)]
     lines.append(done.url)
-    _show(done, as_json, lines)
+    show(done, as_json, lines)
 
 
 @app.command()
@@ -167,9 +142,9 @@ def nightly(survey: Survey, overrides: Overrides = None, as_json: AsJson = False
     """Ingest and recompute what changed, hold it against the last release, publish."""
     from surveyproc.verbs.nightly import nightly as work
 
-    with _ray_aside():
-        done = work(_load(survey, overrides))
-    _show(done, as_json, text.night_lines(done))
+    with ray_aside():
+        done = work(load_survey(survey, overrides))
+    show(done, as_json, text.night_lines(done))
     if done.error:
         text.complain(done.error)
     if done.exit_code:
@@ -188,8 +163,8 @@ def report(
     """Write the published release's report, one self-contained HTML page."""
     from surveyproc.report.page import write_report
 
-    done = write_report(_load(survey, overrides), out)
-    _show(done, as_json, [done.report, text.rows(done)])
+    done = write_report(load_survey(survey, overrides), out)
+    show(done, as_json, [done.report, text.rows(done)])
 
 
 @app.command()
@@ -219,7 +194,7 @@ def evaluate(
     """Hold the published redshifts against the table of the [truth] section."""
     from surveyproc import verbs
 
-    opened = _load(survey, overrides)
+    opened = load_survey(survey, overrides)
     done = verbs.evaluate(opened, catalog, outlier, column, baseline, magnitude)
     where = f"release {done.release} ({text.rows(done)})" if done.release else done.catalog
     lines = [
@@ -239,7 +214,7 @@ def evaluate(
     if done.against is not None:
         lines += ["", f"against {done.against.column}, outliers: |dz| > {outlier:g}:"]
         lines += [text.gain_line(*one) for one in done.against.gains.items()]
-    _show(done, as_json, lines)
+    show(done, as_json, lines)
 
 
 @app.command()
@@ -266,9 +241,9 @@ def similar(
     if (ra is None) != (dec is None):
         raise ConfigError("similar: --ra and --dec go together")
     position = None if ra is None or dec is None else (ra, dec)
-    opened = _load(survey, overrides)
+    opened = load_survey(survey, overrides)
     done = find(opened, object_id=object_id, position=position, image=image, n=n, column=column)
-    _show(done, as_json, text.similar_lines(done))
+    show(done, as_json, text.similar_lines(done))
 
 
 @app.command()
@@ -277,12 +252,12 @@ def validate(survey: Survey, overrides: Overrides = None, as_json: AsJson = Fals
     from surveyproc import verbs
     from surveyproc.releases.record import MEND
 
-    done = verbs.validate(_load(survey, overrides))
+    done = verbs.validate(load_survey(survey, overrides))
     lines = [f"release {done.release}: {text.rows(done)}; {len(done.problems)} problems"]
     lines += [f"  {problem}" for problem in done.problems]
     if done.problems:
         lines.append(MEND)
-    _show(done, as_json, lines)
+    show(done, as_json, lines)
     if done.problems:
         raise typer.Exit(1)
 
@@ -311,24 +286,24 @@ def releases(
     """List the releases, print where the published one is, compare two, or roll back."""
     from surveyproc import verbs
 
-    opened = _load(survey, overrides)
+    opened = load_survey(survey, overrides)
     if rollback is not None:
         done = verbs.rollback(opened, rollback)
-        _show(done, as_json, [f"release {done.release} is published again", done.url])
+        show(done, as_json, [f"release {done.release} is published again", done.url])
         return
     if diff is not None:
         changes = verbs.diff(opened, *diff, tolerance)
-        _show(changes, as_json, text.diff_lines(changes))
+        show(changes, as_json, text.diff_lines(changes))
         return
     found = verbs.releases(opened)
     if current:
-        _show({"url": found.current.url}, as_json, [found.current.url])
+        show({"url": found.current.url}, as_json, [found.current.url])
         return
     lines = [
         f"{'*' if one.current else ' '} {one.release}  {one.published}  {text.rows(one)}  {one.url}"
         for one in found.releases
     ]
-    _show(found, as_json, lines)
+    show(found, as_json, lines)
 
 
 @app.command()
@@ -343,8 +318,8 @@ def clean(
     """Remove old cubes, training cubes and leftovers that no release under the root refers to."""
     from surveyproc import verbs
 
-    done = verbs.clean(_load(survey, overrides), dry_run=dry_run)
-    _show(done, as_json, text.clean_lines(done))
+    done = verbs.clean(load_survey(survey, overrides), dry_run=dry_run)
+    show(done, as_json, text.clean_lines(done))
 
 
 @app.command()
@@ -367,117 +342,29 @@ def submit(
     """Run a verb as a job on a Ray cluster and follow its log; Ctrl-C leaves the job running."""
     from surveyproc.verbs.submit import Cluster
 
-    config = _load(survey, overrides).config
+    config = load_survey(survey, overrides).config
     cluster = Cluster(address)
     if stop is not None:
         done = cluster.stop(stop)
-        _show(done, as_json, [f"job {stop}: {done.status}"])
+        show(done, as_json, [f"job {stop}: {done.status}"])
         return
     job = cluster.submit(config, survey, verb, overrides or (), install)
     log = sys.stderr if as_json else sys.stdout
     how = f"job {job} at {cluster.address}"
     leave = f"stop it: surveyproc submit {survey} --address {cluster.address} --stop {job}"
     if detach:
-        _show({"job": job, "address": cluster.address}, as_json, [how, leave])
+        show({"job": job, "address": cluster.address}, as_json, [how, leave])
         return
     print(how, file=log, flush=True)
     hint(f"{how} goes on; {leave}")
     done = cluster.follow(job, lambda part: print(part, end="", file=log, flush=True))
-    _show(done, as_json, [f"job {job}: {done.status}", *text.why(done)])
+    show(done, as_json, [f"job {job}: {done.status}", *text.why(done)])
     if done.status != "SUCCEEDED":
         raise typer.Exit(done.exit_code or 1)
 
 
-@app.command()
-def simulate(
-    out: Annotated[Path, typer.Option(help="Folder to write the survey to.")],
-    objects: Annotated[int, typer.Option(min=10, help="Objects to draw.")] = 3000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
-    pixel_scale: Annotated[float, typer.Option(help="Arcsec a pixel.")] = 0.25,
-    as_json: AsJson = False,
-) -> None:
-    """Draw a small survey with known truth: FITS tiles, a catalog, a survey.toml."""
-    from surveyproc.simulate import simulate as draw
-
-    done = draw(out, objects=objects, seed=seed, pixel_scale=pixel_scale)
-    _show(done, as_json, [f"simulated survey: {done.config}"])
-
-
-@app.command()
-def blends(
-    out: Annotated[str, typer.Option(metavar="URL", help="Root to write blends/ under.")],
-    stamps: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="NPZ",
-            help="`images` (n, band, y, x) and `bands` of isolated real galaxies; without it "
-            "galaxies are drawn.",
-        ),
-    ] = None,
-    bands: Annotated[
-        str, typer.Option(help="Bands of the stamps, by commas, that of the selection first.")
-    ] = "",
-    unit: Annotated[float, typer.Option(help="nJy of one unit of the stamps' pixels.")] = 1.0,
-    parents: Annotated[int, typer.Option(min=10, help="Galaxies to draw.")] = 2000,
-    side: Annotated[int, typer.Option(min=16, help="Pixels on a side of drawn stamps.")] = 128,
-    rule: Annotated[
-        Literal["paper", "package"],
-        typer.Option(help="That of Boucaud et al. 2019, or of their public package."),
-    ] = "paper",
-    galaxies: Annotated[int, typer.Option(min=2, help="Galaxies of a blend.")] = 2,
-    isolated: Annotated[float, typer.Option(min=0, max=0.99, help="Share of lone galaxies.")] = 0.0,
-    within: Annotated[
-        float | None, typer.Option(min=1, help="Largest distance of a companion, pixels.")
-    ] = None,
-    train: Annotated[int, typer.Option(min=1, help="Blends to train with.")] = 25_000,
-    test: Annotated[int, typer.Option(min=1, help="Blends of galaxies of the test.")] = 5_000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same blends.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Blend isolated galaxies, real or drawn, with known fluxes and masks, to train with."""
-    from surveyproc.train.blends import BlendCounts
-    from surveyproc.verbs.blends import blends as make
-
-    done = make(
-        out,
-        stamps=stamps,
-        bands=tuple(band for band in bands.split(",") if band),
-        unit=unit,
-        parents=parents,
-        side=side,
-        rule=rule,
-        galaxies=galaxies,
-        isolated=isolated,
-        within=within,
-        counts=BlendCounts(train, test),
-        seed=seed,
-    )
-    _show(done, as_json, text.blend_lines(done))
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the survey and all its products.")],
-    objects: Annotated[int, typer.Option(min=100, help="Objects to draw.")] = 3000,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    root: Annotated[
-        str, typer.Option(metavar="URL", help="Where the products go, say s3://bucket/survey.")
-    ] = "./store",
-    as_json: AsJson = False,
-) -> None:
-    """Simulate a survey, then ingest, train, run, publish, evaluate and report it."""
-    from surveyproc.verbs.demo import demo as show
-
-    with _ray_aside():
-        done = show(out, objects=objects, seed=seed, root=root)
-    lines = [
-        f"catalog: {done.catalog} ({text.rows(done.metrics[0])})",
-        f"report:  {done.report}",
-        "z_phot against truth, galaxies not trained on:",
-        *(f"  {one.column}: {text.metrics(one.all)}" for one in done.metrics),
-        f"open it: python -c \"import lsdb; print(lsdb.open_catalog('{done.catalog}').compute())\"",
-    ]
-    _show(done, as_json, lines)
+for verb in (simulated.simulate, simulated.blends, simulated.demo):
+    app.command()(verb)
 
 
 def main() -> None:

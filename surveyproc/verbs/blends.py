@@ -65,6 +65,8 @@ def blends(
     unit: float = 1.0,
     parents: int = 2000,
     side: int = 128,
+    noise: tuple[float, ...] = (1.0,),
+    fwhms: tuple[float, ...] = (3.0,),
     rule: str = "paper",
     galaxies: int = 2,
     isolated: float = 0.0,
@@ -82,11 +84,15 @@ def blends(
         A .npz file with `images`, shape (n, band, side, side), and `bands`: stamps of isolated real
         galaxies. Without it galaxies are drawn (`simulate.galaxies.drawn`).
     bands : tuple of str
-        Of the stamps, those to take, that of the selection first; all by default.
+        Of the stamps, those to take, that of the selection first; all by default. Without stamps
+        names of those to draw, from blue to red.
     unit : float
         nJy of one unit of the stamps' pixels.
     parents, side : int
         Galaxies to draw, and pixels on a side; not for stamps.
+    noise, fwhms : tuple of float
+        Of drawn galaxies, in all bands: levels of noise, nJy a pixel, of which each blend has one,
+        and widths of PSFs, pixels, of which each is that of an equal share of the galaxies.
     rule : {'paper', 'package'}
         Which galaxies are blended, how far apart, and what their neighbours are filled with.
     galaxies : int
@@ -107,7 +113,7 @@ def blends(
     Raises
     ------
     ConfigError
-        If the rule or a band is unknown.
+        If the rule or a band is unknown, or a level of noise or a width is none.
     InputError
         If the stamps cannot be read, or the rule lets no galaxies blend.
     """
@@ -116,10 +122,14 @@ def blends(
     if stamps is None:
         from surveyproc.simulate.galaxies import Sky, drawn
 
-        found = drawn(parents, side=side, seed=seed)
-        noise = np.array([[Sky().sigma]])
+        if bad := [level for level in noise if not 0 <= level < np.inf]:
+            raise ConfigError(f"blends: noise of {bad[0]:g} nJy a pixel is none")
+        names = bands or ("F160W",)
+        skies = [Sky(sigma=max(noise)) for _ in names]
+        found = drawn(parents, side=side, skies=skies, bands=names, fwhms=fwhms, seed=seed)
+        levels = np.repeat(np.array(noise)[:, None], len(names), axis=1)
     else:
-        found, noise = _read(stamps, bands, unit, seed, FILLS[rule]), None
+        found, levels = _read(stamps, bands, unit, seed, FILLS[rule]), None
     train, test = write_blends(
         Store(out),
         found,
@@ -127,7 +137,7 @@ def blends(
         rule=replace(RULES[rule], within=within),
         galaxies=galaxies,
         isolated=isolated,
-        noise=noise,
+        noise=levels,
         seed=seed,
     )
     return Blended(_part(train), _part(test), galaxy_names(galaxies), found.dropped)

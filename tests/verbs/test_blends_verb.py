@@ -1,6 +1,7 @@
 """The verb `blends`: files of stamps in, two cubes that share no galaxy out."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -52,6 +53,25 @@ def test_galaxies_are_drawn_without_stamps(tmp_path):
     assert (done.train.blends, done.test.blends) == (40, 10)
     cube = TrainingCube.open(Store(str(tmp_path)), "blends/test")
     assert cube.index["noise"].to_numpy().min() > 0
+
+
+def test_bands_noise_and_psfs_of_drawn_galaxies(tmp_path):
+    words = ("--out", str(tmp_path), "--parents", "60", "--side", "32", "--train", "40")
+    words += ("--test", "20", "--bands", "g,r,i", "--noise", "1,4", "--fwhm", "2,3,4")
+    done = surveyproc("blends", *words)
+    assert done.returncode == 0, done.stderr
+    cube = TrainingCube.open(Store(str(tmp_path)), "blends/train")
+    assert cube.bands == ("g", "r", "i")
+    assert set(cube.index["noise"].to_pylist()) == {1.0, 4.0}
+    assert set(cube.index["psf"].to_pylist()) == {2.0, 3.0, 4.0}
+    for option, value, match in (
+        ("--noise", "1,x", "--noise 1,x: .* give numbers, by commas"),
+        ("--noise", "-1", "noise of -1 nJy a pixel is none"),
+        ("--fwhm", "0", "a width of 0 pixels is none"),
+    ):
+        done = surveyproc("blends", *words, option, value)
+        assert done.returncode == 2
+        assert re.search(match, " ".join(done.stderr.split())), done.stderr
 
 
 def test_what_is_no_file_of_stamps_is_named(tmp_path):
