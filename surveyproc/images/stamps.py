@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,54 @@ from surveyproc.store.storage import Store
 COLOURS = ("r", "g", "b")
 """Planes of colour images; of gri composites these are the bands i, r and g."""
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".fits", ".fit", ".fits.gz", ".fits.fz")
+FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz")
+ENDINGS = (".jpg", ".jpeg", ".png", *FITS_ENDINGS)
+
+KIND = "stamps"
+"""Key of a `StampKind` in the record of a training cube, and of a training."""
 
 Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StampKind:
+    """What all stamps of a folder have in common.
+
+    Attributes
+    ----------
+    colour : bool
+        Whether they are images of 8 bits, and no fluxes.
+    planes, side : int
+        Of the stamps as they are used.
+    resize : int, optional
+        Side to which they were resampled.
+    """
+
+    colour: bool
+    planes: int
+    side: int
+    resize: int | None = None
+
+    def check(self, pixels: Pixels, name: str, whose: str) -> None:
+        """Refuse a stamp of another kind than those of `whose`; InputError says what differs."""
+        if is_colour(name) != self.colour:
+            kinds = ("fluxes (FITS)", "a colour image of 8 bits")
+            raise InputError(
+                f"{name} is {kinds[is_colour(name)]}, and {whose} {kinds[self.colour]}"
+            )
+        if len(pixels) != self.planes:
+            raise InputError(f"{name} has {len(pixels)} bands, and {whose} {self.planes}")
+        if pixels.shape != (self.planes, self.side, self.side):
+            raise InputError(
+                f"{name} has {_sides(pixels)} pixels, and {whose} {self.side} x {self.side}: all "
+                "stamps of a folder, and of a model, have one size; resize = N (training.resize) "
+                "makes it so for JPEG and PNG"
+            )
+
+
+def is_colour(name: str) -> bool:
+    """Whether a file is no FITS, by its ending."""
+    return not name.lower().endswith(FITS_ENDINGS)
 
 
 class DamagedStampError(InputError):
@@ -121,7 +167,7 @@ def decode_stamp(data: bytes, name: str, resize: int | None = None) -> Pixels:
         If the image is not square, or one of another kind: grey, with an alpha channel, of a
         palette, of 16 bits, or FITS of another unit or number of axes.
     """
-    if ".fit" in name.lower():
+    if not is_colour(name):
         if resize:
             raise InputError(f"{name}: training.resize is for JPEG and PNG; cut FITS stamps anew")
         pixels = _fits(data, name)
@@ -209,23 +255,6 @@ def _sides(pixels: Pixels) -> str:
     return f"{pixels.shape[2]} x {pixels.shape[1]}"
 
 
-def check_alike(pixels: Pixels, name: str, shape: tuple[int, ...], first: str) -> None:
-    """Refuse a stamp of other bands or another size than the first one.
-
-    Raises
-    ------
-    InputError
-        Naming both files.
-    """
-    if len(pixels) != shape[0]:
-        raise InputError(f"{name} has {len(pixels)} bands, and {first} {shape[0]}")
-    if pixels.shape != shape:
-        raise InputError(
-            f"{name} has {_sides(pixels)} pixels, and {first} {shape[2]} x {shape[1]}: all stamps "
-            "of a folder have one size; training.resize = N makes it so for JPEG and PNG"
-        )
-
-
 def window(pixels: Pixels, side: int, name: str) -> Pixels:
     """The central `side` x `side` pixels, the object's at index side // 2.
 
@@ -237,29 +266,50 @@ def window(pixels: Pixels, side: int, name: str) -> Pixels:
     own = pixels.shape[-1]
     if own < side:
         raise InputError(
-            f"{name} has {own} pixels on a side, and {side} are wanted (the network's cutout and "
-            "training.shift on each side): set architecture_settings.cutout, or training.resize"
+            f"{name} has {own} pixels on a side, and {side} are wanted: the network's cutout, and "
+            "in training training.shift on each side"
         )
     start = own // 2 - side // 2
     return pixels[:, start : start + side, start : start + side]
 
 
-def read_stamp(path: str | Path, bands: Sequence[str], side: int) -> Pixels:
+def read_stamp(
+    path: str | Path, bands: Sequence[str], side: int, kind: StampKind | None = None
+) -> Pixels:
     """What a network that reads these bands takes of a file, shape (band, side, side).
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    bands : sequence of str
+        Of the network, in its order.
+    side : int
+        Of its cutouts.
+    kind : StampKind, optional
+        Of the stamps that it learned from; None if it learned from a survey's cutouts.
 
     Raises
     ------
     InputError
-        As `decode_stamp` and `window`, and if there is no such file, or it has other bands.
+        As `decode_stamp` and `window`, and if there is no such file, or it is of another kind: a
+        network of a survey's cutouts takes fluxes of its bands.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
-    (pixels,) = decoded(Store(str(path.parent)), [path.name])
+    if kind is None and is_colour(path.name):
+        raise InputError(
+            f"{path}: a colour image of 8 bits, and the model has learned from fluxes in "
+            f"{', '.join(bands)}: give a FITS file with these planes, nJy or with BUNIT"
+        )
+    (pixels,) = decoded(Store(str(path.parent)), [path.name], kind.resize if kind else None)
     if isinstance(pixels, InputError):
         raise pixels
     if len(pixels) != len(bands):
         raise InputError(
             f"{path} has {len(pixels)} bands, and the model reads {len(bands)} ({', '.join(bands)})"
         )
+    if kind is not None:
+        kind.check(pixels, str(path), "those that the model learned from")
     return np.ascontiguousarray(window(pixels, side, str(path)))

@@ -9,11 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc.errors import InputError
-from surveyproc.images.stamps import ENDINGS, check_alike, decoded, window
+from surveyproc.images.stamps import (
+    ENDINGS,
+    KIND,
+    StampKind,
+    decoded,
+    is_colour,
+    window,
+)
 from surveyproc.models.inference import IMAGE_BLOCK, predict
 from surveyproc.models.package import Package
 from surveyproc.schemas import nothing
 from surveyproc.store.storage import Store
+
+
+def stamp_kind(package: Package) -> StampKind | None:
+    """What the stamps were like that a model learned from; None if it learned from no stamps."""
+    held = package.document["training"].get(KIND)
+    return None if held is None else StampKind(**held)
 
 
 def predict_stamps(
@@ -21,10 +34,13 @@ def predict_stamps(
     folder: str,
     files: Sequence[str] | None = None,
     *,
-    resize: int | None = None,
     device: str = "cpu",
 ) -> dict[str, NDArray[Any]]:
     """The values of a network's tasks for image files.
+
+    JPEG and PNG are resampled as those were that the model learned from, and a file of another size
+    or kind than these has a problem. Of a model that learned from a survey's cutouts the middle of
+    each FITS file is read.
 
     Parameters
     ----------
@@ -34,8 +50,6 @@ def predict_stamps(
         Path or URL of the folder.
     files : sequence of str, optional
         Names in it; by default all JPEG, PNG and FITS files below it, sorted.
-    resize : int, optional
-        Side to which JPEG and PNG stamps are resampled, as the model was trained.
     device : str
         Torch device.
 
@@ -62,7 +76,10 @@ def predict_stamps(
     network = package.network()
     shape = (len(package.reads["images"]), int(package.reads["cutout"]))
     problems, parts = [], []
-    found = decoded(source, names, resize)
+    # One that says that it learned from no stamps learned from fluxes.
+    colour = KIND not in package.document["training"]
+    kind = stamp_kind(package)
+    found = decoded(source, names, kind.resize if kind else None)
     for start in range(0, len(names), IMAGE_BLOCK):
         block = names[start : start + IMAGE_BLOCK]
         images = np.full((len(block), shape[0], shape[1], shape[1]), np.nan, np.float32)
@@ -72,7 +89,8 @@ def predict_stamps(
                 pixels = next(found)
                 if isinstance(pixels, InputError):
                     raise pixels
-                check_alike(pixels, name, (shape[0], *pixels.shape[1:]), f"model {package.name}")
+                own = kind or StampKind(colour and is_colour(name), shape[0], pixels.shape[1])
+                own.check(pixels, name, f"those that model {package.name} learned from")
                 images[k] = window(pixels, shape[1], name)
             except InputError as error:
                 problem = str(error)

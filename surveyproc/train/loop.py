@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import SurveyError
+from surveyproc.images.stamps import KIND
 from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import (
@@ -427,6 +428,7 @@ def _finish(
             "recipe": {"number": RECIPE, **document},
             "data_checksum": usable.checksum,
             "cube": None if usable.cube is None else usable.cube.key,
+            KIND: None if usable.cube is None else usable.cube.record.get(KIND),
             "start": None if start is None else f"{start.name}@{start.version}",
             "rows": len(usable),
             "rows_training": [int((fold != part).sum()) for part in folds],

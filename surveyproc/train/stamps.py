@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +21,12 @@ from surveyproc.config.sections import ModelSection, TrainingSection
 from surveyproc.errors import InputError, near
 from surveyproc.images.stamps import (
     ENDINGS,
+    KIND,
     DamagedStampError,
     Pixels,
-    check_alike,
+    StampKind,
     decoded,
+    is_colour,
     window,
 )
 from surveyproc.models.base import Reads
@@ -173,9 +176,21 @@ def _paths(source: Store, files: Sequence[str]) -> dict[str, str]:
     A name may be a path, or lack the ending.
     """
     there = source.sizes("")
-    bare = {path[: -len(end)]: path for path in there for end in ENDINGS if path.endswith(end)}
-    found = {file: file if file in there else bare.get(file) for file in files}
-    return {file: path for file, path in found.items() if path is not None}
+    bare: dict[str, list[str]] = {}
+    for path in there:
+        end = next((end for end in ENDINGS if path.lower().endswith(end)), "")
+        if end:
+            bare.setdefault(path[: -len(end)], []).append(path)
+    found: dict[str, str] = {}
+    for file in files:
+        paths = [file] if file in there else bare.get(file, [])
+        if len(paths) > 1:
+            raise InputError(
+                f"{source.url}: {file!r} may be {' or '.join(sorted(paths))}: give its ending too"
+            )
+        if paths:
+            found[file] = paths[0]
+    return found
 
 
 def _draw(path: str) -> bytes:
@@ -200,34 +215,34 @@ def _cube(
     content = hashlib.sha256()
     for path in paths:
         content.update(path.encode() + hashlib.sha256(source.read(path)).digest())
-    made_of = [cube.FORMAT, content.hexdigest(), training.resize, list(reads.images), cutout]
+    made_of = [cube.FORMAT, content.hexdigest(), training.resize, list(reads.images), cutout, KIND]
     key = layout.training_cube(name, fingerprint(made_of))
     if store.exists(f"{key}/{cube.RECORD}"):
         return TrainingCube.open(store, key)
     good: list[str] = []
     damaged: list[str] = []
     block: list[Pixels] = []
-    shape: tuple[int, ...] = ()
+    kind: StampKind | None = None
     for path, pixels in zip(paths, decoded(source, paths, training.resize), strict=True):
         if isinstance(pixels, DamagedStampError):
             damaged.append(path)
             continue
         if isinstance(pixels, InputError):
             raise pixels
-        if not good:
-            shape = pixels.shape
-            if shape[0] != len(reads.images):
+        if kind is None:
+            if len(pixels) != len(reads.images):
                 raise InputError(
-                    f"{path} has {shape[0]} bands, and the network reads "
+                    f"{path} has {len(pixels)} bands, and the network reads "
                     f"{', '.join(reads.images)}: set training.bands"
                 )
-        check_alike(pixels, path, shape, good[0] if good else path)
+            kind = StampKind(is_colour(path), len(pixels), pixels.shape[1], training.resize)
+        kind.check(pixels, path, good[0] if good else path)
         block.append(window(pixels, cutout, path))
         good.append(path)
         if len(block) == SHARD:
             cube.write_shard(store, key, len(good) // SHARD - 1, np.stack(block))
             block = []
-    if not good:
+    if kind is None:
         raise InputError(f"{source.url}: all {len(damaged)} images are damaged: {damaged[0]}")
     if block:
         cube.write_shard(store, key, len(good) // SHARD, np.stack(block))
@@ -238,6 +253,7 @@ def _cube(
         "cutout": cutout,
         "pixel_scale": None,
         "damaged": damaged,
+        KIND: asdict(kind),
         "provenance": {
             "surveyproc_version": surveyproc.__version__,
             "stamps": content.hexdigest(),

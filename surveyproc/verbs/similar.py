@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from surveyproc import sky
 from surveyproc.catalogs import crossmatch, hats, ids, neighbours
 from surveyproc.errors import ConfigError, InputError, near_or_all
 from surveyproc.images.stamps import read_stamp
+from surveyproc.models.stamps import stamp_kind
 from surveyproc.products.base import Batch
+from surveyproc.products.network import NetworkProduct
 from surveyproc.products.registry import build_products
 from surveyproc.releases.release import current_release
 from surveyproc.run.commit import READERS
@@ -123,7 +126,9 @@ def similar(
     position : (float, float), optional
         Right ascension and declination, degrees, ICRS, of an object within 2 arcsec.
     image : str or Path, optional
-        An image as `images.stamps.read_stamp` reads it, for a model that reads images alone.
+        An image as `images.stamps.read_stamp` reads it, for a model that reads images alone: of
+        the kind and size that the model learned from, or, if that were the survey's cutouts, FITS
+        with the fluxes of its bands in the survey's pixels.
     n : int
         How many; the object itself is not among them.
     column : str, optional
@@ -195,7 +200,7 @@ def _by_id(searched: Searched, wanted: int | str | None) -> dict[str, Any]:
     """The row of an object."""
     text = str(wanted)
     known = [int(ids.read(pa.array([text]))[0][0])]
-    if text.strip().lstrip("-").isdecimal():
+    if re.fullmatch(r"\s*-?\d+\s*", text, re.ASCII):
         # Unsigned numbers from 2^63 on were stored less 2^64.
         known.insert(0, (int(text) + 2**63) % 2**64 - 2**63)
 
@@ -255,7 +260,8 @@ def _code_of_image(survey: Survey, searched: Searched, image: str | Path) -> nei
             f"similar --image: the model of {searched.product} must read images and nothing else; "
             f"it reads {reads}: name an object with --id"
         )
-    pixels = read_stamp(image, product.inputs.bands, product.inputs.cutout)
+    kind = stamp_kind(product.package) if isinstance(product, NetworkProduct) else None
+    pixels = read_stamp(image, product.inputs.bands, product.inputs.cutout, kind)
     product.prepare()
     batch = Batch(columns={}, flags=np.zeros(1, np.int32), images=pixels[None])
     code: neighbours.Codes = product.compute(batch)[searched.column][0]

@@ -14,10 +14,10 @@ from surveyproc import verbs
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.images.stamps import DamagedStampError, decode_stamp
+from surveyproc.images.stamps import DamagedStampError, StampKind, decode_stamp, read_stamp
 from surveyproc.models.base import Reads
 from surveyproc.models.package import load_package
-from surveyproc.models.stamps import predict_stamps
+from surveyproc.models.stamps import predict_stamps, stamp_kind
 from surveyproc.products.morphology import MorphologyProduct
 from surveyproc.products.photoz import PhotozProduct
 from surveyproc.store.storage import Store
@@ -195,6 +195,31 @@ def test_other_sizes_are_refused_or_resampled(tmp_path):
         read(folder, resize=40)
 
 
+def test_fluxes_and_colours_are_not_mixed(tmp_path):
+    folder = save(tmp_path / "stamps", 4)
+    cube = np.ones((3, SIDE, SIDE), np.float32)
+    fits.PrimaryHDU(cube).writeto(folder / "2.fits")
+    table = (folder / "labels.csv").read_text().replace("2.png", "2.fits")
+    (folder / "labels.csv").write_text(table)
+    with pytest.raises(InputError, match=r"is (fluxes|a colour image).* and \d\.(png|fits) (a|f)"):
+        read(folder)
+
+
+def test_endings_are_those_of_the_files(tmp_path):
+    """In capitals too; FITS is what ends so, and a name of two files is refused."""
+    folder = save(tmp_path / "stamps", 4)
+    (folder / "2.png").rename(folder / "2.PNG")
+    (folder / "3.png").rename(folder / "3.fitted.png")
+    table = (folder / "labels.csv").read_text()
+    table = table.replace("3.png", "3.fitted").replace(".png", "")
+    (folder / "labels.csv").write_text(table)
+    files = read(folder).cube.index["file"].to_pylist()
+    assert sorted(files) == ["0.png", "1.png", "2.PNG", "3.fitted.png"]
+    (folder / "1.fits").write_bytes(b"")
+    with pytest.raises(InputError, match=r"'1' may be 1\.fits or 1\.png: give its ending too"):
+        read(folder)
+
+
 def test_a_file_named_twice_is_refused(tmp_path):
     folder = save(tmp_path / "stamps", 4)
     with (folder / "labels.csv").open("a") as file:
@@ -308,6 +333,18 @@ def test_from_a_folder_to_a_model_to_another_folder(tmp_path):
     assert np.isnan(found["p_edge"][bad]).all()
     assert (found["class"] == "").tolist() == bad.tolist()
     assert found["embedding"].shape == (6, 16)
+    # Stamps of another size or kind than those that it learned from.
+    Image.fromarray(galaxy("edge", 1, 80)).save(other / "5.png")
+    fits.PrimaryHDU(np.ones((3, SIDE, SIDE), np.float32)).writeto(other / "6.fits")
+    named = predict_stamps(package, str(other), ["5.png", "6.fits"])["problem"]
+    assert "5.png has 80 x 80 pixels, and those that model looks learned from 40 x 40" in named[0]
+    assert "6.fits is fluxes (FITS), and those that model looks learned from a col" in named[1]
+    assert stamp_kind(package) == StampKind(colour=True, planes=3, side=SIDE)
+    for right, wrong in (("3.png", "5.png"), ("3.png", "6.fits")):
+        stamp = read_stamp(other / right, READS.images, 32, stamp_kind(package))
+        assert stamp.shape == (3, 32, 32)
+        with pytest.raises(InputError, match="those that the model learned from"):
+            read_stamp(other / wrong, READS.images, 32, stamp_kind(package))
     named = predict_stamps(package, str(other), ["3.png", "none.png"])
     np.testing.assert_array_equal(named["p_edge"][0], found["p_edge"][3])
     assert "no such file" in named["problem"][1]

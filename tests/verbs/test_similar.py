@@ -11,6 +11,7 @@ import pytest
 import task_networks
 import torch
 from astropy.io import fits
+from PIL import Image
 from sums import sums
 
 import surveyproc
@@ -124,6 +125,9 @@ def test_an_image_finds_the_object_that_it_is_of(survey, rows, tmp_path):
     fits.PrimaryHDU(stamp[:2]).writeto(tmp_path / "two.fits")
     with pytest.raises(InputError, match="has 2 bands, and the model reads 3"):
         survey.similar(image=tmp_path / "two.fits")
+    Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(tmp_path / "colours.png")
+    with pytest.raises(InputError, match=r"colours\.png: a colour image .* learned from fluxes in"):
+        survey.similar(image=tmp_path / "colours.png")
 
 
 def test_an_index_is_a_file_of_the_unit(copied):
@@ -181,8 +185,9 @@ def test_what_cannot_be_asked_is_named(survey, rows, published_survey):
     numbers = rows[0]
     with pytest.raises(InputError, match="has no object '123456789'"):
         survey.similar(123456789)
-    with pytest.raises(InputError, match="has no object 'NGC 1'"):
-        survey.similar("NGC 1")
+    for name in ("NGC 1", "--5", "\u0665"):
+        with pytest.raises(InputError, match=f"has no object '{name}'"):
+            survey.similar(name)
     with pytest.raises(InputError, match=r"no object within 2 arcsec of \(200, 80\)"):
         survey.similar(position=(200.0, 80.0))
     with pytest.raises(ConfigError, match=r"\(10, 100\) is no position in degrees"):
