@@ -173,16 +173,17 @@ class TrainingSection(LabelTableSection):
         0.15,
         ge=0,
         lt=0.9,
-        description="Share of the labels, by whole sky pixels, whose loss chooses the best epoch; "
-        "with 0 all are trained with and the last weights count. With folds each of them is "
-        "held out by its own networks instead.",
+        description="Share of the labels, by whole sky pixels (stamps: by object), whose loss "
+        "chooses the best epoch; with 0 all are trained with and the last weights count. With "
+        "folds each of them is held out by its own networks instead.",
     )
     test_share: float = Field(
         0.0,
         ge=0,
         lt=0.9,
-        description="Share of the labels, by whole sky pixels, that neither weights nor the choice "
-        "of the best epoch depend on; the finished model is measured on them.",
+        description="Share of the labels, by whole sky pixels (stamps: by object), that neither "
+        "weights nor the choice of the best epoch depend on; the finished model is measured on "
+        "them.",
     )
     dropped_rows: float | None = Field(
         None,
@@ -211,7 +212,8 @@ class TrainingSection(LabelTableSection):
     folds: int = Field(
         1,
         ge=1,
-        description="Parts of the sky, each held out by other networks: k-fold cross-validation.",
+        description="Parts of the sky (stamps: of the objects), each held out by other networks: "
+        "k-fold cross-validation.",
     )
     members: int = Field(
         1,

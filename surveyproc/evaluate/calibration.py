@@ -7,7 +7,7 @@ Neither may be judged on the objects that it was fitted to: see `cross_calibrate
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -228,13 +228,3 @@ def cross_calibrated(
         rows = part == number
         found[rows] = KINDS[kind](p[~rows], true[~rows])(p[rows])
     return found
-
-
-def report(probabilities: ArrayLike, index: ArrayLike) -> dict[str, Any]:
-    """`calibration_error`, and `reliability` of the most probable class."""
-    p, true = with_prediction(probabilities, index)
-    best = p.argmax(axis=1)
-    return {
-        "calibration_error": calibration_error(p, true),
-        "reliability": reliability(p.max(axis=1), best == true),
-    }

@@ -51,9 +51,9 @@ def check_size(usable: TrainingSet, fold: Int, settings: TrainingSection) -> Non
         counts = "; ".join(f"{count} rows with {why}" for why, count in usable.dropped.items())
         raise InputError(
             f"the training set has {len(usable)} usable rows, {n} of them for training after the "
-            f"split by sky position, and a batch takes training.batch_size = "
-            f"{settings.batch_size} on {settings.workers} workers: give more labels or a smaller "
-            f"batch" + (f" (left out: {counts})" if counts else "")
+            f"split, and a batch takes training.batch_size = {settings.batch_size} on "
+            f"{settings.workers} workers: give more labels or a smaller batch"
+            + (f" (left out: {counts})" if counts else "")
         )
     if settings.folds * settings.members == 1 and settings.batch_size % settings.workers:
         raise InputError(

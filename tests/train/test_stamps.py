@@ -404,13 +404,15 @@ def labelled(tmp_path, labels, **keys):
 def test_classes_without_an_example_are_named(tmp_path):
     with pytest.raises(InputError, match=r"no object of class 'c' is left .*\(12 a, 8 b, 0 c\)"):
         labelled(tmp_path, ["a", "b"] * 8 + ["a"] * 4, classes=("a", "b", "c"), held_out_share=0)
+    with pytest.raises(InputError, match=r"one object of class 'z' is left .* 2 are the least"):
+        labelled(tmp_path, ["a", "b"] * 8 + ["z"], held_out_share=0)
     # The one example of a class is held out in one of the folds.
     with pytest.raises(InputError, match=r"network \d of 2: task 'class': no object of class 'z'"):
         labelled(tmp_path, ["a", "b"] * 8 + ["z"], folds=2)
 
 
 def test_a_held_out_part_without_a_class_is_measured_without_it(tmp_path):
-    package = labelled(tmp_path, ["a"] * 18 + ["z"], folds=1, held_out_share=0.2, seed=1)
+    package = labelled(tmp_path, ["a"] * 17 + ["z"] * 2, folds=1, held_out_share=0.2, seed=1)
     found = package.metrics["held_out"]["class"]
     assert found["completeness"]["z"] is None
     assert found["n"] == 4

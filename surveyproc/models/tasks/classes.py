@@ -23,6 +23,9 @@ from surveyproc.models.tasks.columns import column_name
 MOST_CLASSES = 256
 """More different labels than these are a column of something else."""
 
+LEAST = 2
+"""Examples of each class that a network needs."""
+
 LEAST_ROWS = 10
 """Held-out objects of each class below which a calibration would learn their noise."""
 
@@ -181,16 +184,18 @@ class ClassTask(Task):
         return {target.name: np.array([place.get(text, np.nan) for text in texts], np.float64)}
 
     def lacking(self, targets: Mapping[str, Float]) -> str:
-        """The class without an example, if there is one."""
+        """The class with less than two examples, if there is one."""
         values = targets[self.name]
         known = values[np.isfinite(values)].astype(np.int64)
         counts = np.bincount(known, minlength=len(self.classes))
-        if counts.all():
+        if counts.min(initial=LEAST) >= LEAST:
             return ""
         told = ", ".join(f"{n} {name}" for name, n in zip(self.classes, counts, strict=True))
+        few = ("no object", "one object")[counts.min()]
         return (
-            f"no object of class {self.classes[int(counts.argmin())]!r} is left to train with "
-            f"after the split ({told}): give more labels of it, leave it out, or hold out less"
+            f"{few} of class {self.classes[int(counts.argmin())]!r} is left to train with after "
+            f"the split, and {LEAST} are the least ({told}): give more labels of it, leave it out, "
+            "or hold out less"
         )
 
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
