@@ -8,7 +8,7 @@ galaxies have each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,19 @@ Willett et al. 2013, Table 3, as Zhu et al. 2019 use it; Khramtsov et al. 2022 s
 three smooth classes exclude each other, and smooth and features may both reach their cuts.
 """
 
+_CUT = [one for one in FEATURES if any(one.name in cuts for cuts in CUTS.values())]
+
+LEFT_OUT = (
+    "t05_bulge_prominence_a13_dominant",
+    "t08_odd_feature_a20_lens_or_arc",
+    "t09_bulge_shape_a26_boxy",
+)
+"""Answers that are no features here, though votes for them are votes for their question."""
+
+CLASSES, SHARES, VOTES = "five_classes", "features", "feature_votes"
+DERIVED = (CLASSES, SHARES, VOTES)
+"""What a table of votes tells beside its columns: see `derived`."""
+
 LEAST_VOTES = 20
 """Votes that a question must have for its answers to count (Willett et al. 2013, section 3.3)."""
 
@@ -138,3 +151,53 @@ def five_classes(
     names = np.array([*reached, ""], object)
     place = np.where(table.sum(axis=1) == 1, table.argmax(axis=1), len(reached))
     return np.asarray(names[place])
+
+
+def columns_of(names: Iterable[str]) -> list[str]:
+    """The columns of a table of votes that some names stand for: `derived` ones for several."""
+    found: list[str] = []
+    for name in names:
+        if name not in DERIVED:
+            found.append(name)
+        elif name == CLASSES:
+            asked = {one.question for one in _CUT}
+            found += [f"{one.column}_debiased" for one in _CUT]
+            found += [f"{one.column}_count" for one in FEATURES if one.question in asked]
+        elif name == SHARES:
+            found += [f"{one.column}_debiased" for one in FEATURES]
+        else:
+            found += [f"{one.column}_count" for one in FEATURES]
+            found += [f"{column}_count" for column in LEFT_OUT]
+    return list(dict.fromkeys(found))
+
+
+def derived(name: str, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[Any]:
+    """What a table of votes with the columns of Willett et al. 2013 tells of its n objects.
+
+    Parameters
+    ----------
+    name : str
+        `five_classes`: the class by the cuts, counting questions of at least `LEAST_VOTES`;
+        `features`: the debiased fractions of the 34 features; `feature_votes`: the votes for their
+        questions.
+    columns : mapping of str to float64 ndarray, shape (n,)
+        Those of `columns_of`.
+
+    Returns
+    -------
+    ndarray, shape (n,) of str, or (n, 34) of float64
+
+    Raises
+    ------
+    InputError
+        If a fraction is outside of 0 and 1.
+    """
+    if name == SHARES:
+        return np.stack([columns[f"{one.column}_debiased"] for one in FEATURES], axis=1)
+    votes = {question: np.zeros(len(next(iter(columns.values())))) for question in QUESTIONS}
+    for column in (*(one.column for one in FEATURES), *LEFT_OUT):
+        if f"{column}_count" in columns:
+            votes[column.partition("_")[0]] += np.nan_to_num(columns[f"{column}_count"])
+    if name == VOTES:
+        return np.stack([votes[one.question] for one in FEATURES], axis=1)
+    return five_classes({one.name: columns[f"{one.column}_debiased"] for one in _CUT}, votes)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from surveyproc import sky
-from surveyproc.catalogs import hats
+from surveyproc.catalogs import galaxy_zoo, hats
 from surveyproc.catalogs.crossmatch import nearest
 from surveyproc.catalogs.foreign import is_numeric, leaf_tables
 from surveyproc.catalogs.readers import read_columns, read_ids, truth
@@ -157,13 +157,18 @@ def read_targets(
     named = target_columns(section)
     texts = {one for name, (one, *rest) in named.items() if not rest and name != "redshift"}
     others = [*more, *filter(None, [section.select])]
+    wanted = [*(one for names in named.values() for one in names), *others]
+    of_votes = isinstance(section, TrainingSection) and section.votes is not None
     columns = read_columns(
         url,
-        [*(one for names in named.values() for one in names), *others],
+        galaxy_zoo.columns_of(wanted) if of_votes else wanted,
         section.table,
         (section.ra, section.dec) if section.ra in more else None,
         texts - set(others),
     )
+    if of_votes:
+        told = {one for one in wanted if one in galaxy_zoo.DERIVED}
+        columns |= {one: galaxy_zoo.derived(one, columns) for one in told}
     targets = {
         name: columns[names[0]]
         if len(names) == 1

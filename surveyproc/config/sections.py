@@ -124,6 +124,12 @@ class TrainingSection(LabelTableSection):
         description="What the tasks of the network learn from: a target to its label column, or "
         "to a list of them. Columns of classes may hold text.",
     )
+    votes: Literal["galaxy_zoo_2"] | None = Field(
+        None,
+        description="The label table is one of votes with the columns of Galaxy Zoo 2 (Willett et "
+        "al. 2013), and targets may name what they tell: five_classes, the class by their cuts; "
+        "features and feature_votes, shares of the 34 features and votes for their questions.",
+    )
     id: str | None = Field(
         None,
         description="Column with the source catalog's ids: labels are then matched by id, not on "

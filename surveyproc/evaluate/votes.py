@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,12 @@ def roc_table(
     return rows
 
 
-def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) -> dict[str, Any]:
+def vote_metrics(
+    predicted: ArrayLike,
+    true: ArrayLike,
+    names: Sequence[str],
+    thresholds: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What predicted shares of votes are worth.
 
     Parameters
@@ -93,6 +99,8 @@ def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) ->
         Shares within 0 and 1; pairs of which one is NaN do not count.
     names : sequence of str, shape (k,)
         The answers.
+    thresholds : mapping of str to float
+        Answer to the predicted share above which an object has the feature.
 
     Returns
     -------
@@ -102,7 +110,8 @@ def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) ->
         answers that have one; `calibration_error`: sum over bins of the predicted share of
         |mean(predicted) - mean(true)| times the bin's part of all pairs (Naeini et al. 2015, AAAI
         29, 2901, for shares); `roc_area` by answer, taking the answers that have at least half of
-        the votes for true (ours). NaN where there is nothing to count.
+        the votes for true (ours); by answer with a threshold `passing`, the share of the objects
+        above it, and `completeness` and `purity` of these. NaN where there is nothing to count.
 
     Raises
     ------
@@ -120,6 +129,17 @@ def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) ->
         rmse = np.sqrt(squares.sum(axis=0) / counts)
     rows = wanted.any(axis=1)
     seen = known.any(axis=1)
+    at_threshold: dict[str, dict[str, float]] = {"passing": {}, "completeness": {}, "purity": {}}
+    for k, name in enumerate(names):
+        if name in thresholds:
+            above, has = p[known[:, k], k] > thresholds[name], f[known[:, k], k] >= HALF
+            both = float((above & has).sum())
+            for key, part, whole in (
+                ("passing", float(above.sum()), len(above)),
+                ("completeness", both, int(has.sum())),
+                ("purity", both, int(above.sum())),
+            ):
+                at_threshold[key][name] = part / whole if whole else float("nan")
     return {
         "n": int((rows & seen).sum()),
         "n_missing": int((rows & ~seen).sum()),
@@ -130,6 +150,7 @@ def vote_metrics(predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) ->
             name: roc_area(p[known[:, k], k], f[known[:, k], k] >= HALF)
             for k, name in enumerate(names)
         },
+        **(at_threshold if thresholds else {}),
     }
 
 

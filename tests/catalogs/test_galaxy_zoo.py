@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from surveyproc.catalogs.galaxy_zoo import CUTS, five_classes
+from surveyproc.catalogs.galaxy_zoo import CUTS, FEATURES, LEFT_OUT, five_classes
+from surveyproc.catalogs.labels import read_targets
+from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import InputError
 
 ZERO = {
@@ -41,3 +43,49 @@ def test_counts_for_fractions_and_missing_features_are_named():
     del lacking["spiral"]
     with pytest.raises(InputError, match="no fraction of 'spiral'"):
         five_classes(lacking)
+
+
+@pytest.fixture
+def votes_of_three(tmp_path):
+    """A spiral, a round one, and a spiral that too few were asked about; positions and ids too."""
+    spiral, round_ = {**CUTS["spiral"]}, {**CUTS["completely_round"]}
+    lines, columns = [], [one.column for one in FEATURES]
+    header = ["dr7objid", "ra", "dec"]
+    header += [f"{one}_{kind}" for one in columns for kind in ("debiased", "count")]
+    header += [f"{one}_count" for one in LEFT_OUT]
+    for row, (shares, each) in enumerate(((spiral, 30), (round_, 30), (spiral, 9))):
+        cells = [str(row + 1), str(10 + row), "5"]
+        for one in FEATURES:
+            cells += [str(shares.get(one.name, 0.0)), str(each)]
+        lines.append(",".join([*cells, *["4"] * 3]))
+    path = tmp_path / "gz2.csv"
+    path.write_text("\n".join([",".join(header), *lines]) + "\n")
+    return path
+
+
+def test_a_table_of_votes_tells_classes_and_features(votes_of_three):
+    given = {"source": str(votes_of_three), "votes": "galaxy_zoo_2"}
+    section = TrainingSection(**given, targets={"class": "five_classes"})
+    targets, _ = read_targets(section, str(votes_of_three))
+    # Two answers of nine votes each are fewer than twenty.
+    assert targets["class"].tolist() == ["spiral", "completely_round", ""]
+    both = {"votes": "features", "votes_counts": "feature_votes"}
+    targets, more = read_targets(
+        TrainingSection(**given, targets=both, id="dr7objid"), str(votes_of_three), ["ra"]
+    )
+    assert targets["votes"].shape == targets["votes_counts"].shape == (3, len(FEATURES))
+    at = [one.name for one in FEATURES].index
+    assert targets["votes"][0, at("spiral")] == CUTS["spiral"]["spiral"]
+    # Votes for the answer that is no feature here are votes for its question too.
+    assert targets["votes_counts"][0, at("bulge_obvious")] == 3 * 30 + 4
+    assert targets["votes_counts"][2, at("spiral")] == 18
+    assert more["ra"].tolist() == [10, 11, 12]
+    plain = TrainingSection(source="x", targets={"class": "five_classes"})
+    with pytest.raises(InputError, match="no column 'five_classes'"):
+        read_targets(plain, given["source"])
+    text = votes_of_three.read_text().replace("a07_no_bar_count", "other")
+    votes_of_three.write_text(text)
+    # Classes want no bars.
+    assert read_targets(section, given["source"])[0]["class"][0] == "spiral"
+    with pytest.raises(InputError, match="no column 't03_bar_a07_no_bar_count'"):
+        read_targets(TrainingSection(**given, targets=both), given["source"])

@@ -60,6 +60,17 @@ def test_votes_by_hand():
         vote_metrics(np.ones((1, 1)), np.ones((1, 1)), ("x", "y"))
 
 
+def test_features_at_their_thresholds():
+    shares = np.array([[0.9, 0.9], [0.5, 0.1], [0.4, 0.1], [0.1, 0.1], [np.nan, 0.1]])
+    p = np.array([[0.3, 0.1], [0.1, 0.1], [0.4, 0.1], [0.2, 0.1], [0.9, 0.1]])
+    found = vote_metrics(p, shares, ("bar", "ring"), {"bar": 0.25, "ring": 0.5})
+    assert found["passing"] == {"bar": 0.5, "ring": 0.0}
+    assert found["completeness"] == {"bar": 0.5, "ring": 0.0}
+    assert found["purity"]["bar"] == 0.5
+    assert np.isnan(found["purity"]["ring"])
+    assert "passing" not in vote_metrics(p, shares, ("bar", "ring"))
+
+
 def test_calibrated_shares_have_no_error_though_they_scatter():
     random = np.random.default_rng(0)
     share = random.uniform(0, 1, (200_000, 1))

@@ -166,7 +166,7 @@ class VoteTask(Task):
     def metrics(self, values: Values, targets: Mapping[str, Float]) -> dict[str, Any]:
         """Those of `evaluate.votes.vote_metrics`."""
         share = np.stack([values[name] for name in self.names], axis=1)
-        return finite(vote_metrics(share, targets[self.name], self.names))
+        return finite(vote_metrics(share, targets[self.name], self.names, self.thresholds))
 
 
 def concentrations_of(output: Tensor) -> Tensor:
