@@ -90,6 +90,7 @@ def test_from_a_table_of_types_to_a_release(tmp_path):
     current = verbs.run(survey)
     page = Path(write_report(survey).report).read_text()
     assert "Against known classes" in page
+    assert "have learned from labels of the same table" in page
     assert "expected calibration error" in page
 
     parts = [

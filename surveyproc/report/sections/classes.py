@@ -81,7 +81,10 @@ class KnownClasses(Section):
         yield self.matches.reads, self.matches.add
 
     def values(self) -> dict[str, Any]:
-        """`models`: `name`, `figure`, `metrics` of those that know any of the labels' classes."""
+        """`models`: `name`, `figure`, `metrics` of those that know any of the labels' classes.
+
+        And `learned`, the products whose networks were trained with labels of the same table.
+        """
         found, targets = self.matches.found()
         labels = np.array([_text(one) for one in targets["class"]], object)
         models = []
@@ -99,7 +102,17 @@ class KnownClasses(Section):
             }
             figure = draw_known(p[rows], index, names)
             models.append({"name": f"{one}_class", "figure": figure, "metrics": metrics})
-        return {"models": models}
+        return {"models": models, "learned": self._learned()}
+
+    def _learned(self) -> list[str]:
+        config = self.shown.config
+        assert config.truth is not None
+        table = config.resolve(config.truth.source)
+        return [
+            one.name
+            for one in config.networks
+            if one.training and one.training.source and config.resolve(one.training.source) == table
+        ]
 
 
 def _as_targets(truth: LabelsSection) -> TrainingSection:
