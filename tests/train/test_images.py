@@ -5,15 +5,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
 from command import surveyproc
+from sums import sums
 
 from surveyproc import verbs
+from surveyproc.catalogs import neighbours
 from surveyproc.config import load
 from surveyproc.errors import InputError
 from surveyproc.models.package import load_package
 from surveyproc.report.page import write_report
 from surveyproc.store.storage import Store
 from surveyproc.survey import Survey
+from surveyproc.verbs.nightly import nightly
+from surveyproc.verbs.similar import similar
 
 SECTION = """
 [[products]]
@@ -95,3 +100,47 @@ def test_labels_beyond_the_bins_are_named(survey_copy):
     config = with_product(survey_copy, "multimodal", "{ width = 0.03, bins = [10, 0.0, 0.2] }")
     with pytest.raises(InputError, match=r"outside the range of the network, 0 to 0\.2"):
         verbs.train(Survey(config), "photoz_images")
+
+
+ALIKE = """
+[[products]]
+name = "network_alike"
+model = "alike"
+architecture = "contrastive"
+architecture_settings = { cutout = 32, hidden = 8, projection = 4, image_bands = ["g", "r", "i"] }
+[products.training]
+source = "truth.parquet"
+epochs = 1
+batch_size = 32
+"""
+
+
+def test_learning_without_labels_from_the_surveys_own_cutouts(survey_copy):
+    """Its embedding serves `similar`; objects whose leaves are adopted keep their indexes."""
+    survey_copy.write_text(survey_copy.read_text() + ALIKE)
+    survey = Survey(load(survey_copy, ["run.place=here"]))
+    verbs.train(survey, "network_alike")
+    package = load_package(survey.store, "alike")
+    learned = package.document["training"]
+    assert learned["rows_known"] == {"likeness": learned["rows"]}
+    assert learned["stamps"] is None
+    assert package.pixel_scale is not None
+    first = verbs.run(survey)
+    table = pq.read_table(first.url + "/dataset", columns=["object_id", "alike_embedding"])
+    known = table.filter(table["alike_embedding"].is_valid())["object_id"].to_pylist()
+    assert len(known) > 200
+    found = similar(survey, object_id=known[0], n=5)
+    assert len(found.neighbours) == 5
+    # A catalog that grew by a row: one partition is computed, the others' indexes are copied.
+    indexes = sums(Path(first.url) / neighbours.FOLDER)
+    catalog = Path(survey.config.resolve(survey.config.catalog.source))
+    grown = Table.read(catalog)
+    grown.add_row(grown[0])
+    grown["object_id"][-1] = 987654
+    grown.write(catalog, overwrite=True)
+    night = nightly(survey)
+    assert (night.did, night.exit_code) == ("published", 0)
+    again = sums(Path(verbs.releases(survey).current.url) / neighbours.FOLDER)
+    assert again.keys() == indexes.keys()
+    assert sum(again[key] != indexes[key] for key in indexes) == 1
+    assert similar(survey, object_id=987654, n=3).neighbours[0].object_id == grown["object_id"][0]
