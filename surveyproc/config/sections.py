@@ -333,6 +333,11 @@ class ModelSection(ProductSection):
         description="An earlier product, of kind deblend say, whose fluxes the network reads, and "
         "is trained with, where that has some in all bands; flux_<band> elsewhere.",
     )
+    blends: Name | None = Field(
+        None,
+        description="An earlier product of kind blend_probability: the flag unrecognised_blend of "
+        "an object is among this one's flags too.",
+    )
     scaled: ScaledSection | None = Field(
         None,
         description="Cutouts as wide as objects are, resampled to the network's pixels, also in "

@@ -59,7 +59,7 @@ class NetworkProduct:
     another size than those it was trained on; `no_image` where every band of the fluxes, or of
     the cutout, is missing, which leaves nothing to predict from: all outputs are NaN, text is
     empty; `model_failure` where the network gave a non-finite value from usable inputs. Bits that
-    the batch brings are kept.
+    the batch brings are kept, and with `blends` so is that product's `unrecognised_blend`.
 
     Parameters
     ----------
@@ -79,6 +79,8 @@ class NetworkProduct:
     fluxes : str, optional
         An earlier product whose `<product>_flux_<band>` are read where it has them in all bands
         that the model reads, and `flux_<band>` elsewhere.
+    blends : str, optional
+        An earlier product that flags blends which nobody recognised.
 
     Raises
     ------
@@ -121,6 +123,7 @@ class NetworkProduct:
             reddening=config.catalog.reddening,
             survey_bands=config.bands,
             fluxes=section.fluxes,
+            blends=section.blends,
             scaled=section.scaled,
             **cls._more(section, survey),
         )
@@ -141,6 +144,7 @@ class NetworkProduct:
         reddening: str | None = None,
         survey_bands: Sequence[str] | None = None,
         fluxes: str | None = None,
+        blends: str | None = None,
         scaled: ScaledSection | None = None,
     ) -> None:
         self.package = package
@@ -185,6 +189,7 @@ class NetworkProduct:
         self._reddening = reddening if package.reads["reddening"] else None
         self._features = tuple(package.reads["features"])
         self._fluxes = fluxes if self._features else None
+        self._blends = blends
         self._images = tuple(package.reads["images"])
         self._scaled = scaled
         if scaled is not None and not self._images:
@@ -214,6 +219,8 @@ class NetworkProduct:
         columns = [f"{kind}_{band}" for kind in kinds for band in bands]
         if self._fluxes:
             columns += [f"{self._fluxes}_{kind}_{band}" for kind in kinds for band in bands]
+        if self._blends:
+            columns.append(f"{self._blends}_flag")
         planes = self._here(self._images)
         cutout = int(self.package.reads["cutout"]) if planes else 0
         if self._scaled is not None and cutout:
@@ -247,6 +254,7 @@ class NetworkProduct:
         settings += [ROUNDING] if self.wants_device else []
         settings += [self._reddening, self.absent, *([self._fluxes] if self._fluxes else [])]
         settings += [self._scaled.model_dump()] if self._scaled else []
+        settings += [f"blends of {self._blends}"] if self._blends else []
         return f"{self.package.version}-{fingerprint(settings)[:8]}"
 
     @cached_property
@@ -324,6 +332,9 @@ class NetworkProduct:
             ("model_failure", failed),
         ):
             flags[where] |= schemas.flag(name)
+        if self._blends:
+            theirs = np.asarray(batch.columns[f"{self._blends}_flag"], np.int32)
+            flags |= theirs & np.int32(schemas.flag("unrecognised_blend"))
         out: dict[str, NDArray[Any]] = {}
         for key, column in values.items():
             column[empty | failed] = schemas.nothing(column.dtype)

@@ -56,6 +56,7 @@ name = "photoz"
 model = "deep"
 architecture = "gaznet-c3"
 fluxes = "deblend"
+blends = "blend_probability"
 
 [products.training]
 source = "truth.parquet"
@@ -185,6 +186,7 @@ def test_another_radius_makes_deblending_and_redshifts_stale(survey, tmp_path):
     [
         ("radius = 2.1", "radius = 5.0", r"5 arcsec are 20 pixels, .* at most 4"),
         ('fluxes = "deblend"', 'fluxes = "blend_probability"', "reads blend_probability_flux_g"),
+        ('blends = "blend_probability"', 'blends = "photometer"', "reads photometer_flag, which"),
         (
             TELLS,
             TELLS.replace("blend_probability", "morphology").replace("threshold = 0.4", ""),
@@ -205,6 +207,8 @@ def test_unrecognised_blends_are_told_and_left_out(survey):
     p = rows["blend_probability"].to_numpy()
     assert flagged.tolist() == ((p > 0.4) & alone).tolist()
     assert flagged.sum() > 0
+    # The redshifts know it too.
+    assert ((rows["photoz_flag"].to_numpy() & bit) > 0).tolist() == flagged.tolist()
     found = verbs.evaluate(survey)
     assert set(found.samples) == {"all", "unflagged", "recognised"}
     assert set(found.pdf) > set(found.samples)
