@@ -236,6 +236,7 @@ def judged(name: str, sample: Sample, p: np.ndarray, began: float) -> None:
 
 def peers(sample: Sample, seed: int) -> None:
     from sklearn.ensemble import (
+        ExtraTreesClassifier,
         GradientBoostingClassifier,
         HistGradientBoostingClassifier,
         RandomForestClassifier,
@@ -263,6 +264,16 @@ def peers(sample: Sample, seed: int) -> None:
             model.fit(x[fold != k], sample.index[fold != k])
             p[fold == k] = model.predict_proba(x[fold == k])
         judged(name, sample, p, began)
+    # Trees see fluxes near zero better as ratios than as magnitudes with gaps.
+    reference = sample.flux[:, [sample.bands.index("RFS" if "RFS" in sample.bands else "r")]]
+    ratio = np.nan_to_num(sample.flux / reference)
+    x, began = np.c_[np.arcsinh(10 * ratio), np.log(reference)], time.perf_counter()
+    p = np.zeros((len(fold), len(sample.classes)))
+    for k in range(FOLDS):
+        model = ExtraTreesClassifier(500, min_samples_leaf=2, random_state=0)
+        model.fit(x[fold != k], sample.index[fold != k])
+        p[fold == k] = model.predict_proba(x[fold == k])
+    judged("extra trees of flux ratios", sample, p, began)
 
 
 def ours(name: str, sample: Sample, seed: int, members: int) -> None:
