@@ -3,7 +3,7 @@
 Usage:
     python benchmarks/morphology.py classes DATA WORK [--backbone NAME ...] [--set NAME ...]
         [--share S ...] [--fold K ...] [--cutout 48] [--epochs N] [--turning DEGREES]
-        [--batch 64] [--zoom 1.2] [--member M ...] [--plain | --start]
+        [--batch 64] [--zoom 1.2] [--member M ...] [--widths W ...] [--plain | --start]
     python benchmarks/morphology.py unlabelled DATA WORK [--set NAME] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py faint DATA WORK [--seed N ...] [--cutout 48] [--epochs N]
     python benchmarks/morphology.py tell DATA WORK
@@ -165,10 +165,12 @@ def probabilities(made: Network, images: np.ndarray, classes: Sequence[str]) -> 
     return np.stack([values[f"p_{one}"] for one in classes], axis=1)
 
 
-def both_ways(made: Network, settings: Any, images: np.ndarray, classes: Any) -> dict[str, Any]:
+def both_ways(
+    made: Network, backbone: str, images: np.ndarray, classes: Any, **sizes: Any
+) -> dict[str, Any]:
     """Probabilities as they are, and as means over the eight symmetries."""
     averaged = network(
-        settings, classes, average=True, cutout=images.shape[-1], zoom=made.config.zoom
+        backbone, classes, average=True, cutout=images.shape[-1], zoom=made.config.zoom, **sizes
     )
     averaged.load_state_dict(made.state_dict())
     return {
@@ -203,6 +205,8 @@ def classes(options: argparse.Namespace) -> None:
         key |= {"how": "plain" if options.plain else "start" if options.start else ""}
         zoom = 1.0 if options.plain else options.zoom
         key |= {"zoom": zoom, "member": member, "part": part}
+        sizes = {"widths": options.widths} if options.widths else {}
+        key |= sizes
         if any(key.items() <= one.items() for one in done(path)):
             continue
         whole = sets[name]
@@ -215,7 +219,7 @@ def classes(options: argparse.Namespace) -> None:
         print(key, len(rows), flush=True)
         seed = part + 100 * member
         torch.manual_seed(seed)
-        made = network(backbone, names, cutout=cutout, **seen_at(zoom))
+        made = network(backbone, names, cutout=cutout, **sizes, **seen_at(zoom))
         weights = work / f"{weights_of(key)}.pt"
         if weights.exists():
             made.load_state_dict(torch.load(weights, map_location="cpu"))
@@ -238,7 +242,7 @@ def classes(options: argparse.Namespace) -> None:
         seconds = time.time() - started
         test = np.flatnonzero(fold == part)
         seen = centre(torch.from_numpy(pixels_of(whole.take(test))), cutout).numpy()
-        p = both_ways(made, backbone, seen, names)
+        p = both_ways(made, backbone, seen, names, **sizes)
         append(
             path,
             {
@@ -397,7 +401,8 @@ def tell(options: argparse.Namespace) -> None:
     for line in done(options.work / "classes.jsonl"):
         task = f"{line['set']}, {line['share']} of the labels"
         what = " ".join(
-            str(line[key]) for key in ("backbone", "cutout", "epochs", "turning", "how")
+            str(line.get(key, ""))
+            for key in ("backbone", "widths", "cutout", "epochs", "turning", "how", "member")
         )
         kinds.setdefault(task, {}).setdefault(what, []).append(line)
     for task, of_task in kinds.items():
@@ -428,6 +433,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--backbone", nargs="+", default=["residual", "equivariant"])
+    parser.add_argument("--widths", nargs="+", type=int, help="of our own backbones' blocks")
     parser.add_argument("--set", nargs="+", default=["gz1_images", "gz2_spirals"])
     parser.add_argument("--share", nargs="+", type=float, default=[1.0, 0.1, 0.5])
     parser.add_argument("--fold", nargs="*", type=int, default=list(range(FOLDS)))

@@ -15,9 +15,10 @@ own for small training sets and CPUs, each a 4x4 convolution of stride 2 and fou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,6 +44,9 @@ ELEVEN = (
 
 OWN = {"residual": (32, 64, 96, 128), "equivariant": (4, 8, 16, 32)}
 """Channels of the blocks of our own; those of the equivariant one in eight copies each."""
+
+Widths = Annotated[tuple[PositiveInt, ...], Field(max_length=5)]
+"""Other channels; empty for those of `OWN`. More blocks would leave nothing of 32 pixels."""
 
 SYMMETRIES = 8
 
@@ -199,6 +203,8 @@ class Small(nn.Module):
         Bands of the images.
     name : {'residual', 'equivariant'}
         Which one.
+    widths : sequence of int
+        Channels of its blocks.
 
     Attributes
     ----------
@@ -206,9 +212,9 @@ class Small(nn.Module):
         Channels of the maps.
     """
 
-    def __init__(self, planes: int, name: str) -> None:
+    def __init__(self, planes: int, name: str, widths: Sequence[int]) -> None:
         super().__init__()
-        widths, self.equivariant = OWN[name], name == "equivariant"
+        self.equivariant = name == "equivariant"
 
         def plain(
             inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0
@@ -228,14 +234,14 @@ class Small(nn.Module):
         self.num_features = widths[-1]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(n, band, y, x) to (n, num_features, y // 16, x // 16)."""
+        """(n, band, y, x) to (n, num_features, y // 16, x // 16), with four blocks."""
         maps: Tensor = self.layers(images)
         if self.equivariant:
             maps = maps.reshape(len(maps), -1, SYMMETRIES, *maps.shape[2:]).amax(dim=2)
         return maps
 
 
-def backbone(name: str, planes: int) -> Any:
+def backbone(name: str, planes: int, widths: Sequence[int] = ()) -> Any:
     """A backbone with random weights: `forward_features` and `num_features` are what it offers.
 
     Parameters
@@ -244,14 +250,18 @@ def backbone(name: str, planes: int) -> Any:
         One of `OWN`, or any of timm's that gives maps.
     planes : int
         Bands of the images.
+    widths : sequence of int
+        Channels of the blocks of one of `OWN`; by default those that it has there.
 
     Raises
     ------
     ConfigError
-        If nothing is called so.
+        If nothing is called so, or the widths of one of timm's are given.
     """
     if name in OWN:
-        return Small(planes, name)
+        return Small(planes, name, widths or OWN[name])
+    if widths:
+        raise ConfigError(f"widths: those of backbone {name!r} are timm's; leave them out")
     import timm
 
     if not timm.is_model(name):

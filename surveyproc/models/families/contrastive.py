@@ -24,7 +24,7 @@ from torch.nn import functional
 from surveyproc.errors import ConfigError
 from surveyproc.images.augment import Distortion
 from surveyproc.models.base import Reads, register
-from surveyproc.models.families.backbones import backbone, configured
+from surveyproc.models.families.backbones import Widths, backbone, configured
 from surveyproc.models.families.inception import ScaledNetwork
 from surveyproc.models.families.pixels import SCALINGS
 from surveyproc.models.tasks.embedding import EmbeddingTask
@@ -39,7 +39,7 @@ class ContrastiveConfig:
 
     Attributes
     ----------
-    image_bands, backbone, cutout, pixels :
+    image_bands, backbone, widths, cutout, pixels :
         As in `MorphologyConfig`.
     hidden : int
         Width of the embedding; up to 32 its code keeps the order of near neighbours.
@@ -61,6 +61,7 @@ class ContrastiveConfig:
 
     image_bands: tuple[str, ...]
     backbone: str = "residual"
+    widths: Widths = ()
     cutout: Annotated[int, Field(ge=32)] = 100
     pixels: Literal["asinh", "lupton", "eight_bit"] = "asinh"
     hidden: PositiveInt = 32
@@ -100,7 +101,7 @@ class Contrastive(ScaledNetwork):
         self.tasks = (LikenessTask(config.temperature), EmbeddingTask(config.hidden))
         self.distortion = Distortion(config.zoom, config.dimming, config.shrinking, 180.0)
         self.scaling = SCALINGS[config.pixels](planes, config.cutout)
-        self.backbone = backbone(config.backbone, planes)
+        self.backbone = backbone(config.backbone, planes, config.widths)
         self.dense = nn.Sequential(
             nn.Linear(self.backbone.num_features, config.hidden), nn.LeakyReLU()
         )

@@ -31,7 +31,13 @@ from surveyproc.catalogs.galaxy_zoo import FEATURES, QUESTIONS
 from surveyproc.errors import ConfigError, InputError
 from surveyproc.images.augment import Distortion, magnified
 from surveyproc.models.base import Reads, register
-from surveyproc.models.families.backbones import backbone, configured, load_weights, symmetries
+from surveyproc.models.families.backbones import (
+    Widths,
+    backbone,
+    configured,
+    load_weights,
+    symmetries,
+)
 from surveyproc.models.families.inception import ScaledNetwork
 from surveyproc.models.families.pixels import SCALINGS
 from surveyproc.models.tasks.classes import ClassTask
@@ -52,6 +58,8 @@ class MorphologyConfig:
         Bands of the cutouts; `r`, `g`, `b` are the planes of colour images.
     backbone : str
         `residual`, `equivariant`, or a name of timm.
+    widths : tuple of int
+        Channels of the blocks of one of our own backbones; by default `backbones.OWN`.
     cutout : int
         Pixels on a side.
     pixels : {'asinh', 'lupton', 'eight_bit'}
@@ -88,6 +96,7 @@ class MorphologyConfig:
 
     image_bands: tuple[str, ...]
     backbone: str = "residual"
+    widths: Widths = ()
     cutout: PositiveInt = 100
     pixels: Literal["asinh", "lupton", "eight_bit"] = "asinh"
     decides: Literal["classes", "votes"] = "classes"
@@ -137,7 +146,7 @@ class Morphology(ScaledNetwork):
         planes = len(config.image_bands)
         self.reads = Reads(images=config.image_bands, cutout=config.cutout)
         self.scaling = SCALINGS[config.pixels](planes, config.cutout)
-        self.backbone = backbone(config.backbone, planes)
+        self.backbone = backbone(config.backbone, planes, config.widths)
         width = config.hidden or HEADS[config.decides]
         self.decision: ClassTask | VoteTask
         if config.decides == "classes":

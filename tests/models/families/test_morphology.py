@@ -104,6 +104,14 @@ def test_the_equivariant_backbone_does_not_know_which_way_a_galaxy_lies(side):
     assert (one - other).abs().max() > 1e-2
 
 
+def test_channels_of_our_own_backbones():
+    for name, made in (("residual", 64), ("equivariant", 64)):
+        wide = network(backbone=name, widths=[8, 16, 24, made])
+        assert wide.backbone.num_features == made
+        assert torch.isfinite(wide(torch.rand(1, 3, 48, 48) * 255)["class"]).all()
+    assert network(backbone="residual", widths=[4] * 5, cutout=32).backbone.num_features == 4
+
+
 def test_averages_are_the_same_for_all_eight():
     made = network(average=True)
     images = torch.rand(2, 3, 48, 48) * 255
@@ -200,6 +208,8 @@ def test_a_backbone_starts_from_a_file(tmp_path):
         ("morphology-resnet5O", {}, "neither we nor timm"),
         ("morphology", {"backbone": "residul"}, "there are residual, equivariant, resnet50"),
         ("morphology", {"cutout": 16}, "32 is least"),
+        ("morphology", {"widths": [4] * 6}, "morphology.widths"),
+        ("morphology-resnet50", {"widths": [4]}, "widths: those of backbone 'resnet50' are timm's"),
         ("morphology", {"pixels": "sqrt"}, "morphology.pixels"),
         ("morphology", {"depth": 3}, "unknown setting 'depth'"),
         ("morphology", {"image_bands": ["r", "K"]}, "band 'K' is not among"),
