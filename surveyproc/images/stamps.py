@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,65 +16,13 @@ from typing import Any
 import numpy as np
 from astropy import units
 from astropy.io import fits
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from surveyproc.child import Talk
 from surveyproc.errors import DiedError, InputError
+from surveyproc.images.stamp_kind import Pixels, StampKind, is_colour, sides
 from surveyproc.places.base import DEATHS
 from surveyproc.store.storage import Store
-
-COLOURS = ("r", "g", "b")
-"""Planes of colour images; of gri composites these are the bands i, r and g."""
-
-FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz")
-ENDINGS = (".jpg", ".jpeg", ".png", *FITS_ENDINGS)
-
-KIND = "stamps"
-"""Key of a `StampKind` in the record of a training cube, and of a training."""
-
-Pixels = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class StampKind:
-    """What all stamps of a folder have in common.
-
-    Attributes
-    ----------
-    colour : bool
-        Whether they are images of 8 bits, and no fluxes.
-    planes, side : int
-        Of the stamps as they are used.
-    resize : int, optional
-        Side to which they were resampled.
-    """
-
-    colour: bool
-    planes: int
-    side: int
-    resize: int | None = None
-
-    def check(self, pixels: Pixels, name: str, whose: str) -> None:
-        """Refuse a stamp of another kind than those of `whose`; InputError says what differs."""
-        if is_colour(name) != self.colour:
-            kinds = ("fluxes (FITS)", "a colour image of 8 bits")
-            raise InputError(
-                f"{name} is {kinds[is_colour(name)]}, and {whose} {kinds[self.colour]}"
-            )
-        if len(pixels) != self.planes:
-            raise InputError(f"{name} has {len(pixels)} bands, and {whose} {self.planes}")
-        if pixels.shape != (self.planes, self.side, self.side):
-            raise InputError(
-                f"{name} has {_sides(pixels)} pixels, and {whose} {self.side} x {self.side}: all "
-                "stamps of a folder, and of a model, have one size; resize = N (training.resize) "
-                "makes it so for JPEG and PNG"
-            )
-
-
-def is_colour(name: str) -> bool:
-    """Whether a file is no FITS, by its ending."""
-    return not name.lower().endswith(FITS_ENDINGS)
 
 
 class DamagedStampError(InputError):
@@ -174,7 +121,7 @@ def decode_stamp(data: bytes, name: str, resize: int | None = None) -> Pixels:
     else:
         pixels = _colour(data, name, resize)
     if pixels.shape[1] != pixels.shape[2]:
-        raise InputError(f"{name}: stamps are square, and this one has {_sides(pixels)} pixels")
+        raise InputError(f"{name}: stamps are square, and this one has {sides(pixels)} pixels")
     return pixels
 
 
@@ -249,10 +196,6 @@ def _fits(data: bytes, name: str) -> Pixels:
         raise InputError(f"{name}: BUNIT {unit!r} is no flux density a pixel: {error}") from error
     pixels: Pixels = values * np.float32(factor)
     return pixels
-
-
-def _sides(pixels: Pixels) -> str:
-    return f"{pixels.shape[2]} x {pixels.shape[1]}"
 
 
 def window(pixels: Pixels, side: int, name: str) -> Pixels:

@@ -9,14 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surveyproc.errors import InputError
-from surveyproc.images.stamps import (
-    ENDINGS,
-    KIND,
-    StampKind,
-    decoded,
-    is_colour,
-    window,
-)
+from surveyproc.images.stamp_kind import ENDINGS, KIND, StampKind, is_colour
+from surveyproc.images.stamps import decoded, window
 from surveyproc.models.inference import IMAGE_BLOCK, predict
 from surveyproc.models.package import Package
 from surveyproc.schemas import nothing

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from surveyproc import schemas
 from surveyproc.config.sections import ModelSection, ProductSection, ScaledSection
 from surveyproc.errors import ConfigError, InputError
+from surveyproc.images.stamp_kind import KIND
 from surveyproc.models.package import Package, load_package
 from surveyproc.models.tasks.columns import column_name
 from surveyproc.products.base import Batch, Inputs, PixelArray, device
@@ -116,6 +117,12 @@ class NetworkProduct:
             package = load_package(survey.store, model)
         except InputError as error:
             raise InputError(f"products.{section.name}.model: {error}") from error
+        if (stamps := package.document["training"].get(KIND)) and stamps["colour"]:
+            raise ConfigError(
+                f"products.{section.name}: model {section.model!r} learned from colour images of 8 "
+                "bits, and the survey's cutouts are fluxes: train it with FITS stamps or with the "
+                "cutouts, or ask it about a folder (models.stamps.predict_stamps)"
+            )
         product = cls(
             package,
             section.bands,

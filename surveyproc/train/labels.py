@@ -14,7 +14,7 @@ from surveyproc.catalogs.labels import TARGET, target_columns
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import ModelSection
 from surveyproc.errors import ConfigError
-from surveyproc.images.stamps import COLOURS
+from surveyproc.images.stamp_kind import COLOURS
 from surveyproc.models.base import Network, build
 from surveyproc.models.tasks.base import check_targets
 from surveyproc.places import Places

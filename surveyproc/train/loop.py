@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from surveyproc import __version__
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import SurveyError
-from surveyproc.images.stamps import KIND
+from surveyproc.images.stamp_kind import KIND
 from surveyproc.models.base import Network, build, is_registered
 from surveyproc.models.features import FeatureScaling, fit_scaling, network_inputs
 from surveyproc.models.package import (

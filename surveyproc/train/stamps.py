@@ -19,16 +19,8 @@ from surveyproc.catalogs.readers import open_table, truth
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import ModelSection, TrainingSection
 from surveyproc.errors import InputError, near
-from surveyproc.images.stamps import (
-    ENDINGS,
-    KIND,
-    DamagedStampError,
-    Pixels,
-    StampKind,
-    decoded,
-    is_colour,
-    window,
-)
+from surveyproc.images.stamp_kind import ENDINGS, KIND, Pixels, StampKind, is_colour
+from surveyproc.images.stamps import DamagedStampError, decoded, window
 from surveyproc.models.base import Reads
 from surveyproc.store import layout
 from surveyproc.store.storage import Store, fingerprint

@@ -6,8 +6,10 @@ from astropy.io import fits
 from PIL import Image
 
 from surveyproc.errors import InputError
+from surveyproc.images.stamp_kind import StampKind
 from surveyproc.images.stamps import read_stamp
 
+COLOUR = StampKind(colour=True, planes=3, side=8)
 RGB = ("g", "r", "i")
 
 
@@ -18,7 +20,7 @@ def colours(seed=0):
 def test_channels_are_bands_and_the_middle_is_taken(tmp_path):
     pixels = colours()
     Image.fromarray(pixels).save(tmp_path / "one.png")
-    found = read_stamp(tmp_path / "one.png", RGB, 6)
+    found = read_stamp(tmp_path / "one.png", RGB, 6, COLOUR)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[1], pixels[1:7, 1:7, 1])
 
@@ -72,5 +74,12 @@ def write_bad(path, kind):
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, kind, match):
     write_bad(tmp_path / name, kind)
+    learned = COLOUR if name != "a.fits" else None
     with pytest.raises(InputError, match=match):
-        read_stamp(tmp_path / name, RGB, 16 if kind == "small" else 8)
+        read_stamp(tmp_path / name, RGB, 16 if kind == "small" else 8, learned)
+
+
+def test_a_model_of_fluxes_takes_no_colours(tmp_path):
+    Image.fromarray(colours()).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a colour image of 8 bits, and the model has learned"):
+        read_stamp(tmp_path / "a.png", RGB, 8)

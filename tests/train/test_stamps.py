@@ -14,7 +14,8 @@ from surveyproc import verbs
 from surveyproc.config import SurveyConfig
 from surveyproc.config.sections import TrainingSection
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.images.stamps import DamagedStampError, StampKind, decode_stamp, read_stamp
+from surveyproc.images.stamp_kind import StampKind
+from surveyproc.images.stamps import DamagedStampError, decode_stamp, read_stamp
 from surveyproc.models.base import Reads
 from surveyproc.models.package import load_package
 from surveyproc.models.stamps import predict_stamps, stamp_kind
@@ -350,7 +351,11 @@ def test_from_a_folder_to_a_model_to_another_folder(tmp_path):
     assert "no such file" in named["problem"][1]
     with pytest.raises(InputError, match="no JPEG, PNG or FITS file"):
         predict_stamps(package, str(tmp_path / "empty"))
-    # It is a product too, of surveys that have such planes.
+    # A survey's cutouts are fluxes, and no colours.
+    with pytest.raises(
+        ConfigError, match=r"products\.morphology: model 'looks' learned from colour"
+    ):
+        MorphologyProduct.build(config.product("morphology"), Survey(config))
     product = MorphologyProduct(package)
     assert [one.name for one in product.columns] == [
         "looks_p_edge",
