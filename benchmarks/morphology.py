@@ -168,10 +168,9 @@ def probabilities(made: Network, images: np.ndarray, classes: Sequence[str]) -> 
 def both_ways(
     made: Network, backbone: str, images: np.ndarray, classes: Any, **sizes: Any
 ) -> dict[str, Any]:
-    """Probabilities as they are, and as means over the eight symmetries."""
-    averaged = network(
-        backbone, classes, average=True, cutout=images.shape[-1], zoom=made.config.zoom, **sizes
-    )
+    """Probabilities of one look at each stamp, and as means over turns and mirror images."""
+    seen = {key: getattr(made.config, key) for key in ("zoom", "turned")}
+    averaged = network(backbone, classes, average=True, cutout=images.shape[-1], **seen, **sizes)
     averaged.load_state_dict(made.state_dict())
     return {
         "plain": probabilities(made, images, classes),
@@ -179,9 +178,9 @@ def both_ways(
     }
 
 
-def seen_at(zoom: float) -> dict[str, Any]:
-    """Settings of a network that is trained with a zoom."""
-    return dict(network("residual", ("a", "b")).suited(Distortion(zoom)))
+def suited(zoom: float, turning: float = 0.0) -> dict[str, Any]:
+    """Settings of a network that is trained with a zoom, and turned."""
+    return dict(network("residual", ("a", "b")).suited(Distortion(zoom, turning=turning)))
 
 
 def done(path: Path) -> list[dict[str, Any]]:
@@ -219,7 +218,7 @@ def classes(options: argparse.Namespace) -> None:
         print(key, len(rows), flush=True)
         seed = part + 100 * member
         torch.manual_seed(seed)
-        made = network(backbone, names, cutout=cutout, **sizes, **seen_at(zoom))
+        made = network(backbone, names, cutout=cutout, **sizes, **suited(zoom, options.turning))
         weights = work / f"{weights_of(key)}.pt"
         if weights.exists():
             made.load_state_dict(torch.load(weights, map_location="cpu"))
@@ -315,7 +314,7 @@ def faint(options: argparse.Namespace) -> None:
             made = trained(
                 whole.take(labelled),
                 index[labelled],
-                network("residual", names, cutout=cutout, **seen_at(options.zoom)),
+                network("residual", names, cutout=cutout, **suited(options.zoom)),
                 options.epochs or 8,
                 seed,
                 zoom=options.zoom,

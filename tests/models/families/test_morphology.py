@@ -9,7 +9,7 @@ import torch
 
 from surveyproc.catalogs.galaxy_zoo import FEATURES, QUESTIONS
 from surveyproc.errors import ConfigError, InputError
-from surveyproc.images.augment import Distortion, magnified
+from surveyproc.images.augment import Distortion, magnified, turn
 from surveyproc.models.base import build, count_parameters
 from surveyproc.models.families.backbones import ELEVEN, backbone, symmetries
 from surveyproc.models.families.pixels import SCALINGS
@@ -123,6 +123,31 @@ def test_averages_are_the_same_for_all_eight():
     each = [single(one)["class"].softmax(dim=1) for one in symmetries(images)]
     mean = torch.stack(each).mean(dim=0)
     torch.testing.assert_close(first["class"].softmax(dim=1), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_galaxies_are_turned_at_inference_as_in_training():
+    images = torch.rand(2, 3, 48, 48) * 255
+    plain, made = network(), network(turned=(20.0, 40.0))
+    assert made.suited(Distortion(turning=180.0)) == plain.suited(Distortion(turning=0.0)) == {}
+    assert plain.suited(Distortion(turning=180.0)) == {"turned": (22.5, 7.5, 37.5)}
+    assert plain.suited(Distortion(turning=6.0)) == {"turned": (3.0, 1.0, 5.0)}
+    wanted = [plain(turned_by(images, angle))["class"].softmax(dim=1) for angle in (20.0, 40.0)]
+    torch.testing.assert_close(made(images)["class"].softmax(dim=1), wanted[0])
+    torch.testing.assert_close(made.train()(images)["class"], plain.train()(images)["class"])
+    # Of an equivariant network two of the eight symmetries are enough.
+    both = network(backbone="equivariant", average=True, turned=(20.0, 40.0))
+    single = network(backbone="equivariant", turned=(0.0,))
+    each = [
+        single(turned_by(one, angle))["class"].softmax(dim=1)
+        for one in symmetries(images)
+        for angle in (20.0, 40.0)
+    ]
+    found = both(images)["class"].softmax(dim=1)
+    torch.testing.assert_close(found, torch.stack(each).mean(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def turned_by(images, angle):
+    return turn(images, torch.full((len(images),), math.radians(angle)))
 
 
 def test_galaxies_are_as_large_at_inference_as_in_training():
