@@ -15,7 +15,7 @@ network starts from random weights unless `weights` says otherwise.
 The zoom and the turn at inference matter: trained with galaxies that are larger by a tenth in the
 mean, and softer from the interpolation, networks told 87.1 % of the stamps of Galaxy Zoo 1 as they
 are, and 88.7 % of the same, enlarged by a tenth; trained with galaxies turned by any angle, 89.3 %
-of stamps as they lie and MEASURED % in the mean over turns (`benchmarks/NOTES.md`).
+of stamps as they lie and 90.0 % in the mean over turns (`benchmarks/NOTES.md`).
 """
 
 from __future__ import annotations
