@@ -313,7 +313,7 @@ def test_learning_without_labels_and_a_training_that_begins_with_it(tmp_path):
 
 def test_from_a_folder_to_a_model_to_another_folder(tmp_path):
     folder = save(tmp_path / "stamps", 40)
-    more = 'targets = { class = "kind" }\ndimming = [0.6, 1.0]\nshrinking = [0.5, 1.0]'
+    more = 'targets = { class = "kind" }\ndimming = [0.6, 1.0]\nshrinking = [0.5, 1.0]\nturning = 90.0'
     config = toml(folder, more)
     done = verbs.train(Survey(config))["morphology"]
     assert done.metrics["held_out"]["class"]["n"] == 6
@@ -322,6 +322,7 @@ def test_from_a_folder_to_a_model_to_another_folder(tmp_path):
     fitted = package.document["training"]["recipe"]["fit"]
     assert (fitted["zoom"], fitted["dimming"], fitted["shrinking"]) == (1.2, [0.6, 1], [0.5, 1])
     assert package.network().config.zoom == pytest.approx(1.1)
+    assert package.network().config.turned == (22.5, 7.5, 37.5)
     other = save(tmp_path / "others", 6)
     Image.fromarray(galaxy("edge", 1)).convert("L").save(other / "1.png")
     (other / "2.png").write_bytes(b"")
