@@ -1,6 +1,7 @@
 """The ten galaxies of KiDS+VIKING that networks of Galaxy Zoo 1 are surest of, class by class.
 
-    python benchmarks/morphology_sheet.py DATA WORK [--cutout 48] [--zoom 1.2]
+    python benchmarks/morphology_sheet.py DATA WORK [--backbone residual] [--widths W ...]
+        [--cutout 48] [--zoom 1.2] [--turning DEGREES]
 
 The networks are those that `morphology.py classes` left in WORK; the picture is WORK/sheet.png.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 from astropy.visualization import make_lupton_rgb
-from morphology import GZ1, network, probabilities, seen_at
+from morphology import GZ1, network, probabilities, suited
 from PIL import Image
 
 import surveyproc
@@ -73,8 +74,11 @@ def sheet(options: argparse.Namespace) -> None:
     images, table = composites(options.data, work, cutout)
     names = sorted(set(GZ1.values()))
     each = []
-    for weights in sorted(work.glob(f"gz1_images-1.0-residual-{cutout}-*.pt")):
-        made = network("residual", names, average=True, cutout=cutout, **seen_at(options.zoom))
+    told: dict[str, Any] = {"average": True, "cutout": cutout}
+    told |= suited(options.zoom, options.turning)
+    told |= {"widths": options.widths} if options.widths else {}
+    for weights in sorted(work.glob(f"gz1_images-1.0-{options.backbone}-{cutout}-*.pt")):
+        made = network(options.backbone, names, **told)
         made.load_state_dict(torch.load(weights, map_location="cpu"))
         each.append(probabilities(made.eval(), images, names))
     p = np.mean(each, axis=0)
@@ -99,6 +103,9 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--cutout", type=int, default=48)
     parser.add_argument("--zoom", type=float, default=1.2, help="largest of the training")
+    parser.add_argument("--turning", type=float, default=0.0, help="largest of the training")
+    parser.add_argument("--backbone", default="residual")
+    parser.add_argument("--widths", nargs="+", type=int, help="of our own backbones' blocks")
     options = parser.parse_args()
     options.work = options.work.absolute()
     sheet(options)
