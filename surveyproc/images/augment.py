@@ -16,6 +16,7 @@ shift as large as the margin) that line comes from the other edge.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -124,10 +125,13 @@ def turn(images: Tensor, angles: Tensor) -> Tensor:
     float Tensor, shape (n, band, side, side)
         Bilinear means of four pixels; a pixel is missing if most of what it is made of is.
     """
-    cos, sin = angles.cos(), angles.sin()
-    zero = torch.zeros_like(angles)
-    rows = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).reshape(-1, 2, 3)
-    grid = functional.affine_grid(rows.to(images), list(images.shape), align_corners=False)
+    cos, sin = (one.to(images)[:, None, None] for one in (angles.cos(), angles.sin()))
+    side = images.shape[-1]
+    axis = (2.0 * torch.arange(side, device=images.device, dtype=images.dtype) + 1.0) / side - 1.0
+    x, y = axis[None, None, :], axis[None, :, None]
+    # Number by number: torch's `affine_grid` multiplies matrices, whose products round otherwise
+    # in another place of a block, and networks turn at inference.
+    grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
     known = images.isfinite()
 
     def sampled(planes: Tensor) -> Tensor:
@@ -135,11 +139,7 @@ def turn(images: Tensor, angles: Tensor) -> Tensor:
             planes, grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )
 
-    mean = sampled(images.where(known, 0.0))
-    if bool(known.all()):
-        return mean
-    share = sampled(known.to(images.dtype))
-    return (mean / share).where(share >= 0.5, torch.nan)
+    return _of_known(sampled(images.where(known, 0.0)), known, sampled)
 
 
 def zoom(images: Tensor, factors: Tensor, places: Tensor) -> Tensor:
@@ -243,11 +243,26 @@ def _resampled(images: Tensor, sources: Tensor, widths: Tensor) -> Tensor:
     weights = (1.0 - distance / widths[..., None, None]).clamp(min=0.0)
     y, x = (weights / weights.sum(dim=-1, keepdim=True)).to(images.device, images.dtype)
     known = images.isfinite()
-    mean = torch.einsum("nyv,nbvu,nxu->nbyx", y, images.where(known, 0.0), x)
-    if bool(known.all()):
+
+    def sampled(planes: Tensor) -> Tensor:
+        return torch.einsum("nyv,nbvu,nxu->nbyx", y, planes, x)
+
+    return _of_known(sampled(images.where(known, 0.0)), known, sampled)
+
+
+def _of_known(mean: Tensor, known: Tensor, sampled: Callable[[Tensor], Tensor]) -> Tensor:
+    """Means of the pixels that are known: `mean`, sampled with 0 for the others, less these.
+
+    Missing where they are most of what a pixel is made of.
+    """
+    whole = known.flatten(1).all(dim=1)
+    if bool(whole.all()):
         return mean
-    share = torch.einsum("nyv,nbvu,nxu->nbyx", y, known.to(images.dtype), x)
-    return (mean / share).where(share >= 0.5, torch.nan)
+    share = sampled(known.to(mean.dtype))
+    some = (mean / share).where(share >= 0.5, torch.nan)
+    # Shares of whole images are 1 but for rounding, and what an image gives must not depend on
+    # whether another one beside it is whole.
+    return mean.where(whole[:, None, None, None], some)
 
 
 def centre(images: Tensor, cutout: int) -> Tensor:

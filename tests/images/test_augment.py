@@ -8,7 +8,16 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from surveyproc.images.augment import Distortion, augment, centre, recede, turn, zoom
+from surveyproc.images.augment import (
+    Distortion,
+    augment,
+    centre,
+    magnified,
+    recede,
+    scaled,
+    turn,
+    zoom,
+)
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(0, 6)).map(lambda t: (t[0], t[0] + t[1]))
 
@@ -194,6 +203,29 @@ def test_missing_pixels_stay_missing_and_spoil_no_others():
     share = found.isnan().float().mean() / images.isnan().float().mean()
     assert 0.3 < share < 0.7
     torch.testing.assert_close(found.nan_to_num(0.8), torch.full_like(found, 0.8))
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda images: turn(images, torch.full((len(images),), 0.3)),
+        lambda images: magnified(images, 1.13),
+        lambda images: scaled(
+            images, torch.full((len(images),), 1.37), torch.zeros(len(images), 2), 20
+        ),
+    ],
+    ids=["turn", "magnified", "scaled"],
+)
+def test_an_image_gives_the_same_whatever_is_beside_it(kernel):
+    images = 100 * torch.rand(40, 3, 33, 33, generator=generator())
+    alone = kernel(images)
+    # Of images with missing pixels the means are divided by what is known, which rounds.
+    images[::2, 1, 4, 5] = torch.nan
+    beside = kernel(images)
+    for both in zip(alone[1::2], beside[1::2], strict=True):
+        np.testing.assert_array_equal(*both)
+    for number in (0, 1, 7):
+        np.testing.assert_array_equal(kernel(images[number : number + 1])[0], beside[number])
 
 
 def test_distortions_are_drawn_within_their_bounds_for_each_object():

@@ -313,7 +313,9 @@ def test_learning_without_labels_and_a_training_that_begins_with_it(tmp_path):
 
 def test_from_a_folder_to_a_model_to_another_folder(tmp_path):
     folder = save(tmp_path / "stamps", 40)
-    more = 'targets = { class = "kind" }\ndimming = [0.6, 1.0]\nshrinking = [0.5, 1.0]\nturning = 90.0'
+    more = (
+        'targets = { class = "kind" }\ndimming = [0.6, 1.0]\nshrinking = [0.5, 1.0]\nturning = 90.0'
+    )
     config = toml(folder, more)
     done = verbs.train(Survey(config))["morphology"]
     assert done.metrics["held_out"]["class"]["n"] == 6

@@ -27,7 +27,7 @@ from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from surveyproc.catalogs.galaxy_zoo import FEATURES, QUESTIONS
@@ -116,7 +116,7 @@ class MorphologyConfig:
     )
     hidden: NonNegativeInt = 0
     average: bool = False
-    turned: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    turned: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)] | None = None
     zoom: Annotated[float, Field(ge=1)] | None = None
     weights: str = ""
 

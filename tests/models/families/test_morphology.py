@@ -146,6 +146,12 @@ def test_galaxies_are_turned_at_inference_as_in_training():
     torch.testing.assert_close(found, torch.stack(each).mean(dim=0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("turned", [(), (math.nan,), (20.0, math.inf)])
+def test_angles_that_are_none_are_named(turned):
+    with pytest.raises(ConfigError, match="turned"):
+        network(turned=turned)
+
+
 def turned_by(images, angle):
     return turn(images, torch.full((len(images),), math.radians(angle)))
 
