@@ -125,13 +125,10 @@ def turn(images: Tensor, angles: Tensor) -> Tensor:
     float Tensor, shape (n, band, side, side)
         Bilinear means of four pixels; a pixel is missing if most of what it is made of is.
     """
-    cos, sin = (one.to(images)[:, None, None] for one in (angles.cos(), angles.sin()))
-    side = images.shape[-1]
-    axis = (2.0 * torch.arange(side, device=images.device, dtype=images.dtype) + 1.0) / side - 1.0
-    x, y = axis[None, None, :], axis[None, :, None]
-    # Number by number: torch's `affine_grid` multiplies matrices, whose products round otherwise
-    # in another place of a block, and networks turn at inference.
-    grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    zero = torch.zeros_like(angles)
+    rows = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).reshape(-1, 2, 3)
+    grid = functional.affine_grid(rows.to(images), list(images.shape), align_corners=False)
     known = images.isfinite()
 
     def sampled(planes: Tensor) -> Tensor:
@@ -251,9 +248,10 @@ def _resampled(images: Tensor, sources: Tensor, widths: Tensor) -> Tensor:
 
 
 def _of_known(mean: Tensor, known: Tensor, sampled: Callable[[Tensor], Tensor]) -> Tensor:
-    """Means of the pixels that are known: `mean`, sampled with 0 for the others, less these.
+    """`mean`, sampled with 0 for missing pixels, over the share that is known, image by image.
 
-    Missing where they are most of what a pixel is made of.
+    A pixel is missing where less than half of what it is made of is known. All shapes are
+    (n, band, y, x).
     """
     whole = known.flatten(1).all(dim=1)
     if bool(whole.all()):
