@@ -4,7 +4,6 @@
     python benchmarks/type_redshift.py ours combo17 --bands UFS BFS VFD RFS IFD    or sdss
     python benchmarks/type_redshift.py curve combo17     from ever more of the training rows
     python benchmarks/type_redshift.py paper [--figure FILE]   the paper's tables, on combo17
-    python benchmarks/type_redshift.py speed             many networks at once
 
 `peers` and `ours` share ten folds, stratified by class. Everything that is fitted, scales of inputs
 as well, sees the training rows of a fold alone; calibrations are fitted to the predictions of other
@@ -16,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -77,8 +74,7 @@ COMBO = [
 ]
 TUNED = {"base": [128, 128], "base_dropout": 0.3, "errors": False, "components": 0}
 SETTINGS = {"combo17": TUNED, "sdss": {**TUNED, "base": [128, 128, 128], "base_dropout": 0.1}}
-RATIOS = -3.0, 6.0
-"""What flux ratios are clipped to, as inputs of trees."""
+RATIOS = -3.0, 6.0  # limits of flux ratios, as inputs of trees
 FIT = {"combo17": (80, 64, 0.1), "sdss": (40, 64, 0.1)}
 """Epochs, batch, decay of weights: chosen on other folds (of seed 0) than those that are shown."""
 
@@ -268,24 +264,20 @@ def peers(sample: Sample, seed: int) -> None:
     }
     fold = folds_of(sample.index, FOLDS, seed)
     features = [inputs_of(sample, np.flatnonzero(fold != k), False).numpy() for k in range(FOLDS)]
-    for name, model in models.items():
-        began, p = time.perf_counter(), np.zeros((len(fold), len(sample.classes)))
-        for k, x in enumerate(features):
-            model.fit(x[fold != k], sample.index[fold != k])
-            p[fold == k] = model.predict_proba(x[fold == k])
-        judged(name, sample, p, began)
     # Trees see fluxes near zero better as ratios than as magnitudes with gaps. All features at
     # each split: with the usual square root of their number most of those seen are noise.
+    trees = ExtraTreesClassifier(500, min_samples_leaf=2, max_features=1.0, random_state=0)
     reference = sample.flux[:, [sample.bands.index("RFS" if "RFS" in sample.bands else "r")]]
     ratio = np.clip(np.nan_to_num(sample.flux / reference), *RATIOS)
-    x = np.c_[ratio, np.log(reference)]
-    kinds = {"extra trees of flux ratios": x}
+    ratios = np.c_[ratio, np.log(reference)]
+    runs = [(name, model, features) for name, model in models.items()]
+    runs.append(("extra trees of flux ratios", trees, [ratios] * FOLDS))
     if np.isfinite(sample.redshift).all():
-        kinds["the same, told the redshift"] = np.c_[x, sample.redshift]
-    for name, x in kinds.items():
+        told = np.c_[ratios, sample.redshift]
+        runs.append(("the same, told the redshift", trees, [told] * FOLDS))
+    for name, model, inputs in runs:
         began, p = time.perf_counter(), np.zeros((len(fold), len(sample.classes)))
-        for k in range(FOLDS):
-            model = ExtraTreesClassifier(500, min_samples_leaf=2, max_features=1.0, random_state=0)
+        for k, x in enumerate(inputs):
             model.fit(x[fold != k], sample.index[fold != k])
             p[fold == k] = model.predict_proba(x[fold == k])
         judged(name, sample, p, began)
@@ -437,50 +429,9 @@ def measured_trial(
     )
 
 
-def speed(sample: Sample, fits: int, data: Path) -> None:
-    """Leave one out of 370, 40 epochs of the paper's network: batched, in turn, a process each."""
-    chosen = np.random.default_rng(5).permutation(len(sample.index))[:370]
-    training = [np.delete(chosen, k) for k in range(fits)]
-    fit = ManySettings(40)
-    began = time.perf_counter()
-    fitted(sample, training, PAPER, fit)
-    together = (time.perf_counter() - began) / fits
-    began = time.perf_counter()
-    for _ in range(4):
-        plain(sample, training[0], fit)
-    alone = (time.perf_counter() - began) / 4
-    began = time.perf_counter()
-    for _ in range(3):
-        subprocess.run([sys.executable, __file__, "one", "--data", str(data)], check=True)
-    process = (time.perf_counter() - began) / 3
-    print(
-        f"{fits} fits at once, {AT_ONCE} a batch: {together:.2f} s a fit; in turn, a loop of "
-        f"torch: {alone:.2f} s; one process a fit: {process:.2f} s; "
-        f"gain {process / together:.1f} and {alone / together:.1f}"
-    )
-
-
-def plain(sample: Sample, rows: np.ndarray, fit: ManySettings) -> None:
-    """The same training as an ordinary loop."""
-    network = started(sample, rows, PAPER, 0).train()
-    features = inputs_of(sample, rows, False)
-    targets = {
-        "class": torch.from_numpy(sample.index).float(),
-        "redshift": torch.from_numpy(sample.redshift).float(),
-    }
-    optimiser = torch.optim.RMSprop(network.parameters(), lr=1e-3, alpha=0.9, eps=1e-7)
-    own = torch.from_numpy(rows)
-    for _ in range(fit.epochs):
-        for part in own[torch.randperm(len(own))].split(fit.batch_size):
-            optimiser.zero_grad()
-            known = {name: one[part] for name, one in targets.items()}
-            network.loss(network(features[part]), known).mean().backward()
-            optimiser.step()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["peers", "ours", "curve", "paper", "speed", "one"])
+    parser.add_argument("what", choices=["peers", "ours", "curve", "paper"])
     parser.add_argument("sample", nargs="?", choices=list(SAMPLES), default="combo17")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--bands", nargs="+", help="some of the sample's, in its order")
@@ -490,7 +441,6 @@ def main() -> None:
     parser.add_argument("--bootstraps", type=int, default=1000)
     parser.add_argument("--leave-out", type=int, default=370)
     parser.add_argument("--figure", type=Path, help="PNG with the ROC curve and the weights")
-    parser.add_argument("--fits", type=int, default=64)
     args = parser.parse_args()
     torch.set_num_threads(1)
     sample = SAMPLES[args.sample](args.data)
@@ -502,12 +452,8 @@ def main() -> None:
         ours(args.sample, sample, args.seed, args.members)
     elif args.what == "curve":
         curve(args.sample, sample, args.seed, args.members)
-    elif args.what == "paper":
-        paper(sample, args.trials, args.bootstraps, args.leave_out, args.figure)
-    elif args.what == "speed":
-        speed(sample, args.fits, args.data)
     else:
-        plain(sample, np.arange(369), ManySettings(40))
+        paper(sample, args.trials, args.bootstraps, args.leave_out, args.figure)
 
 
 if __name__ == "__main__":

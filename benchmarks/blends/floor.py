@@ -16,37 +16,12 @@ from pathlib import Path
 
 import contest
 import numpy as np
-import sep
 from scipy.ndimage import binary_dilation
 
 from surveyproc.evaluate.blends import blend_metrics
-from surveyproc.simulate.parents import DETECTION, DILATION, KRON, LEAST_PIXELS
+from surveyproc.simulate.parents import DILATION, isolate
 from surveyproc.store.storage import Store
 from surveyproc.train.blends import blend_truth
-
-Ellipse = tuple[float, float, float, float, float, float]
-
-
-def kron(image: np.ndarray) -> tuple[Ellipse, float] | None:
-    """Ellipse and flux of the galaxy nearest to the centre, as `simulate.parents` measures it."""
-    plane = np.ascontiguousarray(image, dtype=np.float64)
-    found = sep.extract(
-        plane, DETECTION, err=float(sep.Background(plane).globalrms), minarea=LEAST_PIXELS
-    )
-    middle = image.shape[-1] // 2
-    if not len(found):
-        return None
-    one = found[np.hypot(found["x"] - middle, found["y"] - middle).argmin()]
-    x, y, a, b, theta = (float(one[key]) for key in ("x", "y", "a", "b", "theta"))
-    radius, _ = sep.kron_radius(plane, [x], [y], [a], [b], [theta], 6.0)
-    ellipse = (x, y, a, b, theta, max(float(KRON * radius[0]), 3.5))
-    return ellipse, summed(plane, ellipse)
-
-
-def summed(image: np.ndarray, ellipse: Ellipse) -> float:
-    x, y, a, b, theta, reach = ellipse
-    plane = np.ascontiguousarray(image, dtype=np.float64)
-    return float(sep.sum_ellipse(plane, [x], [y], [a], [b], [theta], reach)[0][0])
 
 
 def without(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -70,24 +45,26 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=600)
     options = parser.parse_args()
     options.galaxies, options.bands = 2, ["r"]
-    parents, _ = contest.parents_of("real", options)
     folder = options.folder / "real"
     folder.mkdir(parents=True, exist_ok=True)
     _, test = contest.blends_of("real", Store(str(folder)), options)
     truth = blend_truth(test)
+    with np.load(options.stamps) as held:
+        stamps = held["images"][:, [list(held["bands"]).index("r")]].astype(np.float64) * 1e3
+    # As `from_stamps` does it, in its order, so that the parents are those of the blends.
     rng = np.random.default_rng(options.seed)
-    images = parents.images[:, 0].astype(np.float64)
-    empty = [without(*one, rng) for one in zip(images, parents.mask, strict=True)]
-    own = [kron(image) for image in images]
+    parents = [found for one in stamps if (found := isolate(one, 0, rng)) is not None]
+    own = np.array([one.flux[0] for one in parents])
+    np.testing.assert_allclose(own[truth.parent], truth.flux[..., 0], rtol=1e-3)
+    empty = [without(one.image[0], one.mask, rng) for one in parents]
     told, again = np.full((2, *truth.parent.shape), np.nan)
     for row, pair in enumerate(truth.parent):
         for k, (galaxy, other) in enumerate(((pair[0], pair[1]), (pair[1], pair[0]))):
             move = (1 - 2 * k) * (truth.shift[row, 1] - truth.shift[row, 0])
-            seen = images[galaxy] + np.roll(empty[other], move, (0, 1))
-            if (known := own[galaxy]) is not None:
-                told[row, k] = summed(seen, known[0])
-            if (measured := kron(seen)) is not None:
-                again[row, k] = measured[1]
+            seen = parents[galaxy].image[0] + np.roll(empty[other], move, (0, 1))
+            told[row, k] = parents[galaxy].ellipse.flux(seen)
+            if (measured := isolate(seen[None], 0, rng)) is not None:
+                again[row, k] = measured.flux[0]
     true = truth.flux[..., 0]
     again /= np.nanmedian(again / true)
     for name, flux in (("told the true ellipse", told), ("Kron flux again, scaled", again)):

@@ -8,7 +8,7 @@ galaxy is at index side // 2.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import sep
@@ -107,6 +107,34 @@ class Parents:
         return AB_ZEROPOINT_NJY - 2.5 * np.log10(self.flux[:, self.select])
 
 
+class Ellipse(NamedTuple):
+    """An aperture of semi-axes `reach` a and `reach` b.
+
+    Attributes
+    ----------
+    x, y : float
+        Centre, pixels from the centre of the stamp's first.
+    a, b : float
+        Root mean square extents along the axes, pixels.
+    theta : float
+        Of the major axis, radians from the x axis to the y axis.
+    reach : float
+        In units of a and b.
+    """
+
+    x: float
+    y: float
+    a: float
+    b: float
+    theta: float
+    reach: float
+
+    def flux(self, plane: Float) -> float:
+        """Sum of the pixels of a plane, shape (side, side), within it."""
+        own = [[value] for value in self]
+        return float(sep.sum_ellipse(np.ascontiguousarray(plane), *own)[0][0])
+
+
 @dataclass(frozen=True)
 class Isolated:
     """One galaxy without its neighbours.
@@ -121,12 +149,15 @@ class Isolated:
         In the Kron ellipse of the band of the detection.
     radius : float
         Half-light radius in that band, pixels.
+    ellipse : Ellipse
+        That Kron ellipse.
     """
 
     image: Float
     mask: Bool
     flux: Float
     radius: float
+    ellipse: Ellipse
 
 
 def isolate(
@@ -179,22 +210,26 @@ def isolate(
     else:
         drawn = rng.choice(empty, int(others.sum()))
         clean[:, others] = clean.reshape(len(clean), -1)[:, drawn]
-    flux, radius = _kron(clean, select, found[own])
-    return Isolated(clean, mask, flux, radius)
-
-
-def _kron(image: Float, select: int, one: Any) -> tuple[Float, float]:
-    """Flux in the Kron ellipse of one detection, band by band, and the half-light radius."""
-    place = ([one["x"]], [one["y"]])
-    shape = ([one["a"]], [one["b"]], [one["theta"]])
-    kron, _ = sep.kron_radius(image[select], *place, *shape, 6.0)
-    # SExtractor's least Kron radius of 3.5 axes, for objects too small to have one.
-    reach = max(float(KRON * kron[0]), 3.5)
-    flux = [float(sep.sum_ellipse(plane, *place, *shape, reach)[0][0]) for plane in image]
+    ellipse = _kron(clean[select], found[own])
+    flux = np.array([ellipse.flux(plane) for plane in clean])
     radius, _ = sep.flux_radius(
-        image[select], *place, [reach * one["a"]], 0.5, normflux=[flux[select]], subpix=5
+        clean[select],
+        [ellipse.x],
+        [ellipse.y],
+        [ellipse.reach * ellipse.a],
+        0.5,
+        normflux=[flux[select]],
+        subpix=5,
     )
-    return np.array(flux), float(radius[0])
+    return Isolated(clean, mask, flux, float(radius[0]), ellipse)
+
+
+def _kron(plane: Float, one: Any) -> Ellipse:
+    """The Kron ellipse of a detection."""
+    shape = {key: float(one[key]) for key in ("x", "y", "a", "b", "theta")}
+    kron, _ = sep.kron_radius(plane, *([value] for value in shape.values()), 6.0)
+    # SExtractor's least Kron radius of 3.5 axes, for objects too small to have one.
+    return Ellipse(**shape, reach=max(float(KRON * kron[0]), 3.5))
 
 
 def from_stamps(

@@ -198,6 +198,8 @@ def test_neighbours_are_taken_out(fill):
     assert not found.mask[32, 45:].any()
     np.testing.assert_allclose(found.flux, [3000, 6000], rtol=0.05)
     assert found.radius == pytest.approx(2.35, rel=0.15)
+    assert found.ellipse[:2] == pytest.approx((32, 32), abs=0.5)
+    assert found.ellipse.flux(alone) == pytest.approx(3000, rel=0.05)
 
 
 def test_a_neighbour_is_not_widened_into_the_galaxy():
