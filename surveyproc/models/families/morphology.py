@@ -208,8 +208,10 @@ class Morphology(ScaledNetwork):
         angles = config.turned or (0.0,)
         same = [images]
         if config.average:
-            # Quarter turns say nothing new to an equivariant network; a mirror image does, turned.
-            same = symmetries(images)[:: 4 if config.backbone == "equivariant" else 1]
+            # Quarter turns say nothing new to an equivariant network, where it is one (`backbones`:
+            # sides of a multiple of 16); a mirror image that is turned does.
+            exact = config.backbone == "equivariant" and config.cutout % 16 == 0
+            same = symmetries(images)[:: 4 if exact else 1]
         for one, angle in product(same, angles if config.average else angles[:1]):
             seen = turn(one, torch.full((len(one),), math.radians(angle))) if angle else one
             yield magnified(seen, config.zoom) if config.zoom else seen
